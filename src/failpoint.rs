@@ -1,0 +1,66 @@
+//! Named places where a test may kill or stop the engine, to prove that it resumes from there.
+//!
+//! `HANDOVER_FAILPOINT=name` kills this process with SIGKILL the first time that place is reached,
+//! `name:3` the third time, and `name:3:stop` sends SIGSTOP instead. Without the variable a failpoint costs
+//! one load. Names start with the step kind (`copy.…`) or `engine.…`; the crash tests kill at every one of
+//! [`ALL`] and fail when one is never reached.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The variable that arms one failpoint.
+pub const VARIABLE: &str = "HANDOVER_FAILPOINT";
+
+macro_rules! failpoints {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+        /// Every failpoint, in the order of this file.
+        pub const ALL: &[&str] = &[$($text),*];
+    };
+}
+
+failpoints! {
+    /// The intention to run a step is in the journal; nothing was done yet.
+    STEP_STARTED = "engine.step-started";
+    /// A step's effect is complete and verified, but the journal does not say so yet.
+    STEP_UNRECORDED = "engine.step-unrecorded";
+    /// The intention to undo a step is in the journal.
+    UNDO_STARTED = "engine.undo-started";
+    /// A step is undone, but the journal does not say so yet.
+    UNDO_UNRECORDED = "engine.undo-unrecorded";
+    /// An index is about to be built.
+    INDEX_BEFORE = "create_index.before-build";
+    /// An index was built; the next one not yet begun.
+    INDEX_BUILT = "create_index.built";
+}
+
+struct Armed {
+    name: String,
+    countdown: AtomicU64,
+    signal: Signal,
+}
+
+fn armed() -> Option<&'static Armed> {
+    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+    ARMED
+        .get_or_init(|| {
+            let value = std::env::var(VARIABLE).ok()?;
+            let mut parts = value.split(':');
+            let name = parts.next()?.to_owned();
+            let nth = parts.next().and_then(|n| n.parse().ok()).unwrap_or(1);
+            let signal = if parts.next() == Some("stop") { Signal::SIGSTOP } else { Signal::SIGKILL };
+            Some(Armed { name, countdown: AtomicU64::new(nth), signal })
+        })
+        .as_ref()
+}
+
+/// Marks a place where a crash must be survivable.
+pub fn hit(name: &'static str) {
+    let Some(armed) = armed() else { return };
+    if armed.name == name && armed.countdown.fetch_sub(1, Ordering::SeqCst) == 1 {
+        // A failure to signal ourselves would only make the test that armed this fail, which is right.
+        let _ = kill(Pid::this(), armed.signal);
+    }
+}
