@@ -1,6 +1,11 @@
 //! Handover executes declarative upgrade plans against live Postgres databases and a message queue.
 
 pub mod error;
+pub mod event;
 pub mod failpoint;
+pub mod postgres;
+pub mod problem;
+pub mod steps;
+pub mod value;
 
 pub use error::{Class, Error, Result};

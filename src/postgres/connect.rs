@@ -1,0 +1,234 @@
+//! Opening connections: by name, for reading, or – only under a held lease – for writing.
+
+use super::error::from_postgres;
+use super::session::Session;
+use crate::error::{Class, Error, Result};
+use crate::value::Secret;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Config, NoTls};
+use tokio_util::sync::CancellationToken;
+
+/// How long a connection attempt may take before it counts as failed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The right to act, as this process knows it: a fencing token, and until when it is known to be ours.
+///
+/// `valid_until` is on the monotonic clock and is moved by each successful heartbeat; a process that was
+/// stopped or cut off finds it in the past and refuses to act, even before any database refuses it.
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<LeaseInner>);
+
+#[derive(Debug)]
+struct LeaseInner {
+    plan: String,
+    token: i64,
+    valid_until: Mutex<Instant>,
+    lost: CancellationToken,
+}
+
+impl Lease {
+    /// A lease on `plan` that was just granted for `ttl`, counted from `asked_at` (before the question was sent).
+    #[must_use]
+    pub fn granted(plan: &str, token: i64, asked_at: Instant, ttl: Duration) -> Self {
+        Lease(Arc::new(LeaseInner {
+            plan: plan.to_owned(),
+            token,
+            valid_until: Mutex::new(asked_at + ttl),
+            lost: CancellationToken::new(),
+        }))
+    }
+
+    /// The plan it is for.
+    #[must_use]
+    pub fn plan(&self) -> &str {
+        &self.0.plan
+    }
+
+    /// The fencing token: it only grows from holder to holder.
+    #[must_use]
+    pub fn token(&self) -> i64 {
+        self.0.token
+    }
+
+    /// A heartbeat succeeded that was sent at `asked_at`.
+    pub fn renewed(&self, asked_at: Instant, ttl: Duration) {
+        *self.0.valid_until.lock().unwrap_or_else(PoisonError::into_inner) = asked_at + ttl;
+    }
+
+    /// The lease is gone; everything that acts must stop.
+    pub fn lose(&self) {
+        self.0.lost.cancel();
+    }
+
+    /// Fires when the lease is lost.
+    #[must_use]
+    pub fn lost(&self) -> &CancellationToken {
+        &self.0.lost
+    }
+
+    /// Refuses when the lease is not known to be ours right now. Called before every act, also those outside
+    /// databases (commands, HTTP).
+    ///
+    /// # Errors
+    /// [`Class::LeaseLost`].
+    pub fn assert_held(&self) -> Result<()> {
+        let valid = *self.0.valid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.lost.is_cancelled() || Instant::now() >= valid {
+            self.lose();
+            return Err(lost());
+        }
+        Ok(())
+    }
+
+    /// The prefix of the `application_name` of every connection made for this plan, whoever holds the lease.
+    #[must_use]
+    pub fn application_prefix(plan: &str) -> String {
+        use sha2::{Digest, Sha256};
+        let digest = Sha256::digest(plan.as_bytes());
+        let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        format!("handover/{short}/")
+    }
+
+    /// `application_name` for a connection of ours: found by a successor that must end what we left running.
+    /// The server keeps 63 bytes of it.
+    #[must_use]
+    pub fn application_name(&self, step: &str) -> String {
+        let mut name = format!("{}{}/{step}", Self::application_prefix(self.plan()), self.token());
+        while name.len() > 63 {
+            name.pop();
+        }
+        name
+    }
+}
+
+/// The error of a runner that is no longer the one to act.
+#[must_use]
+pub fn lost() -> Error {
+    Error::new(Class::LeaseLost, "this runner's lease was lost or taken over; it changes nothing more")
+        .hint("see `handover status` for who acts now")
+}
+
+/// Where a database is, and as whom to read it.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// URL of the role that executes the plan.
+    pub url: Secret,
+    /// URL of a role that may only read, for dry runs.
+    pub reader: Option<Secret>,
+}
+
+/// The plan's databases by name. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Databases {
+    targets: Arc<BTreeMap<String, Target>>,
+    lease: Option<Lease>,
+    label: String,
+}
+
+impl Databases {
+    /// Databases that can only be read, as before a lease is taken.
+    #[must_use]
+    pub fn new(targets: BTreeMap<String, Target>) -> Self {
+        Databases { targets: Arc::new(targets), lease: None, label: "reader".into() }
+    }
+
+    /// The same databases, writable under `lease`.
+    #[must_use]
+    pub fn under(&self, lease: Lease) -> Self {
+        Databases { targets: self.targets.clone(), lease: Some(lease), label: "engine".into() }
+    }
+
+    /// The same databases, with connections labelled by a step's id.
+    #[must_use]
+    pub fn labelled(&self, step: &str) -> Self {
+        Databases { label: step.to_owned(), ..self.clone() }
+    }
+
+    /// The lease writers are bound to.
+    ///
+    /// # Errors
+    /// [`Class::LeaseLost`] when there is none.
+    pub fn lease(&self) -> Result<&Lease> {
+        self.lease.as_ref().ok_or_else(lost)
+    }
+
+    /// Names of all databases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.targets.keys().map(String::as_str)
+    }
+
+    /// The URL of a database, for child programs that connect by themselves (`pg_dump`). Give it to them
+    /// through their environment, never as an argument.
+    ///
+    /// # Errors
+    /// A name that the plan does not have.
+    pub fn url(&self, name: &str) -> Result<&Secret> {
+        Ok(&self.target(name)?.url)
+    }
+
+    fn target(&self, name: &str) -> Result<&Target> {
+        self.targets.get(name).ok_or_else(|| {
+            Error::usage(format!("there is no database `{name}` in the plan"))
+                .hint("add it under `databases:`")
+        })
+    }
+
+    /// A session that may write, if the lease is still held. See [`Session`] for what it checks.
+    ///
+    /// # Errors
+    /// Lease lost, or no connection.
+    pub async fn writer(&self, name: &str) -> Result<Session> {
+        let lease = self.lease()?;
+        lease.assert_held()?;
+        let target = self.target(name)?;
+        let client = open(&target.url, name, &lease.application_name(&self.label)).await?;
+        Ok(Session::writer(client, name, lease.clone()))
+    }
+
+    /// A session for looking: every transaction in it is read-only, as the role that may only read if the
+    /// plan names one.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn reader(&self, name: &str) -> Result<Session> {
+        let target = self.target(name)?;
+        let url = target.reader.as_ref().unwrap_or(&target.url);
+        let client = open(url, name, &format!("handover/{}", self.label)).await?;
+        client
+            .batch_execute("set default_transaction_read_only = on")
+            .await
+            .map_err(|e| from_postgres(&e, name))?;
+        Ok(Session::reader(client, name))
+    }
+}
+
+/// Opens one connection and drives it in the background until the client is dropped.
+///
+/// # Errors
+/// A URL that does not parse (shown without its content), or no connection.
+pub async fn open(url: &Secret, name: &str, application_name: &str) -> Result<tokio_postgres::Client> {
+    let mut config: Config = url.expose().parse().map_err(|_| {
+        Error::usage("the URL is not a Postgres URL")
+            .on_database(name)
+            .hint("write postgres://user:password@host:port/database")
+    })?;
+    config.application_name(application_name);
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+    config.keepalives_idle(Duration::from_secs(30));
+    let attempt = config.connect(NoTls);
+    let (client, connection) = match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
+        Ok(result) => result.map_err(|e| from_postgres(&e, name))?,
+        Err(_) => {
+            return Err(Error::new(Class::Connection, "the server did not answer in time")
+                .on_database(name)
+                .hint("see that the server is up and reachable from here"));
+        }
+    };
+    // The connection's own error reaches every pending call through the client; nothing is lost here.
+    tokio::spawn(connection);
+    Ok(client)
+}

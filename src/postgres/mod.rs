@@ -1,0 +1,13 @@
+//! Postgres as the engine sees it: connections, sessions bound to a lease, identifiers, errors.
+
+pub mod connect;
+pub mod error;
+pub mod fence;
+pub mod ident;
+pub mod install;
+pub mod session;
+pub mod sql;
+
+pub use connect::{Databases, Lease};
+pub use ident::{TableName, quote_ident, quote_literal};
+pub use session::{Session, Tx};

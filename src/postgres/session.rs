@@ -1,0 +1,286 @@
+//! A connection bound to a lease, and the transaction that proves it still holds it.
+
+use super::connect::{Lease, lost};
+use super::error::from_postgres;
+use crate::error::{Error, Result};
+use crate::event::{RunId, StepId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_postgres::types::{Json, ToSql};
+use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, Statement, ToStatement};
+
+/// Parameters of a query.
+pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// One connection to a database of the plan.
+///
+/// A writer's every transaction begins by locking the plan's fence row and comparing the token, so a runner
+/// that was superseded gets nothing committed. Statements that cannot run in a transaction
+/// ([`Session::autocommit`]) check it just before; a successor ends those by their `application_name`.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    database: String,
+    lease: Option<Lease>,
+}
+
+macro_rules! queries {
+    ($client:ident) => {
+        /// All rows of a query.
+        ///
+        /// # Errors
+        /// What the server says, with this database's name.
+        pub async fn query<T: ?Sized + ToStatement>(&self, sql: &T, params: Params<'_>) -> Result<Vec<Row>> {
+            self.$client.query(sql, params).await.map_err(|e| self.error(&e))
+        }
+
+        /// The one row of a query.
+        ///
+        /// # Errors
+        /// What the server says, or another number of rows.
+        pub async fn query_one<T: ?Sized + ToStatement>(&self, sql: &T, params: Params<'_>) -> Result<Row> {
+            self.$client.query_one(sql, params).await.map_err(|e| self.error(&e))
+        }
+
+        /// The only row of a query, or none.
+        ///
+        /// # Errors
+        /// What the server says, or more than one row.
+        pub async fn query_opt<T: ?Sized + ToStatement>(
+            &self,
+            sql: &T,
+            params: Params<'_>,
+        ) -> Result<Option<Row>> {
+            self.$client.query_opt(sql, params).await.map_err(|e| self.error(&e))
+        }
+
+        /// Prepares a statement for repeated use.
+        ///
+        /// # Errors
+        /// What the server says.
+        pub async fn prepare(&self, sql: &str) -> Result<Statement> {
+            self.$client.prepare(sql).await.map_err(|e| self.error(&e))
+        }
+
+        /// Starts a `COPY … TO STDOUT`.
+        ///
+        /// # Errors
+        /// What the server says.
+        pub async fn copy_out<T: ?Sized + ToStatement>(&self, sql: &T) -> Result<CopyOutStream> {
+            self.$client.copy_out(sql).await.map_err(|e| self.error(&e))
+        }
+
+        /// An error of this database.
+        #[must_use]
+        pub fn error(&self, error: &tokio_postgres::Error) -> Error {
+            from_postgres(error, &self.database)
+        }
+
+        /// The database's name in the plan.
+        #[must_use]
+        pub fn database(&self) -> &str {
+            &self.database
+        }
+    };
+}
+
+impl Session {
+    pub(super) fn writer(client: Client, database: &str, lease: Lease) -> Self {
+        Session { client, database: database.to_owned(), lease: Some(lease) }
+    }
+
+    pub(super) fn reader(client: Client, database: &str) -> Self {
+        Session { client, database: database.to_owned(), lease: None }
+    }
+
+    queries!(client);
+
+    /// Sets a session parameter, e.g. `("lock_timeout", "2s")`.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn set(&self, name: &str, value: &str) -> Result<()> {
+        self.query("select set_config($1, $2, false)", &[&name, &value]).await.map(drop)
+    }
+
+    /// Begins a transaction; a writer's is fenced.
+    ///
+    /// # Errors
+    /// Lease lost, or what the server says.
+    pub async fn transaction(&mut self) -> Result<Tx<'_>> {
+        if let Some(lease) = &self.lease {
+            lease.assert_held()?;
+        }
+        let inner = self.client.transaction().await.map_err(|e| from_postgres(&e, &self.database))?;
+        let tx = Tx { inner, database: self.database.clone() };
+        if let Some(lease) = &self.lease {
+            tx.check_fence(lease).await?;
+        }
+        Ok(tx)
+    }
+
+    /// Executes one statement outside a transaction block, for those that refuse to run in one (such as
+    /// `CREATE INDEX CONCURRENTLY`). One statement only: the extended protocol refuses more.
+    ///
+    /// # Errors
+    /// Lease lost, or what the server says.
+    pub async fn autocommit(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        let lease = self.lease.as_ref().ok_or_else(lost)?;
+        lease.assert_held()?;
+        let row = self
+            .query_opt(
+                "select 1 from handover.fence where plan = $1 and token = $2",
+                &[&lease.plan(), &lease.token()],
+            )
+            .await?;
+        if row.is_none() {
+            lease.lose();
+            return Err(lost());
+        }
+        self.client.execute(sql, params).await.map_err(|e| self.error(&e))
+    }
+
+    /// The driver's client, for reading and for libraries that bring their own statements (refinery). A write
+    /// through it is not fenced: use [`Session::transaction`] for those.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// The backend's process id.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn backend_pid(&self) -> Result<i32> {
+        Ok(self.query_one("select pg_backend_pid()", &[]).await?.get(0))
+    }
+
+    /// A handle that cancels whatever this connection is executing.
+    #[must_use]
+    pub fn cancel_token(&self) -> tokio_postgres::CancelToken {
+        self.client.cancel_token()
+    }
+}
+
+/// A transaction. Dropping it rolls back.
+pub struct Tx<'a> {
+    inner: tokio_postgres::Transaction<'a>,
+    database: String,
+}
+
+impl Tx<'_> {
+    queries!(inner);
+
+    async fn check_fence(&self, lease: &Lease) -> Result<()> {
+        // FOR SHARE: a takeover's UPDATE of the row waits for us (or ends us), and we for it.
+        let row = self
+            .query_opt(
+                "select 1 from handover.fence where plan = $1 and token = $2 for share",
+                &[&lease.plan(), &lease.token()],
+            )
+            .await?;
+        if row.is_none() {
+            lease.lose();
+            return Err(lost());
+        }
+        Ok(())
+    }
+
+    /// Executes a statement; returns the number of rows it changed.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn execute<T: ?Sized + ToStatement>(&self, sql: &T, params: Params<'_>) -> Result<u64> {
+        self.inner.execute(sql, params).await.map_err(|e| self.error(&e))
+    }
+
+    /// Executes several statements of ours through the simple protocol. Never for an operator's SQL.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn batch(&self, sql: &str) -> Result<()> {
+        self.inner.batch_execute(sql).await.map_err(|e| self.error(&e))
+    }
+
+    /// Starts a `COPY … FROM STDIN`.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn copy_in<T: ?Sized + ToStatement>(&self, sql: &T) -> Result<CopyInSink<bytes::Bytes>> {
+        self.inner.copy_in(sql).await.map_err(|e| self.error(&e))
+    }
+
+    /// The checkpoint of one unit of a step's work.
+    ///
+    /// # Errors
+    /// What the server says, or a checkpoint of another shape (written by another version).
+    pub async fn checkpoint<T: DeserializeOwned>(
+        &self,
+        run: RunId,
+        step: &StepId,
+        unit: &str,
+    ) -> Result<Option<T>> {
+        let row = self
+            .query_opt(
+                "select state from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+                &[&run.0, &step.as_str(), &unit],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let Json(state) = row.try_get::<_, Json<T>>(0).map_err(|e| {
+            Error::internal(format!("the checkpoint of {unit} cannot be read ({e})"))
+                .on_database(&self.database)
+        })?;
+        Ok(Some(state))
+    }
+
+    /// Writes a unit's checkpoint; it commits with the effect it speaks of.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn save_checkpoint<T: Serialize + Sync + std::fmt::Debug>(
+        &self,
+        run: RunId,
+        step: &StepId,
+        unit: &str,
+        state: &T,
+    ) -> Result<()> {
+        self.execute(
+            "insert into handover.checkpoint (run, step, unit, state) values ($1, $2, $3, $4)
+             on conflict (run, step, unit) do update set state = excluded.state, at = clock_timestamp()",
+            &[&run.0, &step.as_str(), &unit, &Json(state)],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Forgets all checkpoints of a step, as the last act of its undo.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn forget_checkpoints(&self, run: RunId, step: &StepId) -> Result<()> {
+        self.execute(
+            "delete from handover.checkpoint where run = $1 and step = $2",
+            &[&run.0, &step.as_str()],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// What the server says. After a broken connection the outcome is unknown: read the checkpoint.
+    pub async fn commit(self) -> Result<()> {
+        let Tx { inner, database } = self;
+        inner.commit().await.map_err(|e| from_postgres(&e, &database))
+    }
+
+    /// Rolls back.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn rollback(self) -> Result<()> {
+        let Tx { inner, database } = self;
+        inner.rollback().await.map_err(|e| from_postgres(&e, &database))
+    }
+}

@@ -1,0 +1,277 @@
+//! Step kinds. A kind is one file: what it reads from the plan, and what it does about it.
+
+use crate::error::{Error, Result};
+use crate::event::StepId;
+use crate::problem::Problems;
+use crate::value::Duration;
+use async_trait::async_trait;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub mod context;
+pub mod create_index;
+
+pub use context::{Context, Ledger};
+
+/// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
+macro_rules! kinds {
+    ($($key:literal => $type:ty),* $(,)?) => {
+        /// Every step kind.
+        pub const KINDS: &[Kind] = &[$(Kind {
+            name: $key,
+            parse: parse::<$type>,
+            schema: |generator| generator.subschema_for::<$type>(),
+        }),*];
+    };
+}
+
+kinds! {
+    "create_index" => create_index::CreateIndex,
+}
+
+/// How the plan layer meets a kind.
+pub struct Kind {
+    /// Its key in a step.
+    pub name: &'static str,
+    /// Reads the value under that key.
+    pub parse: fn(Value) -> Result<Arc<dyn StepKind>, serde_json::Error>,
+    /// The schema of that value.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+fn parse<T: StepKind + DeserializeOwned + 'static>(
+    value: Value,
+) -> Result<Arc<dyn StepKind>, serde_json::Error> {
+    Ok(Arc::new(serde_json::from_value::<T>(value)?))
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Unique within the plan.
+    pub id: StepId,
+    /// A few words for people.
+    pub title: Option<String>,
+    /// How long it may take in all.
+    pub timeout: Option<Duration>,
+    /// What to do about failures that pass.
+    pub retry: Retry,
+    /// What to do about failures that stay.
+    pub on_failure: OnFailure,
+    /// The kind's key.
+    pub kind_name: &'static str,
+    /// What it does.
+    pub kind: Arc<dyn StepKind>,
+}
+
+/// How often and how fast a step that failed in passing is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retry {
+    /// Attempts in all, the first included.
+    #[schemars(range(min = 1))]
+    pub attempts: u32,
+    /// The wait before the second attempt; it doubles for each further one, up to a minute.
+    pub backoff: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry { attempts: 5, backoff: Duration::secs(1) }
+    }
+}
+
+/// What a failure that does not pass leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Stop where it is and say what to do; the operator decides.
+    #[default]
+    Halt,
+    /// Undo everything that can be undone without loss, back to the start.
+    Rollback,
+}
+
+/// Whether and how a step's effect can be taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "undo", rename_all = "snake_case")]
+pub enum Undo {
+    /// Taken back without loss; how, in a few words.
+    Exact {
+        /// E.g. `drops the index`.
+        how: String,
+    },
+    /// There is nothing to take back.
+    Nothing,
+    /// Can be taken back, but something is lost; what, in a few words.
+    Lossy {
+        /// What is done.
+        how: String,
+        /// What is lost, e.g. `writes made on green since the cutover`.
+        loses: String,
+    },
+    /// Cannot be taken back; why.
+    Impossible {
+        /// The reason.
+        why: String,
+    },
+}
+
+/// What a step means to do with a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Only reads it.
+    Read,
+    /// Changes it.
+    Write,
+}
+
+/// What a plan looks like from one of its steps, before anything is connected.
+pub struct CheckContext<'a> {
+    /// The plan's folder; relative paths start there.
+    pub base: &'a Path,
+    /// Names under `databases:`.
+    pub databases: &'a BTreeSet<String>,
+    /// Whether the plan has a `queue:`.
+    pub has_queue: bool,
+    /// All steps that could be read, in order.
+    pub steps: &'a [Step],
+    /// This step's place among them.
+    pub index: usize,
+}
+
+impl CheckContext<'_> {
+    /// Reports `name` at `field` unless it is one of the plan's databases.
+    pub fn database(&self, problems: &mut Problems, field: &str, name: &str) {
+        if self.databases.contains(name) {
+            return;
+        }
+        let known: Vec<&str> = self.databases.iter().map(String::as_str).collect();
+        let problem = problems.error([field], format!("there is no database `{name}` in this plan"));
+        match crate::problem::suggest(name, known.iter().copied()) {
+            Some(close) => problem.hint(format!("did you mean `{close}`?")),
+            None => problem.hint(format!("the plan has: {}", known.join(", "))),
+        };
+    }
+
+    /// The steps before this one.
+    #[must_use]
+    pub fn earlier(&self) -> &[Step] {
+        self.steps.get(..self.index).unwrap_or(&[])
+    }
+}
+
+/// What a dry run says of a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Description {
+    /// What it would do, one line each, in order.
+    pub actions: Vec<String>,
+    /// What to look at before running it: locks, waits, missing privileges, blockers.
+    pub warnings: Vec<String>,
+    /// What makes the step impossible as things stand.
+    pub blockers: Vec<String>,
+    /// How long it may take, and how that was estimated.
+    pub estimate: Option<String>,
+}
+
+impl Description {
+    /// Adds an action.
+    pub fn action(&mut self, text: impl Into<String>) -> &mut Self {
+        self.actions.push(text.into());
+        self
+    }
+    /// Adds a warning.
+    pub fn warning(&mut self, text: impl Into<String>) -> &mut Self {
+        self.warnings.push(text.into());
+        self
+    }
+    /// Adds a blocker.
+    pub fn blocker(&mut self, text: impl Into<String>) -> &mut Self {
+        self.blockers.push(text.into());
+        self
+    }
+}
+
+/// The behaviour of a step kind. One value holds what one step of a plan says.
+#[async_trait]
+pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
+    /// Finds what is wrong with it without touching anything. Problems' base is the kind's own mapping.
+    fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems);
+
+    /// The databases it uses. Those it writes to are fenced before the run begins.
+    fn databases(&self) -> Vec<(&str, Access)>;
+
+    /// Files and folders whose content decides what it does, relative to the plan's folder: part of the digest.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Whether it uses the plan's queue.
+    fn uses_queue(&self) -> bool {
+        false
+    }
+
+    /// How its effect can be taken back.
+    fn reversibility(&self) -> Undo;
+
+    /// Says what it would do, through read-only sessions.
+    async fn describe(&self, cx: &Context) -> Result<Description>;
+
+    /// Does it, beginning with a look at what an earlier attempt left: after a crash it is simply called again.
+    /// Returns a summary for the journal and the report.
+    async fn run(&self, cx: &Context) -> Result<Value>;
+
+    /// Proves that the effect is there. Called after `run`, and it must be able to fail.
+    async fn verify(&self, cx: &Context) -> Result<()>;
+
+    /// Takes the effect back, whether `run` was complete or not; called again after a crash.
+    async fn undo(&self, cx: &Context) -> Result<Value>;
+
+    /// Drops what was kept for `undo`; after this there is none.
+    async fn finish(&self, _cx: &Context) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it leaves a standing task once it has run.
+    fn stands(&self) -> bool {
+        false
+    }
+
+    /// The standing task: runs until `cx.stop` fires or [`Ledger::end_standing`] ends it; restarted on resume.
+    async fn stand(&self, _cx: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl dyn StepKind {
+    /// This kind as its own type, for steps that build on another (a cutover on its captures).
+    #[must_use]
+    pub fn downcast<T: StepKind>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+/// The steps of one kind with their ids, in plan order.
+pub fn of_kind<T: StepKind>(steps: &[Step]) -> impl Iterator<Item = (&StepId, &T)> {
+    steps.iter().filter_map(|step| Some((&step.id, step.kind.downcast::<T>()?)))
+}
+
+/// Reads a text file of the plan.
+///
+/// # Errors
+/// A file that is not there or not UTF-8.
+pub fn read_file(base: &Path, file: &Path) -> Result<String> {
+    let path = base.join(file);
+    std::fs::read_to_string(&path).map_err(|e| {
+        Error::usage(format!("cannot read the file ({e})"))
+            .in_file(path.display(), None)
+            .hint("paths are relative to the plan's folder")
+    })
+}

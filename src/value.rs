@@ -1,0 +1,183 @@
+//! Small values that plans are made of: durations, strings with environment references, secrets.
+
+use crate::error::{Error, Result};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::borrow::Cow;
+use std::fmt;
+
+/// A length of time as people write it: `300ms`, `2s`, `10m`, `2h 30m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Duration(pub std::time::Duration);
+
+impl Duration {
+    /// That many seconds.
+    #[must_use]
+    pub const fn secs(n: u64) -> Self {
+        Duration(std::time::Duration::from_secs(n))
+    }
+
+    /// That many milliseconds.
+    #[must_use]
+    pub const fn millis(n: u64) -> Self {
+        Duration(std::time::Duration::from_millis(n))
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Duration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Duration).map_err(|e| {
+            de::Error::custom(format!("`{text}` is not a duration ({e}); write e.g. `500ms`, `30s`, `2h`"))
+        })
+    }
+}
+
+impl Serialize for Duration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Duration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A length of time such as `500ms`, `30s`, `10m` or `2h 30m`.",
+            "pattern": r"^\s*\d+\s*[a-z]+(\s*\d+\s*[a-z]+)*\s*$"
+        })
+    }
+}
+
+/// Text in which `${NAME}` stands for an environment variable (`$${` for a literal `${`).
+///
+/// It is shown and kept unresolved, so that what the environment supplies never reaches a log or the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct EnvString(pub String);
+
+impl EnvString {
+    /// The text with its references filled in.
+    ///
+    /// # Errors
+    /// A variable that is not set, or a reference that is not closed.
+    pub fn resolve(&self) -> Result<Secret> {
+        let mut out = String::with_capacity(self.0.len());
+        for piece in pieces(&self.0)? {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Variable(name) => out.push_str(&std::env::var(name).map_err(|_| {
+                    Error::usage(format!("environment variable {name} is not set")).hint(format!(
+                        "set it, e.g. `export {name}=…`, or in the environment of the service that runs this"
+                    ))
+                })?),
+            }
+        }
+        Ok(Secret(out))
+    }
+
+    /// The variables it refers to.
+    ///
+    /// # Errors
+    /// A reference that is not closed.
+    pub fn variables(&self) -> Result<Vec<&str>> {
+        Ok(pieces(&self.0)?
+            .into_iter()
+            .filter_map(|piece| match piece {
+                Piece::Variable(name) => Some(name),
+                Piece::Text(_) => None,
+            })
+            .collect())
+    }
+}
+
+impl fmt::Display for EnvString {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+enum Piece<'a> {
+    Text(&'a str),
+    Variable(&'a str),
+}
+
+fn pieces(text: &str) -> Result<Vec<Piece<'_>>> {
+    let mut out = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            out.push(Piece::Text(&rest[..at - 1]));
+            out.push(Piece::Text("${"));
+            rest = &rest[at + 2..];
+            continue;
+        }
+        out.push(Piece::Text(&rest[..at]));
+        let after = &rest[at + 2..];
+        let end = after.find('}').ok_or_else(|| {
+            Error::usage(format!("`{text}` has a `${{` without its `}}`"))
+                .hint("write `${NAME}`, or `$${` for a literal `${`")
+        })?;
+        let name = &after[..end];
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(Error::usage(format!("`${{{name}}}` is not the name of an environment variable"))
+                .hint("use letters, digits and underscores"));
+        }
+        out.push(Piece::Variable(name));
+        rest = &after[end + 1..];
+    }
+    out.push(Piece::Text(rest));
+    Ok(out)
+}
+
+/// Text that must not be shown. `Debug` and `Display` hide it; [`Secret::expose`] is the only way in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps the text.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The text itself, for the call that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_found_and_escapes_kept() {
+        let text = EnvString("a ${ONE} b $${TWO} ${THREE}".into());
+        assert_eq!(text.variables().unwrap(), ["ONE", "THREE"]);
+        assert!(EnvString("${oops".into()).variables().is_err());
+        assert!(EnvString("${a b}".into()).variables().is_err());
+        assert_eq!(EnvString("$${x}".into()).resolve().unwrap().expose(), "${x}");
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(…)");
+    }
+}
