@@ -3,6 +3,7 @@
 pub mod error;
 pub mod event;
 pub mod failpoint;
+pub mod local;
 pub mod postgres;
 pub mod problem;
 pub mod steps;

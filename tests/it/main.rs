@@ -1,0 +1,7 @@
+//! Integration tests: one binary, so that it links once and its tests share their servers.
+
+// Tests fail by panicking; clippy's own exception covers only the test functions themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod local;
+mod support;
