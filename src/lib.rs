@@ -6,7 +6,9 @@ pub mod failpoint;
 pub mod local;
 pub mod postgres;
 pub mod problem;
+pub mod queue;
 pub mod steps;
+pub mod tls;
 pub mod value;
 
 pub use error::{Class, Error, Result};

@@ -1,0 +1,180 @@
+//! Sessions of the embedded queue.
+
+use crate::error::{Class, Error, Result};
+use crate::queue::{Options, QueueUrl};
+use crate::tls;
+use rustls::ClientConfig;
+use std::error::Error as _;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Where the database is and how to get in.
+#[derive(Clone)]
+pub struct Target {
+    config: Config,
+    tls: Option<ClientConfig>,
+    place: String,
+    pub options: Options,
+}
+
+/// One session, with the task that drives it.
+pub struct Session {
+    pub client: Client,
+    /// Wakes up when a message was published, in any stream.
+    pub published: Arc<Notify>,
+}
+
+impl Target {
+    pub fn new(url: &QueueUrl, options: Options) -> Result<Self> {
+        let place = format!("{}/{}", url.authority(), url.name());
+        let mode = url.parameter("sslmode").unwrap_or_else(|| "prefer".to_owned());
+        let ca = url.ca_file();
+        // The driver knows three of libpq's modes and no root certificate; what is verified is decided here.
+        let (ssl_mode, tls) = match (mode.as_str(), &ca) {
+            ("disable" | "allow", _) => (SslMode::Disable, None),
+            ("prefer", _) => (SslMode::Prefer, Some(tls::unverified()?)),
+            ("require", None) => (SslMode::Require, Some(tls::unverified()?)),
+            ("require" | "verify-ca" | "verify-full", _) => {
+                (SslMode::Require, Some(tls::verifying(ca.as_deref())?))
+            }
+            _ => {
+                return Err(Error::usage(format!("the queue's URL has an unknown sslmode for {place}"))
+                    .hint("use disable, prefer, require or verify-full"));
+            }
+        };
+        let mut config: Config = url.without(&["sslmode", "sslrootcert"]).secret().parse().map_err(|e| {
+            // The driver's message names the parameter, never its value.
+            Error::usage(format!("the queue's URL to {place} cannot be read ({})", describe(&e)))
+                .hint("write it as postgres://user:password@host:5432/database?sslmode=verify-full")
+        })?;
+        config
+            .ssl_mode(ssl_mode)
+            .connect_timeout(options.connect_timeout)
+            .application_name(&options.name)
+            .keepalives_idle(std::time::Duration::from_secs(10));
+        Ok(Self { config, tls, place, options })
+    }
+
+    /// `host:port/database`.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Logs in and sets the session up.
+    pub async fn connect(&self) -> Result<Session> {
+        let limit = self.options.connect_timeout;
+        let connecting = async {
+            match &self.tls {
+                Some(tls) => {
+                    let (client, connection) =
+                        self.config.connect(MakeRustlsConnect::new(tls.clone())).await?;
+                    Ok(drive(client, connection))
+                }
+                None => {
+                    let (client, connection) = self.config.connect(NoTls).await?;
+                    Ok(drive(client, connection))
+                }
+            }
+        };
+        let session = match tokio::time::timeout(limit, connecting).await {
+            Err(_) => {
+                return Err(Error::new(
+                    Class::Connection,
+                    format!("Postgres at {} did not answer within {} s", self.place, limit.as_secs_f64()),
+                )
+                .hint("check host and port of the queue's URL, and firewalls"));
+            }
+            Ok(result) => result.map_err(|e: tokio_postgres::Error| self.error(&e, "connect"))?,
+        };
+        // A confirmed message must survive a crash of the server, whatever the database's default is; a stronger
+        // setting such as remote_apply is left alone. A client that vanished must give up its partition soon.
+        let timeout = self.options.operation_timeout.as_millis();
+        let setup = format!(
+            "select set_config('synchronous_commit', 'on', false)
+               where current_setting('synchronous_commit') in ('off', 'local');
+             set statement_timeout = {timeout};
+             set lock_timeout = 0;
+             set idle_in_transaction_session_timeout = '60s';
+             set search_path = pg_catalog;
+             set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;"
+        );
+        session.client.batch_execute(&setup).await.map_err(|e| self.error(&e, "set the session up"))?;
+        Ok(session)
+    }
+
+    /// Turns a driver error into ours. `doing` says what failed.
+    pub fn error(&self, error: &tokio_postgres::Error, doing: &str) -> Error {
+        let text = format!("Postgres at {}: could not {doing}: {}", self.place, describe(error));
+        let Some(code) = error.code() else {
+            if text.contains("certificate") {
+                return Error::usage(text).hint(
+                    "connect by the name that the certificate was issued for, and name a private certificate \
+                     authority as `sslrootcert=/path/ca.pem` in the queue's URL",
+                );
+            }
+            return Error::new(Class::Connection, text)
+                .hint("see that the server is up and reachable, then `handover resume`");
+        };
+        let (class, hint) = match code.code() {
+            "28P01" | "28000" => (
+                Class::Privilege,
+                "check user and password in the URL's environment variable, and the server's pg_hba.conf",
+            ),
+            "42501" => (
+                Class::Privilege,
+                "the queue's role needs CREATE on the database to set the queue up, and to own schema handover_queue",
+            ),
+            "3D000" => (Class::Usage, "create the database, or correct its name in the queue's URL"),
+            "57014" => (
+                Class::Connection,
+                "the statement took too long: see what it waits for in pg_stat_activity, then `handover resume`",
+            ),
+            "40001" | "40P01" | "55P03" => (Class::Contention, "`handover resume` tries again"),
+            c if c.starts_with("08") || c.starts_with("57P") => {
+                (Class::Connection, "see that the server is up, then `handover resume`")
+            }
+            c if c.starts_with("53") || c.starts_with("58") => (
+                Class::Resources,
+                "the server is out of disk, memory or connections: mend that, then `handover resume`",
+            ),
+            _ => (Class::Data, "see the server's log for the statement"),
+        };
+        Error::new(class, text).hint(hint)
+    }
+}
+
+/// The driver's text with its cause; the detail of a violated constraint quotes values and is left out.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), error.source()) {
+        (Some(db), _) => db.message().to_owned(),
+        (None, Some(cause)) => format!("{error}: {cause}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+/// Whether the queue's tables are not there at all.
+pub fn is_missing(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|c| matches!(c, &SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME))
+}
+
+fn drive<T>(client: Client, mut connection: tokio_postgres::Connection<Socket, T>) -> Session
+where
+    T: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
+{
+    let published = Arc::new(Notify::new());
+    let notify = published.clone();
+    tokio::spawn(async move {
+        // Ends when the client is dropped or the connection breaks; the client's calls then fail.
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if matches!(message, AsyncMessage::Notification(_)) {
+                notify.notify_one();
+            }
+        }
+        notify.notify_one();
+    });
+    Session { client, published }
+}
