@@ -8,9 +8,11 @@
 //! - A message may come more than once: because a consumer went away before it acknowledged, or because a
 //!   publisher repeated a batch whose outcome it did not learn. Consumers recognise it by its number.
 //! - Within a partition the *first* deliveries of numbers come in the order of publishing, as long as every
-//!   `publish` succeeded. After a failed one a later message of the batch may be stored without an earlier one;
-//!   the repeated batch then brings the earlier one behind it. A consumer that demands gapless numbers sees
-//!   the gap, and waits for the rest without acknowledging what lies beyond it.
+//!   `publish` succeeded. After a failed one a later message of the batch may be stored without an earlier one,
+//!   and the repeated batch then brings the earlier one behind it; and a broker may return what a lost consumer
+//!   held behind later messages. A consumer that demands gapless numbers sees the gap, and reads on without
+//!   acknowledging anything beyond it until the rest has come. With a full prefetch the rest cannot come: the
+//!   publisher must then send it again and the consumer be taken anew.
 //!
 //! A broken connection is reported as `Class::Connection`. The queue itself reconnects at its next call, so a
 //! caller just calls again; a consumer does not survive its connection: take a new one with `consume`.
@@ -83,7 +85,8 @@ pub trait Queue: Send + Sync {
     /// `Data` when the stream does not exist.
     async fn depth(&self, stream: &str) -> Result<u64>;
 
-    /// Throws away every message that no consumer holds.
+    /// Throws away every message that waits. What a consumer holds goes too in the embedded queue, and stays in
+    /// RabbitMQ.
     ///
     /// # Errors
     /// `Data` when the stream does not exist.

@@ -2,7 +2,7 @@
 
 use super::connect::{Session, Target};
 use crate::error::{Error, Result};
-use crate::queue::{Consumer, Delivery, Message};
+use crate::queue::{Consumer, Delivery, Message, no_stream};
 use async_trait::async_trait;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -92,6 +92,13 @@ impl EmbeddedConsumer {
         let mut found = self.select(self.floor, room).await?;
         if found.is_empty() && self.looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK) {
             self.looked_back = Some(Instant::now());
+            // A broker cancels the consumers of a queue that is deleted; here it shows in its row.
+            let sql = "select from handover_queue.partition where stream = $1 and partition = $2";
+            if self.session.client.query_opt(sql, &[&self.stream, &self.number()]).await?.is_none() {
+                let place = format!("Postgres at {}", self.target.place());
+                self.broken = Some(no_stream(&self.stream, &place));
+                return Ok(Vec::new());
+            }
             if self.floor.is_some() {
                 found = self.select(None, room).await?;
             }
@@ -154,6 +161,9 @@ impl Consumer for EmbeddedConsumer {
         let published = self.session.published.clone();
         loop {
             let batch = self.take(max).await.map_err(|e| self.fail(&e, "consume"))?;
+            if let Some(error) = &self.broken {
+                return Err(error.clone());
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if !batch.is_empty() || left.is_zero() || max == 0 {
                 return Ok(batch);

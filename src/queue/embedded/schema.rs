@@ -20,7 +20,7 @@ pub async fn install(target: &Target) -> Result<()> {
     let mut session = target.connect().await?;
     let runner = embedded::migrations::runner();
     let newest = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or_default();
-    if current(target, &session.client).await? == Some(i64::from(newest)) {
+    if current(target, &session.client).await? == Some(newest) {
         // Spares a role that may use the queue but not create anything.
         return Ok(());
     }

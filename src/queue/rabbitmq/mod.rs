@@ -289,11 +289,11 @@ impl Queue for RabbitMq {
             queue,
             place: self.place(),
             channel,
-            deliveries,
+            deliveries: Some(deliveries),
             delivered: 0,
             acked: 0,
             broken: None,
-            _connection: connection,
+            connection: Some(connection),
         }))
     }
 

@@ -32,6 +32,11 @@ pub async fn rabbit() -> &'static RabbitServer {
     SERVER.get_or_init(async || RabbitServer::start().await.unwrap()).await
 }
 
+/// A RabbitMQ node for one test alone.
+pub async fn own_rabbit() -> RabbitServer {
+    RabbitServer::start().await.unwrap()
+}
+
 /// A server of the old side's version for one test alone.
 pub async fn own_blue() -> PostgresServer {
     PostgresServer::start(PostgresOptions::new(programs().await.blue.clone())).await.unwrap()
