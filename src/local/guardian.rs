@@ -8,6 +8,7 @@
 //! undone, and no server comes up behind the guardian's back.
 
 use super::account::Account;
+use super::volume::Volume;
 use crate::{Error, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -56,11 +57,13 @@ pub(crate) struct Guardian {
 impl Guardian {
     /// Starts a guardian for the server in `folder`. `variables` and `functions` are the shell text that
     /// says how the server is prepared, started and ended (see `guard.sh`).
+    /// With a volume, the server sees a file system of that size.
     pub(crate) fn start(
         account: &Account,
         folder: &Path,
         variables: &[(&str, &str)],
         functions: &str,
+        volume: Option<&Volume>,
     ) -> Result<Self> {
         let mut script = format!("folder={}\n", quote(&folder.display().to_string()));
         for (name, value) in variables {
@@ -71,7 +74,14 @@ impl Guardian {
         let path = folder.join("server.sh");
         account.write(&path, &script)?;
 
-        let mut command = Command::new("sh");
+        let mut command = match volume {
+            None => {
+                let mut command = Command::new("sh");
+                account.apply(&mut command);
+                command
+            }
+            Some(volume) => volume.shell(account)?,
+        };
         command
             .arg(&path)
             .arg("serve")
@@ -87,7 +97,6 @@ impl Guardian {
             .stdout(Stdio::piped())
             // Never ours: a pipe that we write to would stay open for as long as the guardian lives.
             .stderr(Stdio::null());
-        account.apply(&mut command);
         let mut child = command
             .spawn()
             .map_err(|e| Error::external(format!("cannot start `sh` for a local server: {e}")))?;

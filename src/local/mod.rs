@@ -11,6 +11,7 @@ mod postgres;
 mod programs;
 mod rabbitmq;
 mod roles;
+mod volume;
 
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use programs::{BLUE_VARIABLE, CACHE_VARIABLE, GREEN_VARIABLE, Pair, Programs, Version};

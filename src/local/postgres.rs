@@ -3,6 +3,7 @@
 use super::account::Account;
 use super::guardian::{Guardian, Verb};
 use super::programs::{Programs, Version};
+use super::volume::Volume;
 use super::{blocking, password, port};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -17,13 +18,14 @@ pub struct PostgresOptions {
     programs: Programs,
     durable: bool,
     settings: Vec<(String, String)>,
+    volume: Option<Volume>,
 }
 
 impl PostgresOptions {
     /// A server of this version, fast rather than durable.
     #[must_use]
     pub fn new(programs: Programs) -> Self {
-        PostgresOptions { programs, durable: false, settings: Vec::new() }
+        PostgresOptions { programs, durable: false, settings: Vec::new(), volume: None }
     }
 
     /// Whether commits survive a loss of power (`fsync`). They survive `kill` either way.
@@ -37,6 +39,14 @@ impl PostgresOptions {
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts the server's databases (not its WAL, nor its catalogs of roles) on a volume of this many bytes, so
+    /// that the disk can be seen full. An empty database takes 8 MB. Needs root and Linux.
+    #[must_use]
+    pub fn limited_space(mut self, bytes: u64) -> Self {
+        self.volume = Some(Volume::new(bytes));
         self
     }
 
@@ -88,6 +98,8 @@ pub(super) struct Inner {
     /// Roles whose password is set. Its lock also keeps changes of roles apart, which Postgres answers with
     /// "tuple concurrently updated".
     pub(super) roles: tokio::sync::Mutex<HashSet<String>>,
+    /// Whether databases go to a volume of limited size.
+    pub(super) limited: bool,
 }
 
 /// One generated password for each role.
@@ -110,14 +122,25 @@ impl PostgresServer {
     /// # Errors
     /// When there is no account to run it as, or `initdb` or `pg_ctl` fails; the hint holds the end of the log.
     pub async fn start(options: PostgresOptions) -> Result<Self> {
-        blocking(move || Self::start_blocking(&options)).await
+        let server = blocking({
+            let options = options.clone();
+            move || Self::start_blocking(&options)
+        })
+        .await?;
+        if let Some(volume) = &options.volume {
+            let sql = format!("create tablespace {} location '{}'", Volume::TABLESPACE, volume.mount_point());
+            let client = server.admin("postgres").await?;
+            client.batch_execute(&sql).await.map_err(|e| server.failed("creating a tablespace", &e))?;
+        }
+        Ok(server)
     }
 
     fn start_blocking(options: &PostgresOptions) -> Result<Self> {
         let account = Account::choose(&["postgres"])?;
         let folder = account.folder(&format!("postgres-{}", options.programs.version().major))?;
         let bin = options.programs.folder().display().to_string();
-        let guardian = Guardian::start(&account, &folder, &[("bin", &bin)], FUNCTIONS)?;
+        let guardian =
+            Guardian::start(&account, &folder, &[("bin", &bin)], FUNCTIONS, options.volume.as_ref())?;
         let passwords =
             Passwords { admin: password(), engine: password(), reader: password(), owner: password() };
         account.write(&folder.join("password"), &passwords.admin)?;
@@ -142,6 +165,7 @@ impl PostgresServer {
             port,
             passwords,
             roles: Default::default(),
+            limited: options.volume.is_some(),
         };
         Ok(PostgresServer { inner: Arc::new(inner) })
     }

@@ -103,7 +103,7 @@ impl RabbitServer {
             ("ERL_EPMD_ADDRESS", "127.0.0.1".to_owned()),
         ];
         let variables = variables.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>();
-        let guardian = Guardian::start(&account, &folder, &variables, FUNCTIONS)?;
+        let guardian = Guardian::start(&account, &folder, &variables, FUNCTIONS, None)?;
         guardian.ask(Verb::Prepare)?;
         let inner = Inner { guardian, port: node, password };
         inner.start()?;

@@ -1,6 +1,7 @@
 //! The roles on a local server: the same as in production, made by the same script.
 
 use super::postgres::PostgresServer;
+use super::volume::Volume;
 use crate::{Error, Result};
 
 /// The documented script that gives Handover what it needs in one database (see `docs/grants.md`).
@@ -22,6 +23,9 @@ impl PostgresServer {
     pub async fn create_database(&self, name: &str, template: Option<&str>) -> Result<()> {
         self.set_password(OWNER_ROLE, &self.inner.passwords.owner).await?;
         let mut sql = format!("create database {} owner {OWNER_ROLE}", identifier(name));
+        if self.inner.limited {
+            sql.push_str(&format!(" tablespace {}", Volume::TABLESPACE));
+        }
         if let Some(template) = template {
             sql.push_str(&format!(" template {}", identifier(template)));
         }
@@ -53,7 +57,7 @@ impl PostgresServer {
     /// When the owner does not exist, or the database does not.
     pub async fn grant(&self, database: &str, owner: Option<&str>) -> Result<()> {
         let client = self.admin(database).await?;
-        let _one_at_a_time = self.inner.roles.lock().await;
+        let one_at_a_time = self.inner.roles.lock().await;
         let settings = [("role", ENGINE_ROLE), ("reader", READER_ROLE), ("owner", owner.unwrap_or("none"))];
         for (name, value) in settings {
             client
@@ -62,7 +66,7 @@ impl PostgresServer {
                 .map_err(|e| self.failed("granting", &e))?;
         }
         client.batch_execute(GRANTS).await.map_err(|e| self.failed("granting", &e))?;
-        drop(_one_at_a_time);
+        drop(one_at_a_time);
         self.set_password(ENGINE_ROLE, &self.inner.passwords.engine).await?;
         self.set_password(READER_ROLE, &self.inner.passwords.reader).await
     }

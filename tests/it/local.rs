@@ -277,3 +277,28 @@ async fn rabbitmq_runs_on_its_own_ports_and_leaves_nothing() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_server_of_limited_space_reports_a_full_disk_and_serves_on() {
+    let options = PostgresOptions::new(servers::programs().await.green.clone()).limited_space(48 << 20);
+    let server = PostgresServer::start(options).await.unwrap();
+    server.create_database("small", None).await.unwrap();
+    server.execute_as_owner("small", "create table t as select 1 as x").await.unwrap();
+    let client = connect(&server.owner_url("small")).await.unwrap();
+    let error = client
+        .batch_execute(
+            "create table big as select repeat(md5(i::text), 20) from generate_series(1, 200000) i",
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "53100", "{error}");
+    client.batch_execute("insert into t values (2)").await.unwrap();
+    server.kill().await.unwrap();
+    server.start_again().await.unwrap();
+    let folder = server.folder().to_owned();
+    let client = connect(&server.owner_url("small")).await.unwrap();
+    assert_eq!(client.query_one("select count(*) from t", &[]).await.unwrap().get::<_, i64>(0), 2);
+    drop(server);
+    assert!(!folder.exists());
+    assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains("handover /mnt"));
+}
