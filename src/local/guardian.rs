@@ -14,6 +14,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 const GUARD: &str = include_str!("guard.sh");
@@ -50,6 +51,7 @@ impl Verb {
 #[derive(Debug)]
 pub(crate) struct Guardian {
     folder: PathBuf,
+    kept: AtomicBool,
     child: Mutex<Child>,
     pipes: Mutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
 }
@@ -65,6 +67,19 @@ impl Guardian {
         functions: &str,
         volume: Option<&Volume>,
     ) -> Result<Self> {
+        Self::spawn(account, folder, variables, functions, volume).inspect_err(|_| {
+            // Without a guardian nobody else will. What cannot be removed is only a folder.
+            let _ = std::fs::remove_dir_all(folder);
+        })
+    }
+
+    fn spawn(
+        account: &Account,
+        folder: &Path,
+        variables: &[(&str, &str)],
+        functions: &str,
+        volume: Option<&Volume>,
+    ) -> Result<Self> {
         let mut script = format!("folder={}\n", quote(&folder.display().to_string()));
         for (name, value) in variables {
             script.push_str(&format!("export {name}={}\n", quote(value)));
@@ -74,13 +89,19 @@ impl Guardian {
         let path = folder.join("server.sh");
         account.write(&path, &script)?;
 
+        let log = folder.join("guardian.log");
+        account.write(&log, "")?;
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&log)
+            .map_err(|e| Error::external(format!("cannot write {}: {e}", log.display())))?;
         let mut command = match volume {
             None => {
                 let mut command = Command::new("sh");
                 account.apply(&mut command);
                 command
             }
-            Some(volume) => volume.shell(account)?,
+            Some(volume) => volume.shell(account),
         };
         command
             .arg(&path)
@@ -96,25 +117,36 @@ impl Guardian {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Never ours: a pipe that we write to would stay open for as long as the guardian lives.
-            .stderr(Stdio::null());
+            .stderr(log);
         let mut child = command
             .spawn()
             .map_err(|e| Error::external(format!("cannot start `sh` for a local server: {e}")))?;
         let pipes = child.stdin.take().zip(child.stdout.take()).map(|(i, o)| (i, BufReader::new(o)));
-        Ok(Guardian { folder: folder.to_owned(), child: Mutex::new(child), pipes: Mutex::new(pipes) })
+        Ok(Guardian {
+            folder: folder.to_owned(),
+            kept: AtomicBool::new(false),
+            child: Mutex::new(child),
+            pipes: Mutex::new(pipes),
+        })
     }
 
     /// Asks for one verb and waits until it is done. Blocks the thread.
     pub(crate) fn ask(&self, verb: Verb) -> Result<()> {
         let word = verb.word();
         let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = || Error::external(format!("the guardian of {} is gone", self.folder.display()));
+        let gone = || {
+            Error::external(format!("the guardian of {} is gone", self.folder.display()))
+                .hint(self.log_tail())
+        };
         let (input, output) = pipes.as_mut().ok_or_else(gone)?;
         let mut answer = String::new();
         writeln!(input, "{word}").and_then(|()| input.flush()).map_err(|_| gone())?;
         output.read_line(&mut answer).map_err(|_| gone())?;
         match answer.trim() {
-            "0" => Ok(()),
+            "0" => {
+                self.kept.fetch_or(matches!(verb, Verb::Keep), Ordering::Relaxed);
+                Ok(())
+            }
             "" => Err(gone()),
             status => Err(Error::external(format!("`{word}` of a local server failed with status {status}"))
                 .hint(self.log_tail())),
@@ -157,6 +189,10 @@ impl Drop for Guardian {
         drop(self.pipes.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         // Ends within seconds: each of its waits has a limit.
         let _ = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).wait();
+        if !*self.kept.get_mut() && self.folder.exists() {
+            // The guardian was killed, or never got as far as its loop.
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
     }
 }
 

@@ -43,7 +43,8 @@ impl PostgresOptions {
     }
 
     /// Puts the server's databases (not its WAL, nor its catalogs of roles) on a volume of this many bytes, so
-    /// that the disk can be seen full. An empty database takes 8 MB. Needs root and Linux.
+    /// that the disk can be seen full. An empty database takes 8 MB. Needs Linux with
+    /// util-linux, and root or user namespaces.
     #[must_use]
     pub fn limited_space(mut self, bytes: u64) -> Self {
         self.volume = Some(Volume::new(bytes));
