@@ -154,6 +154,43 @@ async fn grants_give_the_engine_what_it_needs_and_the_reader_nothing_to_write_wi
 }
 
 #[tokio::test]
+async fn an_administrator_who_is_no_superuser_can_grant() {
+    let server = servers::green().await;
+    let database = Database::create(server, None).await;
+    let (admin, owner) = (servers::unique("admin"), servers::unique("owner"));
+    let root = database.admin().await;
+    root.batch_execute(&format!(
+        "create role {owner}; create role {admin} login createrole password 'secret';
+         grant {owner}, pg_read_all_data, pg_monitor, pg_signal_autovacuum_worker to {admin} with admin option;
+         alter database {} owner to {admin}",
+        database.name
+    ))
+    .await
+    .unwrap();
+    let url = server.admin_url(&database.name);
+    let (_, address) = url.rsplit_once('@').unwrap();
+    let client = connect(&format!("postgres://{admin}:secret@{address}")).await.unwrap();
+    let (engine, reader) = (servers::unique("engine"), servers::unique("reader"));
+    client
+        .batch_execute(&format!(
+            "set handover.grant_role = '{engine}'; set handover.grant_reader = '{reader}';
+             set handover.grant_owner = '{owner}'"
+        ))
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        client.batch_execute(handover::local::GRANTS).await.unwrap();
+    }
+    let able = format!(
+        "select pg_has_role('{engine}', '{owner}', 'usage') and pg_has_role('{engine}', '{owner}', 'set')
+            and has_schema_privilege('{engine}', 'public', 'create')
+            and has_database_privilege('{engine}', current_database(), 'create')
+            and pg_has_role('{reader}', 'pg_read_all_data', 'usage')"
+    );
+    assert_eq!(database.value(&able).await.as_deref(), Some("t"));
+}
+
+#[tokio::test]
 async fn databases_are_cloned_from_a_template() {
     let server = servers::green().await;
     let template = Database::with(server, "create table item as select generate_series(1, 10) as id").await;

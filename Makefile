@@ -1,0 +1,26 @@
+# What people do here, in one word each. `make demo` needs Rust, make and Python; `make test` installs the rest.
+
+CARGO ?= cargo
+
+.PHONY: help demo test lint fmt setup
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--kill-at copy" and so on)
+	@scripts/setup demo
+	$(CARGO) build --release --locked
+	target/release/handover demo $(ARGS)
+
+test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
+	$(CARGO) test --locked
+
+lint: ## Check the formatting and run clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+setup: ## Install what the tests need, where that is allowed
+	@scripts/setup

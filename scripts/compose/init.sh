@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Run once by the Postgres image in an empty server: databases, roles and Handover's grants.
+# psql reads the passwords from its environment, so they are on no command line.
+set -euo pipefail
+
+run() { psql -X -q -v ON_ERROR_STOP=1 -U "${POSTGRES_USER:-postgres}" "$@"; }
+
+password() {
+    run -d postgres <<SQL
+\\getenv password $2
+alter role "$1" password :'password';
+SQL
+}
+
+run -d postgres -c 'create role app login'
+password app APP_PASSWORD
+
+for database in ${DATABASES:-}; do
+    run -d postgres -c "create database $database owner app"
+    PGOPTIONS='-c handover.grant_owner=app -c handover.grant_replicate=on' run -d "$database" -f /handover/grants.sql
+done
+if [ -n "${CONTROL_DATABASE:-}" ]; then
+    run -d postgres -c "create database $CONTROL_DATABASE"
+    PGOPTIONS='-c handover.grant_owner=none' run -d "$CONTROL_DATABASE" -f /handover/grants.sql
+fi
+password handover HANDOVER_PASSWORD
+password handover_reader READER_PASSWORD
