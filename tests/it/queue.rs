@@ -1,6 +1,7 @@
 //! The contract of the queue, over both implementations and real servers; then what only a broker can do to us.
 
 use crate::support::servers;
+use crate::support::tls::{Begin, TlsProxy};
 use handover::queue::{Consumer, Delivery, Message, Options, Queue, connect};
 use handover::{Class, Error};
 use std::collections::BTreeSet;
@@ -388,6 +389,85 @@ async fn an_unreachable_server_is_explained() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_verifies_who_the_server_is() {
+    let rabbit = rabbit_url().await;
+    let proxy = TlsProxy::start(servers::rabbit().await.port(), Begin::AtOnce).await;
+    let (login, _) = rabbit.split_once('@').unwrap();
+    let (login, ca) = (login.replace("amqp://", "amqps://"), proxy.ca().display());
+    works(&format!("{login}@localhost:{}/%2f?cacertfile={ca}", proxy.port)).await;
+    let unknown = format!("{login}@localhost:{}/%2f", proxy.port);
+    insta::assert_snapshot!("queue_rabbit_unknown_authority", failure(&unknown).await);
+    let misnamed = failure(&format!("{login}@127.0.0.1:{}/%2f?cacertfile={ca}", proxy.port)).await;
+    assert!(misnamed.starts_with("Usage:") && misnamed.contains("certificate"), "{misnamed}");
+    let no_file = failure(&format!("{login}@localhost:{}/%2f?cacertfile=/nowhere.pem", proxy.port)).await;
+    assert!(no_file.contains("/nowhere.pem"), "{no_file}");
+
+    let postgres = embedded_url().await;
+    let proxy = TlsProxy::start(servers::green().await.port(), Begin::AfterRequest).await;
+    let (login, at) = postgres.split_once('@').unwrap();
+    let (_, database) = at.split_once('/').unwrap();
+    let database = database.split('?').next().unwrap();
+    let (at, ca) = (format!("{login}@localhost:{}/{database}", proxy.port), proxy.ca().display());
+    works(&format!("{at}?sslmode=verify-full&sslrootcert={ca}")).await;
+    // As libpq: encrypted, whoever answers.
+    works(&format!("{at}?sslmode=require")).await;
+    let unknown = failure(&format!("{at}?sslmode=verify-full")).await.replace(database, "DATABASE");
+    insta::assert_snapshot!("queue_postgres_unknown_authority", unknown);
+    let odd = failure(&format!("{at}?sslmode=sometimes")).await;
+    assert!(odd.starts_with("Usage:"), "{odd}");
+}
+
+/// What the broker is told to reject is set aside, not dropped. We never reject; a policy or a person may.
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_messages_go_to_the_dead_letter_queue() {
+    use lapin::options::{BasicGetOptions, BasicRejectOptions};
+    let url = rabbit_url().await;
+    let (queue, stream) = stream(&url, 2).await;
+    queue.publish(&stream, &messages(1, [7])).await.unwrap();
+    let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let get = async |name: String| channel.basic_get(name.into(), BasicGetOptions::default()).await.unwrap();
+    let deadline = Instant::now() + LONG;
+    let taken = loop {
+        if let Some(taken) = get(format!("{stream}.1")).await {
+            break taken;
+        }
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    taken.reject(BasicRejectOptions { requeue: false }).await.unwrap();
+    let dead = loop {
+        if let Some(dead) = get(format!("{stream}.dead")).await {
+            break dead;
+        }
+        assert!(Instant::now() < deadline, "the rejected message never came");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(dead.delivery.data, message(1, 7).payload);
+    queue.delete(&stream).await.unwrap();
+    assert!(
+        channel
+            .queue_declare(
+                format!("{stream}.dead").into(),
+                lapin::options::QueueDeclareOptions { passive: true, ..Default::default() },
+                lapin::types::FieldTable::default(),
+            )
+            .await
+            .is_err(),
+        "deleting takes the dead letters along"
+    );
+}
+
+/// Publishes and consumes one message.
+async fn works(url: &str) {
+    let (queue, stream) = stream(url, 1).await;
+    queue.publish(&stream, &messages(0, [1])).await.unwrap();
+    let mut consumer = queue.consume(&stream, 0, 1).await.unwrap();
+    assert_eq!(numbers(&take(&mut *consumer, 1).await), [1]);
+    queue.delete(&stream).await.unwrap();
+}
+
 /// Calls until the broker is back.
 async fn publish_until_confirmed(queue: &dyn Queue, stream: &str, batch: &[Message]) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -463,6 +543,32 @@ async fn a_broker_that_fails_loses_nothing_it_confirmed() {
     let mut first = BTreeSet::new();
     let in_order: Vec<_> = got.into_iter().filter(|n| first.insert(*n)).collect();
     assert_eq!(in_order, (1..=confirmed + 200).collect::<Vec<_>>());
+
+    // A length limit from somebody's policy refuses messages instead of dropping confirmed ones.
+    ctl(server.folder(), &["set_policy", "--apply-to", "queues", "cap", "^capped", r#"{"max-length":50}"#]);
+    queue.declare("capped", 1).await.unwrap();
+    let mut confirmed = 0;
+    let error = loop {
+        match queue.publish("capped", &messages(0, confirmed + 1..=confirmed + 10)).await {
+            Ok(()) => confirmed += 10,
+            Err(error) => break error,
+        }
+        assert!(confirmed < 1_000, "the limit never took hold");
+    };
+    insta::assert_snapshot!("queue_length_limit", shown(&error, &server.url()));
+    let mut consumer = queue.consume("capped", 0, 1_000).await.unwrap();
+    let kept = take(&mut *consumer, usize::try_from(confirmed).unwrap()).await;
+    assert_eq!(numbers(&kept), (1..=confirmed).collect::<Vec<_>>());
+    drop(consumer);
+
+    // A user without permissions.
+    ctl(server.folder(), &["add_user", "nobody", "hunter2"]);
+    let (_, at) = server.url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let nobody = format!("amqp://nobody:hunter2@{at}");
+    insta::assert_snapshot!("queue_rabbit_vhost_refused", failure(&nobody).await);
+    ctl(server.folder(), &["set_permissions", "nobody", "", "", ""]);
+    let error = connect(&nobody, patient_for(3)).await.unwrap().declare("theirs", 1).await.unwrap_err();
+    insta::assert_snapshot!("queue_rabbit_no_permission", shown(&error, &nobody));
 
     // A memory alarm blocks publishers, not consumers; when it is over, publishing goes on.
     queue.publish(stream, &messages(0, 1..=3)).await.unwrap();

@@ -340,7 +340,8 @@ fn dead_queue(stream: &str) -> String {
 ///
 /// `reject-publish`, because the default overflow drops the oldest message when a policy limits the length, a
 /// confirmed one; and at-least-once dead-lettering demands it
-/// (<https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>).
+/// (<https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>). A policy that itself sets `overflow` to
+/// `drop-head` wins over this; a client cannot see policies, and only the gapless numbers show such a loss.
 ///
 /// No delivery limit: it counts each time a message was merely prefetched by a consumer that went away, so a
 /// crash loop of ours would push good messages out of the queue. Up to 3.13 leaving it out means no limit, and
