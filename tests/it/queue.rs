@@ -421,21 +421,26 @@ async fn tls_verifies_who_the_server_is() {
 /// What the broker is told to reject is set aside, not dropped. We never reject; a policy or a person may.
 #[tokio::test(flavor = "multi_thread")]
 async fn rejected_messages_go_to_the_dead_letter_queue() {
-    use lapin::options::{BasicGetOptions, BasicRejectOptions};
+    use futures_util::StreamExt;
+    use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicRejectOptions};
     let url = rabbit_url().await;
     let (queue, stream) = stream(&url, 2).await;
     queue.publish(&stream, &messages(1, [7])).await.unwrap();
     let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let get = async |name: String| channel.basic_get(name.into(), BasicGetOptions::default()).await.unwrap();
+    // A queue with a single active consumer refuses basic.get.
+    let mut consumer = channel
+        .basic_consume(
+            format!("{stream}.1").into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            lapin::types::FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    let taken = consumer.next().await.unwrap().unwrap();
     let deadline = Instant::now() + LONG;
-    let taken = loop {
-        if let Some(taken) = get(format!("{stream}.1")).await {
-            break taken;
-        }
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
     taken.reject(BasicRejectOptions { requeue: false }).await.unwrap();
     let dead = loop {
         if let Some(dead) = get(format!("{stream}.dead")).await {
