@@ -168,10 +168,12 @@ pub enum Record {
     },
     /// The run is to be undone back to before `to`, or wholly.
     RollbackStarted {
-        /// The first step that stays done; none: everything is undone.
+        /// The last step that stays done; none: everything is undone.
         to: Option<StepId>,
         /// Why: the operator, or the policy after a failure.
         reason: String,
+        /// Whether the operator accepted that something is lost.
+        accept_loss: bool,
     },
     /// The intention to undo a step.
     UndoStarted {

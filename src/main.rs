@@ -1,3 +1,5 @@
 //! The `handover` program: everything it does is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    handover::cli::main()
+}

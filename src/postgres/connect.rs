@@ -200,7 +200,7 @@ impl Databases {
             .batch_execute("set default_transaction_read_only = on")
             .await
             .map_err(|e| from_postgres(&e, name))?;
-        Ok(Session::reader(client, name))
+        Ok(Session::unleased(client, name))
     }
 }
 

@@ -89,8 +89,16 @@ impl Session {
         Session { client, database: database.to_owned(), lease: Some(lease) }
     }
 
-    pub(super) fn reader(client: Client, database: &str) -> Self {
+    /// A session of the engine itself (journal, installation), under no lease.
+    #[must_use]
+    pub(crate) fn unleased(client: Client, database: &str) -> Self {
         Session { client, database: database.to_owned(), lease: None }
+    }
+
+    /// The driver's client, for a caller that manages the connection itself.
+    #[must_use]
+    pub(crate) fn into_client(self) -> Client {
+        self.client
     }
 
     queries!(client);

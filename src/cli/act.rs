@@ -1,0 +1,219 @@
+//! The commands that act on runs: `run`, `resume`, `rollback`, `abort`, `finish`, `approve`.
+
+use crate::engine::{self, Ended, Options, Outcome};
+use crate::error::{Error, Result};
+use crate::event::{Emitter, StepId};
+use crate::journal::{Journal, this_process};
+use crate::plan::Plan;
+use crate::ui::{self, Format, out};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What every command that takes the lease has in common.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// The plan.
+    plan: PathBuf,
+    /// Wait this long for a lease that another runner holds.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+    /// Lifetime of the lease: how long a runner that died on another host keeps others out.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    lease_ttl: Duration,
+    /// Go on although the plan, its files or the databases changed since the run began.
+    #[arg(long)]
+    accept_changes: bool,
+    /// Exit with code 7 where a step waits for a human, instead of waiting.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `resume`.
+#[derive(Debug, clap::Args)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, clap::Args)]
+pub struct RollbackArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The last step that stays done; without it everything is undone.
+    #[arg(long, value_name = "STEP")]
+    to: Option<String>,
+    /// Roll back although something is lost; without this flag what would be lost is only printed.
+    #[arg(long)]
+    accept_loss: bool,
+}
+
+/// Arguments of `abort`.
+#[derive(Debug, clap::Args)]
+pub struct AbortArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `finish`.
+#[derive(Debug, clap::Args)]
+pub struct FinishArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Arguments of `approve`.
+#[derive(Debug, clap::Args)]
+pub struct ApproveArgs {
+    /// The plan.
+    plan: PathBuf,
+    /// The step that waits.
+    step: String,
+    /// Who approves; your user name unless given.
+    #[arg(long)]
+    by: Option<String>,
+    /// In your words; it goes into the journal.
+    #[arg(long)]
+    note: Option<String>,
+}
+
+/// Reads a plan; prints its problems and returns none when it is refused.
+pub fn load(format: Format, path: &Path) -> Option<Plan> {
+    match Plan::load(path) {
+        Ok(plan) => {
+            plan.show_warnings(format);
+            Some(plan)
+        }
+        Err(problems) => {
+            problems.show(format);
+            None
+        }
+    }
+}
+
+/// `handover run`.
+pub async fn run(format: Format, args: RunArgs) -> Result<ExitCode> {
+    act(format, args.common, engine::Command::Run).await
+}
+
+/// `handover resume`.
+pub async fn resume(format: Format, args: ResumeArgs) -> Result<ExitCode> {
+    act(format, args.common, engine::Command::Resume).await
+}
+
+/// `handover rollback`.
+pub async fn rollback(format: Format, args: RollbackArgs) -> Result<ExitCode> {
+    let command = engine::Command::Rollback { to: args.to.map(StepId), accept_loss: args.accept_loss };
+    act(format, args.common, command).await
+}
+
+/// `handover finish`.
+pub async fn finish(format: Format, args: FinishArgs) -> Result<ExitCode> {
+    act(format, args.common, engine::Command::Finish).await
+}
+
+/// `handover abort`: asks a living runner to stop, or records it when there is none.
+pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
+    let Some(plan) = load(format, &args.common.plan) else { return Ok(ExitCode::from(2)) };
+    let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
+    if let Some(lease) = journal.lease(&plan.name).await?
+        && let (Some(holder), Some(run)) = (&lease.holder, lease.run)
+        && !lease.expired
+        && !lease.holder_is_dead()
+    {
+        journal.request(run, "abort", None, &this_process().to_string(), None).await?;
+        out(match format {
+            Format::Text => {
+                format!("asked {holder} to abort run {run}; it stops within {:?}", args.common.lease_ttl / 3)
+            }
+            Format::Json => serde_json::json!({ "run": run, "asked": holder }).to_string(),
+        });
+        return Ok(ExitCode::SUCCESS);
+    }
+    act(format, args.common, engine::Command::Abort).await
+}
+
+/// `handover approve`.
+pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
+    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let step = StepId(args.step);
+    if !plan.steps.iter().any(|s| s.id == step && s.kind_name == "approve") {
+        return Err(Error::usage(format!("plan `{}` has no `approve` step `{step}`", plan.name))
+            .hint("see `handover status` for the steps"));
+    }
+    let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
+    let run = journal.runs(Some(&plan.name)).await?.into_iter().next().ok_or_else(|| {
+        Error::usage(format!("plan `{}` was never run from this control database", plan.name))
+            .hint("begin with `handover run`")
+    })?;
+    let by = args.by.unwrap_or_else(|| this_process().user);
+    journal.request(run.run, "approve", Some(step.as_str()), &by, args.note.as_deref()).await?;
+    out(match format {
+        Format::Text => format!("{by} approved step `{step}` of run {}", run.run),
+        Format::Json => serde_json::json!({ "run": run.run, "step": step, "by": by }).to_string(),
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn act(format: Format, common: Common, command: engine::Command) -> Result<ExitCode> {
+    let Some(plan) = load(format, &common.plan) else { return Ok(ExitCode::from(2)) };
+    let options = Options {
+        lease_ttl: common.lease_ttl.max(Duration::from_secs(1)),
+        wait: common.wait,
+        accept_changes: common.accept_changes,
+        may_wait: !common.no_wait,
+    };
+    let (emitter, events) = Emitter::channel();
+    let screen = ui::listen(format, events);
+    let stop = CancellationToken::new();
+    let watcher = tokio::spawn(watch_signals(stop.clone()));
+    let result = engine::execute(&plan, command, options, emitter, stop).await;
+    watcher.abort();
+    let _ = screen.await;
+    let Outcome { run, ended } = result?;
+    out(match format {
+        Format::Text => format!("run {run}: {}", word(ended)),
+        Format::Json => serde_json::json!({ "run": run, "ended": ended }).to_string(),
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn word(ended: Ended) -> &'static str {
+    match ended {
+        Ended::Done => "done; `handover finish` drops what is kept for rollback",
+        Ended::RolledBack => "rolled back",
+        Ended::Aborted => "aborted; `handover rollback` undoes it, `handover finish` leaves it as it is",
+        Ended::Finished => "finished",
+    }
+}
+
+/// Ctrl-C, SIGTERM and a lost terminal ask for a stop at the next safe place. A second Ctrl-C ends the
+/// process as a crash would, which is survivable too.
+async fn watch_signals(stop: CancellationToken) {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return;
+    };
+    for _ in 0..2 {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+        if stop.is_cancelled() {
+            std::process::exit(130);
+        }
+        stop.cancel();
+    }
+}

@@ -1,0 +1,10 @@
+//! The engine: one pure decision, one loop that acts on it, and the guards around them.
+
+pub mod decide;
+mod heartbeat;
+pub mod policy;
+mod recorder;
+pub mod run;
+mod standing;
+
+pub use run::{Command, Ended, Options, Outcome, execute};

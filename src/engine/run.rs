@@ -1,0 +1,521 @@
+//! The loop: take the lease, fence the databases, then do what `decide` says until there is nothing left.
+
+use super::decide::{Next, Outline, decide, losses};
+use super::heartbeat::beat;
+use super::recorder::Recorder;
+use crate::error::{Class, Error, Result};
+use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
+use crate::failpoint;
+use crate::journal::{Held, Journal, Phase, RunState, Status, this_process};
+use crate::plan::Plan;
+use crate::postgres::install::{Part, install};
+use crate::postgres::{Databases, Lease, fence};
+use crate::steps::{Access, Context, Step};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How long a step that was asked to stop may take to reach a safe place before its connections are ended.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What to do with a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Begin a new run.
+    Run,
+    /// Go on with the last run.
+    Resume,
+    /// Undo the last run.
+    Rollback {
+        /// The last step that stays done; none: undo everything.
+        to: Option<StepId>,
+        /// Whether to go on although something is lost.
+        accept_loss: bool,
+    },
+    /// Drop what was kept for rollback.
+    Finish,
+    /// Give the last run up where it stands.
+    Abort,
+}
+
+/// How to do it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Lifetime of the lease; also how long a dead runner on another host keeps others out.
+    pub lease_ttl: Duration,
+    /// How long to wait for somebody else's lease.
+    pub wait: Duration,
+    /// Go on although the plan, its files or the databases are not those that the run began with.
+    pub accept_changes: bool,
+    /// Whether somebody is there to wait for.
+    pub may_wait: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            lease_ttl: Duration::from_secs(30),
+            wait: Duration::ZERO,
+            accept_changes: false,
+            may_wait: true,
+        }
+    }
+}
+
+/// How it ended, when it ended as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// Every step is done.
+    Done,
+    /// Undone as far as was asked.
+    RolledBack,
+    /// Given up where it stood.
+    Aborted,
+    /// Over for good.
+    Finished,
+}
+
+/// A run and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Outcome {
+    /// The run.
+    pub run: RunId,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+/// Does what was asked. `stop` asks it to stop at the next safe place (Ctrl-C, SIGTERM).
+///
+/// # Errors
+/// Whatever halted the run; the journal has it too, unless the journal or the lease was what failed.
+pub async fn execute(
+    plan: &Plan,
+    command: Command,
+    options: Options,
+    emitter: Emitter,
+    stop: CancellationToken,
+) -> Result<Outcome> {
+    let databases = Databases::new(plan.targets()?);
+    let control = plan.control.resolve()?;
+    let patience = options.lease_ttl / 2;
+    let journal = Arc::new(Journal::open(control.clone(), patience).await?);
+    let (run, lease) = take_lease(&journal, plan, &command, &options, &stop).await?;
+
+    let done = CancellationToken::new();
+    let abort = CancellationToken::new();
+    let pulse = Arc::new(Journal::open_existing(control, patience).await?);
+    let heart = tokio::spawn(beat(pulse, lease.clone(), run, options.lease_ttl, done.clone(), abort.clone()));
+
+    let result = async {
+        let state = begin(&journal, run, plan, &command).await?;
+        let recorder = Arc::new(Recorder::new(journal.clone(), run, lease.clone(), emitter.clone(), state));
+        let (failed, failures) = mpsc::unbounded_channel();
+        let mut runner = Runner {
+            run,
+            plan,
+            outline: plan.steps.iter().map(Outline::from).collect(),
+            databases: databases.under(lease.clone()),
+            recorder,
+            emitter,
+            options,
+            stop,
+            abort,
+            failed,
+            failures,
+        };
+        let result = runner.attached(command).await;
+        runner.recorder.standing.end_all().await;
+        result
+    }
+    .await;
+
+    done.cancel();
+    let _ = heart.await;
+    // If this fails the lease runs out by itself.
+    let _ = journal.release(&plan.name, lease.token()).await;
+    result.map(|ended| Outcome { run, ended })
+}
+
+/// Takes the lease for the run that the command is about.
+async fn take_lease(
+    journal: &Journal,
+    plan: &Plan,
+    command: &Command,
+    options: &Options,
+    stop: &CancellationToken,
+) -> Result<(RunId, Lease)> {
+    let run = match (command, journal.runs(Some(&plan.name)).await?.first()) {
+        (Command::Run, _) => RunId::new(),
+        (_, Some(row)) => row.run,
+        (_, None) => {
+            return Err(Error::usage(format!(
+                "plan `{}` was never run from this control database",
+                plan.name
+            ))
+            .hint("begin with `handover run`"));
+        }
+    };
+    let holder = this_process();
+    let begun = Instant::now();
+    loop {
+        let asked_at = Instant::now();
+        let row = match journal.acquire(&plan.name, run, &holder, options.lease_ttl).await? {
+            Held::Ours(token) => {
+                return Ok((run, Lease::granted(&plan.name, token, asked_at, options.lease_ttl)));
+            }
+            Held::Other(row) => row,
+        };
+        if begun.elapsed() >= options.wait {
+            return Err(row.refusal());
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Err(Error::cancelled()),
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+    }
+}
+
+/// Folds the run's journal and refuses a command that does not fit where it stands. Called under the lease.
+async fn begin(journal: &Journal, run: RunId, plan: &Plan, command: &Command) -> Result<RunState> {
+    if *command == Command::Run {
+        if let Some(last) = journal.runs(Some(&plan.name)).await?.first() {
+            let state = RunState::fold(&journal.entries(last.run).await?)?;
+            if state.seq > 0 && !state.phase.is_over() {
+                return Err(Error::usage(format!("run {} of this plan is {}", last.run, state.phase.word()))
+                    .hint(match state.phase {
+                        Phase::Done => "`handover finish` ends it for good, `handover rollback` undoes it",
+                        Phase::Aborted => {
+                            "`handover rollback` undoes it, `handover finish` leaves it as it is"
+                        }
+                        _ => "`handover resume` goes on with it, `handover rollback` undoes it",
+                    }));
+            }
+        }
+        journal.create_run(run, &plan.name).await?;
+        return Ok(RunState::new());
+    }
+    let state = RunState::fold(&journal.entries(run).await?)?;
+    let refuse =
+        |hint: &str| Err(Error::usage(format!("run {run} is {}", state.phase.word())).hint(hint.to_owned()));
+    match (command, &state.phase) {
+        (_, Phase::Finished | Phase::RolledBack { to: None }) => refuse("begin anew with `handover run`"),
+        (Command::Resume, Phase::Done) => refuse("nothing is left to do; `handover finish` ends it for good"),
+        (Command::Resume, Phase::Aborted) => {
+            refuse("`handover rollback` undoes it, `handover finish` leaves it as it is")
+        }
+        (Command::Abort, Phase::Done | Phase::Aborted) => {
+            refuse("use `handover rollback` or `handover finish`")
+        }
+        (Command::Finish, Phase::Forward | Phase::Back { .. } | Phase::RolledBack { .. }) => refuse(
+            "only a run that is done or aborted can be finished; see `handover resume`, `rollback` and `abort`",
+        ),
+        _ => Ok(state),
+    }
+}
+
+struct Runner<'a> {
+    run: RunId,
+    plan: &'a Plan,
+    outline: Vec<Outline>,
+    databases: Databases,
+    recorder: Arc<Recorder>,
+    emitter: Emitter,
+    options: Options,
+    stop: CancellationToken,
+    abort: CancellationToken,
+    failed: mpsc::UnboundedSender<(StepId, Error)>,
+    failures: mpsc::UnboundedReceiver<(StepId, Error)>,
+}
+
+/// Which way a step is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Forward,
+    Back,
+}
+
+impl Runner<'_> {
+    async fn attached(&mut self, command: Command) -> Result<Ended> {
+        self.attach().await?;
+        match command {
+            Command::Run | Command::Resume => {}
+            Command::Rollback { to, accept_loss } => self.start_rollback(to, accept_loss).await?,
+            Command::Finish => return self.finish().await,
+            Command::Abort => {
+                let by = this_process().to_string();
+                self.recorder.append(Record::RunAborted { reason: format!("aborted by {by}") }).await?;
+                return Ok(Ended::Aborted);
+            }
+        }
+        if self.recorder.with(|state| state.phase == Phase::Forward) {
+            for step in self.plan.steps.iter() {
+                if self.recorder.with(|state| *state.status(&step.id) == Status::Done) {
+                    self.stand(step);
+                }
+            }
+        }
+        self.drive().await
+    }
+
+    /// Becomes the one who acts: fences every database that the plan writes to, and compares what was reviewed.
+    async fn attach(&self) -> Result<()> {
+        let lease = self.databases.lease()?.clone();
+        let written: BTreeSet<&str> = self
+            .plan
+            .steps
+            .iter()
+            .flat_map(|step| step.kind.databases())
+            .filter(|(_, access)| *access == Access::Write)
+            .map(|(name, _)| name)
+            .collect();
+        for name in written {
+            let mut session = self.databases.writer(name).await?;
+            install(&mut session, Part::Database).await?;
+            let ended = fence::take_over(&mut session, &lease).await?;
+            if ended > 0 {
+                self.note(
+                    Level::Warning,
+                    format!("ended {ended} connection(s) that an earlier runner left on {name}"),
+                );
+            }
+        }
+        let digest = self.plan.digest(&self.databases).await?;
+        let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
+        let accepted_digest = match known {
+            None => {
+                self.recorder
+                    .append(Record::RunStarted {
+                        plan: self.plan.name.clone(),
+                        digest,
+                        version: env!("CARGO_PKG_VERSION").into(),
+                    })
+                    .await?;
+                None
+            }
+            Some(known) if known == digest => None,
+            Some(_) if self.options.accept_changes => Some(digest),
+            Some(_) => {
+                return Err(Error::new(
+                    Class::Changed,
+                    "the plan, a file it names, or a database is not what this run began with",
+                )
+                .hint("see what changed; `--accept-changes` goes on with what is there now"));
+            }
+        };
+        let attached = Record::Attached { token: lease.token(), holder: this_process(), accepted_digest };
+        self.recorder.append(attached).await
+    }
+
+    async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
+        if let Some(to) = &to
+            && !self.outline.iter().any(|o| o.id == *to)
+        {
+            return Err(Error::usage(format!("the plan has no step `{to}`"))
+                .hint("see `handover status` for the steps"));
+        }
+        let lost = self.recorder.with(|state| losses(&self.outline, state, to.as_ref()));
+        if !lost.is_empty() && !accept_loss {
+            let list: Vec<String> = lost.iter().map(|(step, what)| format!("step `{step}` {what}")).collect();
+            return Err(Error::usage(format!("this rollback is not free: {}", list.join("; ")))
+                .hint("roll back only `--to` a later step, or accept it with `--accept-loss`"));
+        }
+        let reason = format!("asked for by {}", this_process());
+        self.recorder.append(Record::RollbackStarted { to, reason, accept_loss }).await
+    }
+
+    async fn drive(&mut self) -> Result<Ended> {
+        loop {
+            if self.stop.is_cancelled() || self.abort.is_cancelled() {
+                return self.stopped().await;
+            }
+            let next = self.recorder.with(|state| decide(&self.outline, state));
+            match next {
+                Next::Run { step, attempt, after } => self.step(&step, attempt, after, Way::Forward).await?,
+                Next::Undo { step, attempt, after } => self.step(&step, attempt, after, Way::Back).await?,
+                Next::StartRollback { reason } => {
+                    self.recorder.standing.end_all().await;
+                    self.recorder
+                        .append(Record::RollbackStarted { to: None, reason, accept_loss: false })
+                        .await?;
+                }
+                Next::Complete => {
+                    self.recorder.append(Record::RunDone).await?;
+                    return Ok(Ended::Done);
+                }
+                Next::RolledBack { to } => {
+                    self.recorder.append(Record::RunRolledBack { to }).await?;
+                    return Ok(Ended::RolledBack);
+                }
+                Next::Halt(failure) => return Err(self.halt(failure).await),
+                Next::Over => return Err(Error::internal("the run has ended already")),
+            }
+        }
+    }
+
+    /// Runs or undoes one step and records how it went. An error here ends the loop; a step's own failure is
+    /// recorded, and `decide` sees it.
+    async fn step(&mut self, id: &StepId, attempt: u32, after: Duration, way: Way) -> Result<()> {
+        let step = self.plan.steps.iter().find(|s| s.id == *id).cloned();
+        let step = step.ok_or_else(|| Error::internal(format!("step `{id}` is not in the plan")))?;
+        tokio::select! {
+            () = tokio::time::sleep(after) => {}
+            // The loop's next turn sees it.
+            () = self.stop.cancelled() => return Ok(()),
+            () = self.abort.cancelled() => return Ok(()),
+        }
+        if way == Way::Back {
+            self.recorder.standing.end(id).await;
+        }
+        if attempt > 1 {
+            self.end_leftovers(&step).await?;
+        }
+        self.recorder
+            .append(match way {
+                Way::Forward => Record::StepStarted { step: id.clone(), attempt },
+                Way::Back => Record::UndoStarted { step: id.clone(), attempt },
+            })
+            .await?;
+        failpoint::hit(if way == Way::Forward { failpoint::STEP_STARTED } else { failpoint::UNDO_STARTED });
+        let result = self.attempt(&step, way).await.map_err(|e| e.at_step(id));
+        let record = match (result, way) {
+            (Ok(summary), Way::Forward) => {
+                failpoint::hit(failpoint::STEP_UNRECORDED);
+                Record::StepDone { step: id.clone(), summary }
+            }
+            (Ok(summary), Way::Back) => {
+                failpoint::hit(failpoint::UNDO_UNRECORDED);
+                Record::UndoDone { step: id.clone(), summary }
+            }
+            (Err(error), _) => match error.class() {
+                Class::Cancelled => return Ok(()),
+                Class::LeaseLost | Class::Journal => return Err(error),
+                _ if way == Way::Forward => {
+                    Record::StepFailed { step: id.clone(), failure: Failure::from(&error) }
+                }
+                _ => Record::UndoFailed { step: id.clone(), failure: Failure::from(&error) },
+            },
+        };
+        let complete = matches!(record, Record::StepDone { .. });
+        self.recorder.append(record).await?;
+        if complete {
+            self.stand(&step);
+        }
+        Ok(())
+    }
+
+    /// One attempt, ended by its own result, the operator, a timeout, a lost lease or a failed standing task.
+    async fn attempt(&mut self, step: &Step, way: Way) -> Result<Value> {
+        let cx = self.context(step);
+        let work = async {
+            match way {
+                Way::Forward => {
+                    let summary = step.kind.run(&cx).await?;
+                    step.kind.verify(&cx).await?;
+                    Ok(summary)
+                }
+                Way::Back => step.kind.undo(&cx).await,
+            }
+        };
+        tokio::pin!(work);
+        let limit = step.timeout.map_or(Duration::MAX, |t| t.0);
+        let lease = self.databases.lease()?.clone();
+        let interruption = tokio::select! {
+            result = &mut work => return result,
+            () = self.stop.cancelled() => Error::cancelled(),
+            () = self.abort.cancelled() => Error::cancelled(),
+            () = lease.lost().cancelled() => crate::postgres::connect::lost(),
+            () = tokio::time::sleep(limit.min(Duration::from_secs(u64::from(u32::MAX)))) => {
+                Error::new(Class::Timeout, format!("not done within its timeout of {}", step.timeout.unwrap_or(crate::value::Duration::secs(0))))
+                    .hint("raise the step's `timeout:`, or find what slowed it, then `handover resume`")
+            }
+            Some((id, error)) = self.failures.recv() => error.context(format!("the standing task of step `{id}` failed")),
+        };
+        cx.stop.cancel();
+        match tokio::time::timeout(GRACE, &mut work).await {
+            // It was quicker than the interruption.
+            Ok(Ok(summary)) => return Ok(summary),
+            Ok(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        if lease.assert_held().is_ok() {
+            self.end_leftovers(step).await?;
+        }
+        Err(interruption)
+    }
+
+    /// Ends statements that an earlier attempt of this process left running in the servers.
+    async fn end_leftovers(&self, step: &Step) -> Result<()> {
+        let lease = self.databases.lease()?;
+        for (name, _) in step.kind.databases() {
+            // A database that is not there has nothing running for us.
+            if let Ok(session) = self.databases.writer(name).await {
+                fence::end_step(&session, lease, step.id.as_str()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stand(&self, step: &Step) {
+        if step.kind.stands() && !self.recorder.with(|state| state.standing_ended.contains(&step.id)) {
+            self.recorder.standing.start(step, self.context(step), self.failed.clone());
+        }
+    }
+
+    fn context(&self, step: &Step) -> Context {
+        let accept_loss =
+            self.recorder.with(|state| matches!(state.phase, Phase::Back { accept_loss: true, .. }));
+        Context {
+            run: self.run,
+            step: step.id.clone(),
+            plan: self.plan.name.as_str().into(),
+            base: Arc::new(self.plan.base.clone()),
+            databases: self.databases.labelled(step.id.as_str()),
+            queue: self.plan.queue.clone(),
+            steps: self.plan.steps.clone(),
+            emitter: self.emitter.clone(),
+            stop: CancellationToken::new(),
+            ledger: self.recorder.clone(),
+            accept_loss,
+            may_wait: self.options.may_wait,
+        }
+    }
+
+    async fn stopped(&self) -> Result<Ended> {
+        if self.abort.is_cancelled() {
+            self.recorder.append(Record::RunAborted { reason: "aborted on request".into() }).await?;
+            return Ok(Ended::Aborted);
+        }
+        Err(self.halt(Failure::from(&Error::cancelled())).await)
+    }
+
+    async fn halt(&self, failure: Failure) -> Error {
+        let mut error = Error::new(failure.class, failure.message.clone());
+        if let Some(hint) = failure.hint {
+            error = error.hint(hint);
+        }
+        match self.recorder.append(Record::Halted { reason: failure.message, class: failure.class }).await {
+            Ok(()) => error,
+            Err(journal) => journal,
+        }
+    }
+
+    async fn finish(&self) -> Result<Ended> {
+        // From the last to the first, as undo goes: what was built on others goes before them.
+        for step in self.plan.steps.iter().rev() {
+            if !matches!(self.recorder.with(|s| s.status(&step.id).clone()), Status::Pending | Status::Undone)
+            {
+                step.kind.finish(&self.context(step)).await.map_err(|e| e.at_step(&step.id))?;
+            }
+        }
+        self.recorder.append(Record::Finished).await?;
+        Ok(Ended::Finished)
+    }
+
+    fn note(&self, level: Level, text: String) {
+        self.emitter.emit(Event::Note { step: None, level, text });
+    }
+}

@@ -1,0 +1,15 @@
+//! Events as JSON lines on standard output.
+
+use super::{Listener, out};
+use crate::event::Event;
+
+/// One object a line.
+pub struct Json;
+
+impl Listener for Json {
+    fn on(&mut self, event: &Event) {
+        if let Ok(line) = serde_json::to_string(event) {
+            out(line);
+        }
+    }
+}
