@@ -3,5 +3,8 @@
 // Offered to tests that are yet to be written.
 #![allow(dead_code)]
 
+pub mod scenario;
 pub mod servers;
+pub mod snapshot;
 pub mod tls;
+pub mod world;

@@ -1,0 +1,82 @@
+//! `create_index` on a real server.
+
+use crate::support::scenario::Scenario;
+use crate::support::servers::{self, Database};
+use crate::support::world::World;
+
+const PLAN: &str = "
+handover: 1
+name: indexes
+databases: { blue: '${BLUE_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: index
+    create_index:
+      on: blue
+      indexes:
+        - { name: token_subject, table: token, columns: [subject, 'created_at desc'] }
+        - { name: token_live, table: token, columns: [id], where: active, unique: true }
+";
+
+const TABLE: &str = "create table token (id int primary key, subject text, active bool, created_at timestamptz default now());
+    insert into token select n, 's' || n % 10, n % 3 = 0 from generate_series(1, 1000) n;";
+
+pub fn scenario() -> Scenario {
+    Scenario {
+        prefixes: &["create_index"],
+        plan: PLAN,
+        blue: TABLE,
+        rollback_restores: true,
+        ..Scenario::default()
+    }
+}
+
+async fn world() -> World {
+    let template = Database::with(servers::blue().await, TABLE).await;
+    World::new(Some(&template.name), None, PLAN, &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invalid_index_of_somebody_else_is_reported_and_kept() {
+    let world = world().await;
+    world.blue.execute("create index token_subject on token (subject)").await;
+    world
+        .blue
+        .admin()
+        .await
+        .batch_execute("update pg_index set indisvalid = false where indexrelid = 'token_subject'::regclass")
+        .await
+        .unwrap();
+    let ended = world.handover("run", &[]).await.code(1);
+    assert!(ended.stderr.contains("INVALID index token_subject"), "{ended}");
+    assert!(ended.stderr.contains("drop index concurrently"), "{ended}");
+    world.blue.execute("drop index token_subject").await;
+    world.handover("resume", &[]).await.success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_was_there_before_survives_the_rollback() {
+    let world = world().await;
+    world.blue.execute("create index token_subject on token (subject, created_at desc)").await;
+    let before = world.snapshot().await;
+    world.handover("run", &[]).await.success();
+    world.handover("rollback", &[]).await.success();
+    assert_eq!(before, world.snapshot().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_are_not_blocked_while_an_old_transaction_holds_the_build_up() {
+    let world = world().await;
+    let mut admin = world.blue.admin().await;
+    let old = admin.transaction().await.unwrap();
+    old.query("select count(*) from token", &[]).await.unwrap();
+    let mut run = world.command().arg("run").arg(world.plan()).spawn().unwrap();
+    let probe = world.blue.admin().await;
+    let waiting = "select 1 from pg_stat_progress_create_index where phase like 'waiting%'";
+    while probe.query_opt(waiting, &[]).await.unwrap().is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    world.blue.execute("set lock_timeout = '2s'; insert into token (id) values (5000)").await;
+    old.commit().await.unwrap();
+    assert!(run.wait().await.unwrap().success());
+}

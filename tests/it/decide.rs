@@ -1,0 +1,216 @@
+//! `decide` and the fold under thousands of random histories: whatever fails and wherever the engine dies, a
+//! run reaches done, rolled back, or a stated halt; no step twice, none skipped.
+
+use handover::Class;
+use handover::engine::decide::{Next, Outline, decide, losses};
+use handover::event::{Entry, Failure, Holder, Record, StepId};
+use handover::journal::{Phase, RunState, Status};
+use handover::steps::{OnFailure, Retry, Undo};
+use handover::value::Duration;
+use proptest::prelude::*;
+
+/// What happens to one action of the engine.
+#[derive(Debug, Clone)]
+enum Fate {
+    Succeeds,
+    Fails(Class),
+    /// The process dies after the intent is recorded; the effect happened or not.
+    DiesAfterIntent,
+    /// The process dies after the effect, before the outcome is recorded.
+    DiesBeforeOutcome,
+    /// The operator stops it.
+    Stopped,
+    /// The operator rolls back, to a step or wholly, after a halt or stop.
+    RollsBack(Option<usize>),
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    prop_oneof![
+        4 => Just(Class::Connection), 2 => Just(Class::Contention), 2 => Just(Class::External),
+        1 => Just(Class::Data), 1 => Just(Class::Invariant), 1 => Just(Class::Timeout), 1 => Just(Class::Internal),
+    ]
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        8 => Just(Fate::Succeeds), 3 => class().prop_map(Fate::Fails), 2 => Just(Fate::DiesAfterIntent),
+        2 => Just(Fate::DiesBeforeOutcome), 1 => Just(Fate::Stopped),
+        1 => prop::option::of(0_usize..6).prop_map(Fate::RollsBack),
+    ]
+}
+
+fn outline() -> impl Strategy<Value = Vec<Outline>> {
+    let undo = prop_oneof![
+        6 => Just(Undo::Exact { how: "x".into() }), 2 => Just(Undo::Nothing),
+        1 => Just(Undo::Lossy { how: "x".into(), loses: "y".into() }),
+        1 => Just(Undo::Impossible { why: "z".into() }),
+    ];
+    let step = (undo, 1_u32..4, any::<bool>());
+    prop::collection::vec(step, 0..6).prop_map(|steps| {
+        steps
+            .into_iter()
+            .enumerate()
+            .map(|(i, (undo, attempts, rollback))| Outline {
+                id: StepId(format!("s{i}")),
+                retry: Retry { attempts, backoff: Duration::millis(1) },
+                on_failure: if rollback { OnFailure::Rollback } else { OnFailure::Halt },
+                undo,
+            })
+            .collect()
+    })
+}
+
+/// The world: which effects are there, and the journal.
+struct Simulation<'a> {
+    plan: &'a [Outline],
+    journal: Vec<Entry>,
+    state: RunState,
+    effects: Vec<StepId>,
+}
+
+impl Simulation<'_> {
+    fn record(&mut self, record: Record) {
+        let entry = Entry { seq: self.state.seq + 1, at: jiff::Timestamp::UNIX_EPOCH, record };
+        self.state.apply(&entry).unwrap();
+        self.journal.push(entry);
+        // What a crash leaves is exactly what a new process folds.
+        assert_eq!(RunState::fold(&self.journal).unwrap(), self.state);
+    }
+
+    fn attach(&mut self) {
+        let holder =
+            Holder { host: "h".into(), user: "u".into(), pid: 1, incarnation: String::new(), started: 0 };
+        self.record(Record::Attached { token: 1, holder, accepted_digest: None });
+    }
+
+    fn position(&self, step: &StepId) -> usize {
+        self.plan.iter().position(|o| o.id == *step).unwrap()
+    }
+
+    fn apply(&mut self, step: &StepId) {
+        // Never skipped: everything before it has its effect.
+        for earlier in &self.plan[..self.position(step)] {
+            assert!(self.effects.contains(&earlier.id), "{step} ran before {}", earlier.id);
+        }
+        // A second attempt finds its own effect (steps probe the world); a done step is never run again.
+        assert_ne!(*self.state.status(step), Status::Done, "{step} ran twice");
+        if !self.effects.contains(step) {
+            self.effects.push(step.clone());
+        }
+    }
+
+    fn revert(&mut self, step: &StepId) {
+        // From the last to the first.
+        for later in &self.plan[self.position(step) + 1..] {
+            assert!(!self.effects.contains(&later.id), "{step} was undone before {}", later.id);
+        }
+        self.effects.retain(|s| s != step);
+    }
+}
+
+fn failure(class: Class) -> Failure {
+    Failure { class, message: "m".into(), hint: None }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_history_ends_well(plan in outline(), fates in prop::collection::vec(fate(), 0..40)) {
+        let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new() };
+        sim.record(Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() });
+        sim.attach();
+        // When the random fates run out everything succeeds, so a run that can end must end.
+        let mut fates = fates.into_iter();
+        for turn in 0.. {
+            prop_assert!(turn < 400, "the run does not end: {:?}", sim.state);
+            match decide(&plan, &sim.state) {
+                Next::Run { step, attempt, .. } => {
+                    sim.record(Record::StepStarted { step: step.clone(), attempt });
+                    match fates.next().unwrap_or(Fate::Succeeds) {
+                        Fate::Succeeds => {
+                            sim.apply(&step);
+                            sim.record(Record::StepDone { step, summary: serde_json::Value::Null });
+                        }
+                        Fate::Fails(class) => sim.record(Record::StepFailed { step, failure: failure(class) }),
+                        Fate::DiesAfterIntent => sim.attach(),
+                        Fate::DiesBeforeOutcome => {
+                            sim.apply(&step);
+                            sim.attach();
+                        }
+                        Fate::Stopped => {
+                            sim.record(Record::Halted { reason: "stopped".into(), class: Class::Cancelled });
+                            sim.attach();
+                        }
+                        Fate::RollsBack(to) => {
+                            sim.attach();
+                            let to = to.and_then(|i| plan.get(i)).map(|o| o.id.clone());
+                            let accept_loss = turn % 2 == 0;
+                            // The engine refuses what would lose something unless that is accepted.
+                            if accept_loss || losses(&plan, &sim.state, to.as_ref()).is_empty() {
+                                sim.record(Record::RollbackStarted { to, reason: "r".into(), accept_loss });
+                            }
+                        }
+                    }
+                }
+                Next::Undo { step, attempt, .. } => {
+                    sim.record(Record::UndoStarted { step: step.clone(), attempt });
+                    match fates.next().unwrap_or(Fate::Succeeds) {
+                        Fate::Fails(class) => sim.record(Record::UndoFailed { step, failure: failure(class) }),
+                        Fate::DiesAfterIntent => sim.attach(),
+                        Fate::DiesBeforeOutcome => {
+                            sim.revert(&step);
+                            sim.attach();
+                        }
+                        _ => {
+                            sim.revert(&step);
+                            sim.record(Record::UndoDone { step, summary: serde_json::Value::Null });
+                        }
+                    }
+                }
+                Next::StartRollback { reason } => {
+                    prop_assert!(losses(&plan, &sim.state, None).is_empty(), "an automatic rollback lost something");
+                    sim.record(Record::RollbackStarted { to: None, reason, accept_loss: false });
+                }
+                Next::Complete => {
+                    let all: Vec<StepId> = plan.iter().map(|o| o.id.clone()).collect();
+                    prop_assert_eq!(&sim.effects, &all, "done, but not everything was done exactly once in order");
+                    sim.record(Record::RunDone);
+                }
+                Next::RolledBack { to } => {
+                    let kept = to.as_ref().map_or(0, |to| sim.position(to) + 1);
+                    prop_assert!(sim.effects.iter().all(|s| sim.position(s) < kept), "rolled back, but something is left");
+                    sim.record(Record::RunRolledBack { to });
+                }
+                Next::Halt(failure) => {
+                    prop_assert!(!failure.message.is_empty());
+                    sim.record(Record::Halted { reason: failure.message.clone(), class: failure.class });
+                    if matches!(failure.class, Class::Usage) {
+                        break; // a rollback that cannot go on says so
+                    }
+                    sim.attach(); // the operator resumes
+                }
+                Next::Over => {
+                    let over = !matches!(sim.state.phase, Phase::Forward | Phase::Back { .. });
+                    prop_assert!(over, "nothing to do, but not at an end");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_journals_are_refused() {
+    let entry = |seq, record| Entry { seq, at: jiff::Timestamp::UNIX_EPOCH, record };
+    let start = || Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() };
+    let done = || Record::StepDone { step: "a".into(), summary: serde_json::Value::Null };
+    assert!(RunState::fold(&[entry(1, done())]).is_err(), "no beginning");
+    assert!(RunState::fold(&[entry(1, start()), entry(3, done())]).is_err(), "a gap");
+    assert!(RunState::fold(&[entry(1, start()), entry(2, start())]).is_err(), "two beginnings");
+    assert!(RunState::fold(&[entry(1, start()), entry(2, done())]).is_err(), "done without a start");
+    assert!(
+        RunState::fold(&[entry(1, start()), entry(2, Record::Finished), entry(3, done())]).is_err(),
+        "after the end"
+    );
+}

@@ -1,0 +1,96 @@
+//! The crash proof of a step kind: kill everywhere and resume, roll back and run again, and compare.
+
+use super::servers::{self, Database};
+use super::snapshot::assert_same;
+use super::world::World;
+use handover::failpoint;
+
+/// A plan that reaches every failpoint of a step kind, and the databases it starts from.
+#[derive(Clone, Default)]
+pub struct Scenario {
+    /// Whose failpoints it must reach: the text before the dot.
+    pub prefixes: &'static [&'static str],
+    /// The plan; it may use every variable that [`World::command`] sets.
+    pub plan: &'static str,
+    /// Files beside the plan.
+    pub files: &'static [(&'static str, &'static str)],
+    /// What the application did on blue before.
+    pub blue: &'static str,
+    /// What is on green before.
+    pub green: &'static str,
+    /// Whether a rollback needs `--accept-loss`.
+    pub lossy: bool,
+    /// Whether a rollback brings the databases back to how they were; some kinds leave green's content alone.
+    pub rollback_restores: bool,
+}
+
+struct Templates {
+    blue: Database,
+    green: Database,
+}
+
+impl Scenario {
+    async fn world(&self, templates: &Templates) -> World {
+        World::new(Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files).await
+    }
+
+    fn failpoints(&self) -> impl Iterator<Item = &'static str> {
+        failpoint::ALL
+            .iter()
+            .copied()
+            .filter(|name| self.prefixes.iter().any(|p| name.split('.').next() == Some(p)))
+    }
+
+    /// Proves it.
+    pub async fn prove(&self) {
+        let templates = Templates {
+            blue: Database::with(servers::blue().await, self.blue).await,
+            green: Database::with(servers::green().await, self.green).await,
+        };
+        let loss: &[&str] = if self.lossy { &["--accept-loss"] } else { &[] };
+
+        // Uninterrupted; rolled back; run again.
+        let world = self.world(&templates).await;
+        let before = world.snapshot().await;
+        world.handover("run", &[]).await.success();
+        let expected = world.snapshot().await;
+        world.handover("rollback", loss).await.success();
+        if self.rollback_restores {
+            assert_same("after rollback", &before, &world.snapshot().await);
+        }
+        world.handover("run", &[]).await.success();
+        assert_same("run again after rollback", &expected, &world.snapshot().await);
+        world.handover("finish", &[]).await.success();
+        world.drop_now().await;
+
+        // Killed at every failpoint, resumed. Those of an undo are reached by a rollback.
+        for name in self.failpoints() {
+            let world = self.world(&templates).await;
+            if name.contains("undo") {
+                world.handover("run", &[]).await.success();
+                world.handover_failing(name, "rollback", loss).await.killed();
+                world.handover("resume", &[]).await.success();
+                if self.rollback_restores {
+                    assert_same(&format!("undo killed at {name}"), &before, &world.snapshot().await);
+                }
+                world.handover("run", &[]).await.success();
+            } else {
+                world.handover_failing(name, "run", &[]).await.killed();
+                world.handover("resume", &[]).await.success();
+            }
+            assert_same(&format!("killed at {name}"), &expected, &world.snapshot().await);
+            world.drop_now().await;
+        }
+
+        // Killed half-way forward, then rolled back instead of resumed.
+        if let Some(name) = self.failpoints().find(|name| !name.contains("undo")) {
+            let world = self.world(&templates).await;
+            world.handover_failing(name, "run", &[]).await.killed();
+            world.handover("rollback", loss).await.success();
+            if self.rollback_restores {
+                assert_same(&format!("killed at {name}, then rolled back"), &before, &world.snapshot().await);
+            }
+            world.drop_now().await;
+        }
+    }
+}

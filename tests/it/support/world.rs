@@ -1,0 +1,146 @@
+//! A plan with its own fresh databases, and the real program run on it.
+
+use super::servers::{self, Database};
+use super::snapshot::snapshot;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+/// How one call of the program ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    fn new(output: Output) -> Self {
+        Ended {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails unless it succeeded.
+    #[track_caller]
+    pub fn success(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self}");
+        self
+    }
+
+    /// Fails unless it exited with `code`.
+    #[track_caller]
+    pub fn code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self}");
+        self
+    }
+
+    /// Fails unless it was killed by SIGKILL.
+    #[track_caller]
+    pub fn killed(self) -> Self {
+        assert_eq!(self.signal, Some(9), "the failpoint was never reached: {self}");
+        self
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "code {:?} signal {:?}\nstdout:\n{}\nstderr:\n{}",
+            self.code, self.signal, self.stdout, self.stderr
+        )
+    }
+}
+
+/// Databases `blue`, `green` and `control`, a folder with `plan.yaml` in it, and the environment for them.
+pub struct World {
+    pub blue: Database,
+    pub green: Database,
+    pub control: Database,
+    pub queue: String,
+    pub folder: tempfile::TempDir,
+}
+
+impl World {
+    /// Fresh databases, empty or clones of templates, and the plan's files.
+    pub async fn new(blue: Option<&str>, green: Option<&str>, plan: &str, files: &[(&str, &str)]) -> Self {
+        let (blue_server, green_server) = (servers::blue().await, servers::green().await);
+        let blue = Database::create(blue_server, blue).await;
+        let green = Database::create(green_server, green).await;
+        let control = Database::create(green_server, None).await;
+        let folder = tempfile::tempdir().unwrap();
+        // The embedded queue unless a test says otherwise: it starts at once.
+        let queue = control.handover_url();
+        let world = World { blue, green, control, queue, folder };
+        world.write("plan.yaml", plan);
+        for (name, content) in files {
+            world.write(name, content);
+        }
+        world
+    }
+
+    /// Writes a file beside the plan.
+    pub fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> PathBuf {
+        self.folder.path().join("plan.yaml")
+    }
+
+    /// The program, with this world's environment.
+    pub fn command(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_handover"));
+        command
+            .env("BLUE_URL", self.blue.handover_url())
+            .env("GREEN_URL", self.green.handover_url())
+            .env("BLUE_READER_URL", self.blue.reader_url())
+            .env("GREEN_READER_URL", self.green.reader_url())
+            .env("CONTROL_URL", self.control.handover_url())
+            .env("QUEUE_URL", &self.queue)
+            .env("WORLD", self.folder.path())
+            .env_remove("HANDOVER_FAILPOINT")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// `handover VERB PLAN ARGS…`.
+    pub async fn handover(&self, verb: &str, args: &[&str]) -> Ended {
+        let output = self.command().arg(verb).arg(self.plan()).args(args).output().await.unwrap();
+        Ended::new(output)
+    }
+
+    /// The same, with a failpoint armed (`name`, `name:3`, `name:1:stop`).
+    pub async fn handover_failing(&self, failpoint: &str, verb: &str, args: &[&str]) -> Ended {
+        let mut command = self.command();
+        command.env("HANDOVER_FAILPOINT", failpoint).arg(verb).arg(self.plan()).args(args);
+        Ended::new(command.output().await.unwrap())
+    }
+
+    /// Blue and green as text.
+    pub async fn snapshot(&self) -> String {
+        format!("-- blue\n{}-- green\n{}", snapshot(&self.blue).await, snapshot(&self.green).await)
+    }
+
+    /// A file beside the plan.
+    pub fn path(&self, name: &str) -> PathBuf {
+        Path::new(self.folder.path()).join(name)
+    }
+
+    /// Drops the databases, for tests that make many worlds.
+    pub async fn drop_now(self) {
+        self.blue.drop_now().await;
+        self.green.drop_now().await;
+        self.control.drop_now().await;
+    }
+}
