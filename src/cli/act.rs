@@ -91,11 +91,11 @@ pub struct ApproveArgs {
 pub fn load(format: Format, path: &Path) -> Option<Plan> {
     match Plan::load(path) {
         Ok(plan) => {
-            plan.show_warnings(format);
+            ui::problems(format, &plan.warnings);
             Some(plan)
         }
-        Err(problems) => {
-            problems.show(format);
+        Err(errors) => {
+            ui::problems(format, &errors.problems);
             None
         }
     }

@@ -1,100 +1,263 @@
-//! Plans: a first reader; the checker replaces it.
+//! Plans: from a YAML file to steps, with every problem found at once.
+
+mod check;
+mod digest;
+mod file;
+mod locate;
+mod render;
+mod schema;
+mod secrets;
+mod whole;
+mod words;
+
+pub use digest::{DatabaseIdentity, digest, files_digest, refuse_same};
+pub use file::DatabaseSpec;
+pub use locate::Place;
+pub use render::{Diagnostic, PlanErrors};
+pub use schema::schema;
 
 use crate::error::{Error, Result};
-use crate::postgres::Databases;
+use crate::event::StepId;
 use crate::postgres::connect::Target;
-use crate::steps::{KINDS, Step};
-use crate::ui::Format;
+use crate::problem::{Path as NodePath, Problems, Severity};
+use crate::steps::{Step, Undo};
 use crate::value::EnvString;
-use serde_json::Value;
+use locate::Locator;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A plan.
+/// A plan that was found good.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Its name.
     pub name: String,
-    /// Its folder.
+    /// The file, as it was named.
+    pub file: PathBuf,
+    /// The file's folder; relative paths start there.
     pub base: PathBuf,
-    /// Its databases.
-    pub databases: BTreeMap<String, EnvString>,
-    /// Where the journal is.
+    /// The databases by name.
+    pub databases: BTreeMap<String, DatabaseSpec>,
+    /// Where the journal lives.
     pub control: EnvString,
     /// The queue.
     pub queue: Option<EnvString>,
-    /// Its steps.
+    /// The steps, in order.
     pub steps: Arc<[Step]>,
-    text: String,
-}
-
-/// Problems.
-#[derive(Debug)]
-pub struct PlanErrors(Error);
-
-impl PlanErrors {
-    /// Shows them.
-    pub fn show(&self, format: Format) {
-        crate::ui::error(format, &self.0);
-    }
+    /// What is worth knowing before it runs.
+    pub warnings: Vec<Diagnostic>,
+    /// The file's text, as it was checked.
+    pub text: String,
+    lines: Vec<usize>,
 }
 
 impl Plan {
-    /// Reads one.
+    /// Reads and checks a plan. No connection is opened, and no environment variable needs to be set.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
     pub fn load(path: &Path) -> Result<Plan, PlanErrors> {
-        Self::read(path).map_err(PlanErrors)
+        let bytes = std::fs::read(path).map_err(|e| {
+            let help = match e.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "name the plan's file, e.g. `handover check plans/upgrade.yaml`"
+                }
+                std::io::ErrorKind::IsADirectory => "name a file in it",
+                _ => "see that you may read it",
+            };
+            whole_file(path, &format!("cannot read the plan ({e})"), help)
+        })?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let valid = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]).into_owned();
+            let lines = locate::lines(&valid);
+            let place = Place {
+                line: lines.len(),
+                column: lines.last().map_or(1, |l| l.chars().count() + 1),
+                length: 1,
+            };
+            single(path, &valid, place, "the file is not UTF-8 from here on", "save it as UTF-8")
+        })?;
+        Self::parse(path, text)
     }
 
-    fn read(path: &Path) -> Result<Plan> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::usage(e.to_string()))?;
-        let bad = |e: String| Error::usage(e);
-        let value: Value = serde_yaml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        let get = |k: &str| value.get(k).cloned().unwrap_or(Value::Null);
-        let mut steps = Vec::new();
-        for step in get("steps").as_array().into_iter().flatten() {
-            let kind =
-                KINDS.iter().find(|k| step.get(k.name).is_some()).ok_or_else(|| bad("no kind".into()))?;
-            let field = |k: &str| step.get(k).cloned().unwrap_or(Value::Null);
-            steps.push(Step {
-                id: serde_json::from_value(field("id")).map_err(|e| bad(e.to_string()))?,
-                title: None,
-                timeout: serde_json::from_value(field("timeout")).map_err(|e| bad(e.to_string()))?,
-                retry: serde_json::from_value::<Option<_>>(field("retry"))
-                    .map_err(|e| bad(e.to_string()))?
-                    .unwrap_or_default(),
-                on_failure: serde_json::from_value::<Option<_>>(field("on_failure"))
-                    .map_err(|e| bad(e.to_string()))?
-                    .unwrap_or_default(),
-                kind_name: kind.name,
-                kind: (kind.parse)(field(kind.name)).map_err(|e| bad(e.to_string()))?,
-            });
+    /// Checks a plan's text as if it were in the file `path`.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(path: &Path, text: String) -> Result<Plan, PlanErrors> {
+        let file = path.display().to_string();
+        let base = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        // An editor's byte order mark is no part of the content.
+        let source = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let locator = Locator::new(source);
+        let mut problems = Problems::new();
+        let value = file::read(source, &locator, &mut problems).map_err(|syntax| {
+            let place = locator.clamp(syntax.place.unwrap_or(Place { line: 1, column: 1, length: 1 }));
+            single(path, source, place, &syntax.message, &syntax.hint)
+        })?;
+        let checked = check::check(value, &base, &mut problems);
+
+        let mut diagnostics: Vec<Diagnostic> =
+            problems.iter().map(|problem| Diagnostic::new(&file, source, &locator, problem)).collect();
+        if let Some(place) = locator.second_document() {
+            diagnostics.push(Diagnostic::at(
+                &file,
+                source,
+                place,
+                Severity::Error,
+                &NodePath::default(),
+                "a second document begins here",
+                Some("a file holds one plan; remove the `---` or move the rest to a file of its own"),
+            ));
         }
+        diagnostics.sort_by_key(|diagnostic| diagnostic.place);
+        diagnostics.dedup_by(|a, b| a.place == b.place && a.message == b.message);
+        let errors = PlanErrors { problems: diagnostics };
+        let (0, Some(control)) = (errors.errors(), checked.control) else { return Err(errors) };
+        let lines = checked.places.iter().map(|place| locator.at(&place.path, false).line).collect();
         Ok(Plan {
-            name: serde_json::from_value(get("name")).map_err(|e| bad(e.to_string()))?,
-            base: path.parent().unwrap_or(Path::new(".")).to_path_buf(),
-            databases: serde_json::from_value(get("databases")).map_err(|e| bad(e.to_string()))?,
-            control: serde_json::from_value(get("control")).map_err(|e| bad(e.to_string()))?,
-            queue: serde_json::from_value(get("queue")).map_err(|e| bad(e.to_string()))?,
-            steps: steps.into(),
+            name: checked.name,
+            file: path.to_owned(),
+            base,
+            databases: checked.databases,
+            control,
+            queue: checked.queue,
+            steps: checked.steps,
+            warnings: errors.problems,
+            lines,
             text,
         })
     }
 
-    /// Resolved databases.
+    /// The databases' URLs, with the environment filled in.
+    ///
+    /// # Errors
+    /// A variable that is not set.
     pub fn targets(&self) -> Result<BTreeMap<String, Target>> {
         self.databases
             .iter()
-            .map(|(name, url)| Ok((name.clone(), Target { url: url.resolve()?, reader: None })))
+            .map(|(name, spec)| {
+                let resolve = |url: &EnvString| url.resolve().map_err(|e| e.on_database(name));
+                let reader = spec.reader.as_ref().map(resolve).transpose()?;
+                Ok((name.clone(), Target { url: resolve(&spec.url)?, reader }))
+            })
             .collect()
     }
 
-    /// Warnings.
-    pub fn show_warnings(&self, _format: Format) {}
+    /// A step by its id.
+    #[must_use]
+    pub fn step(&self, id: &StepId) -> Option<&Step> {
+        self.steps.iter().find(|step| step.id == *id)
+    }
 
-    /// The digest.
-    pub async fn digest(&self, _databases: &Databases) -> Result<String> {
-        use sha2::{Digest, Sha256};
-        Ok(Sha256::digest(self.text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect())
+    /// The line a step begins in.
+    #[must_use]
+    pub fn step_line(&self, id: &StepId) -> Option<usize> {
+        self.lines.get(self.steps.iter().position(|step| step.id == *id)?).copied()
+    }
+
+    /// Adds the file and the line of a step to an error.
+    #[must_use]
+    pub fn locate(&self, error: Error, id: &StepId) -> Error {
+        error.at_step(id).in_file(self.file.display(), self.step_line(id))
+    }
+
+    /// The first step after which a rollback loses something or stops, and what.
+    #[must_use]
+    pub fn point_of_no_return(&self) -> Option<(&Step, Undo)> {
+        self.steps.iter().find_map(|step| match step.kind.reversibility() {
+            undo @ (Undo::Impossible { .. } | Undo::Lossy { .. }) => Some((step, undo)),
+            Undo::Exact { .. } | Undo::Nothing => None,
+        })
+    }
+}
+
+fn single(path: &Path, text: &str, place: Place, message: &str, help: &str) -> PlanErrors {
+    let file = path.display().to_string();
+    PlanErrors {
+        problems: vec![Diagnostic::at(
+            &file,
+            text,
+            place,
+            Severity::Error,
+            &NodePath::default(),
+            message,
+            Some(help),
+        )],
+    }
+}
+
+fn whole_file(path: &Path, message: &str, help: &str) -> PlanErrors {
+    single(path, "", Place { line: 1, column: 1, length: 1 }, message, help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn load(text: &str) -> Result<Plan, PlanErrors> {
+        Plan::parse(Path::new("dir/plan.yaml"), text.to_owned())
+    }
+
+    const GOOD: &str = "handover: 1
+name: a-plan
+databases: {blue: '${PLAN_TEST_UNSET_URL}'}
+control: ${PLAN_TEST_UNSET_URL}
+steps:
+  - id: one
+    create_index: {on: blue, indexes: [{name: i, table: t, columns: [c]}]}
+  - id: two
+    timeout: 2h
+    create_index:
+      on: blue
+      indexes: [{name: j, table: t, columns: [c]}]
+";
+
+    #[test]
+    fn a_good_plan_loads_without_its_environment() {
+        let plan = load(GOOD).unwrap();
+        assert_eq!((plan.name.as_str(), plan.steps.len()), ("a-plan", 2));
+        assert_eq!(plan.step_line(&"two".into()), Some(8));
+        assert_eq!(plan.base, Path::new("dir"));
+        assert_eq!(plan.warnings.len(), 2, "{:?}", plan.warnings);
+        assert!(plan.targets().unwrap_err().message().contains("PLAN_TEST_UNSET_URL"));
+        assert!(load(&format!("\u{feff}{GOOD}")).is_ok());
+        assert!(load(&GOOD.replace('\n', "\r\n")).is_ok());
+    }
+
+    #[test]
+    fn problems_stand_in_the_order_of_the_file_and_become_one_error() {
+        let errors =
+            load(&GOOD.replace("on: blue", "on: bleu").replace("timeout: 2h", "timout: 2h")).unwrap_err();
+        let lines: Vec<usize> = errors.problems.iter().map(|p| p.place.line).collect();
+        assert!(lines.is_sorted(), "{errors}");
+        assert_eq!(errors.errors(), 3, "{errors}");
+        let error = Error::from(errors);
+        assert!(error.to_string().contains("(and 2 more)"), "{error}");
+        assert!(error.next_step().unwrap().contains("handover check"));
+    }
+
+    proptest! {
+        #[test]
+        fn loading_never_panics(text in "(handover: 1|name: |databases:|steps:|control: |\\$\\{A\\}|- id: a|create_index:|indexes: |\\[|\\]|\\{|\\}|,|: |\n|\n  |\n    |\"|'|&a |\\*a|<<: |!t |\\||1|true|~|\t|\u{85}|é){0,40}") {
+            if let Err(errors) = load(&text) {
+                prop_assert!(!errors.to_string().is_empty());
+            }
+        }
+
+        #[test]
+        fn a_damaged_plan_never_panics(at in 0usize..400, len in 0usize..30, with in "\\PC{0,4}") {
+            let mut chars: Vec<char> = GOOD.chars().collect();
+            let from = at.min(chars.len());
+            let to = (from + len).min(chars.len());
+            chars.splice(from..to, with.chars());
+            if let Err(errors) = load(&chars.into_iter().collect::<String>()) {
+                prop_assert!(errors.errors() > 0, "{errors}");
+            }
+        }
     }
 }

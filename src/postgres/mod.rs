@@ -4,6 +4,7 @@ pub mod connect;
 pub mod error;
 pub mod fence;
 pub mod ident;
+pub mod identity;
 pub mod install;
 pub mod session;
 pub mod sql;

@@ -40,15 +40,16 @@ pub struct Kind {
     /// Its key in a step.
     pub name: &'static str,
     /// Reads the value under that key.
-    pub parse: fn(Value) -> Result<Arc<dyn StepKind>, serde_json::Error>,
+    pub parse: fn(Value) -> Parsed,
     /// The schema of that value.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
-fn parse<T: StepKind + DeserializeOwned + 'static>(
-    value: Value,
-) -> Result<Arc<dyn StepKind>, serde_json::Error> {
-    Ok(Arc::new(serde_json::from_value::<T>(value)?))
+/// A kind read from its value, or what is wrong with which part of the value.
+pub type Parsed = Result<Arc<dyn StepKind>, serde_path_to_error::Error<serde_json::Error>>;
+
+fn parse<T: StepKind + DeserializeOwned + 'static>(value: Value) -> Parsed {
+    Ok(Arc::new(serde_path_to_error::deserialize::<_, T>(value)?))
 }
 
 /// One step of a plan.

@@ -7,6 +7,8 @@ pub mod words;
 
 use crate::error::Error;
 use crate::event::Event;
+use crate::plan::Diagnostic;
+use crate::problem::Severity;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
@@ -44,6 +46,26 @@ pub fn out(text: impl std::fmt::Display) {
     use std::io::Write;
     // A reader that went away (`| head`) is no reason to fail.
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints what is wrong with a plan, or worth knowing about it, on standard error: as text with a count below, or
+/// one object `{"problems": […]}`. Nothing when there is nothing.
+pub fn problems(format: Format, problems: &[Diagnostic]) {
+    use std::io::Write;
+    if problems.is_empty() {
+        return;
+    }
+    let mut stderr = std::io::stderr();
+    if format == Format::Json {
+        let _ = writeln!(stderr, "{}", serde_json::json!({ "problems": problems }));
+        return;
+    }
+    for problem in problems {
+        let _ = writeln!(stderr, "{problem}\n");
+    }
+    let errors = problems.iter().filter(|p| p.severity == Severity::Error).count();
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let _ = writeln!(stderr, "{}, {}", count(errors, "error"), count(problems.len() - errors, "warning"));
 }
 
 /// Prints an error with what to do next, on standard error.

@@ -1,0 +1,50 @@
+//! Which database a connection leads to, whatever its URL says.
+
+use super::session::Session;
+use crate::error::Result;
+use serde::{Deserialize, Serialize};
+
+/// What tells one database from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseIdentity {
+    /// Given to a cluster by initdb; copies of the cluster's files (standbys, restored backups) share it.
+    pub system_identifier: i64,
+    /// The database's name.
+    pub database: String,
+    /// The database's oid.
+    pub oid: u32,
+    /// When the server process started, in microseconds since 1970: differs between copies of a cluster, and
+    /// changes with each restart, so it is good only for comparing two answers of one moment.
+    pub started_us: i64,
+}
+
+impl DatabaseIdentity {
+    /// Whether both, asked at about the same time, are one database of one running server.
+    #[must_use]
+    pub fn is_same_database(&self, other: &Self) -> bool {
+        (self.system_identifier, self.oid, self.started_us)
+            == (other.system_identifier, other.oid, other.started_us)
+    }
+}
+
+/// Asks a database who it is. Any role may: `pg_control_system()` is open to all
+/// (<https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CONTROLDATA>).
+///
+/// # Errors
+/// What the server says.
+pub async fn identify(session: &Session) -> Result<DatabaseIdentity> {
+    let row = session
+        .query_one(
+            "select s.system_identifier, d.datname::text, d.oid,
+                    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
+             from pg_control_system() s, pg_database d where d.datname = current_database()",
+            &[],
+        )
+        .await?;
+    Ok(DatabaseIdentity {
+        system_identifier: row.get(0),
+        database: row.get(1),
+        oid: row.get(2),
+        started_us: row.get(3),
+    })
+}
