@@ -1,5 +1,6 @@
 //! Opening connections: by name, for reading, or – only under a held lease – for writing.
 
+use super::address::Address;
 use super::error::from_postgres;
 use super::session::Session;
 use crate::error::{Class, Error, Result};
@@ -7,7 +8,8 @@ use crate::value::Secret;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::NoTls;
+use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection attempt may take before it counts as failed.
@@ -209,26 +211,31 @@ impl Databases {
 /// # Errors
 /// A URL that does not parse (shown without its content), or no connection.
 pub async fn open(url: &Secret, name: &str, application_name: &str) -> Result<tokio_postgres::Client> {
-    let mut config: Config = url.expose().parse().map_err(|_| {
-        Error::usage("the URL is not a Postgres URL")
-            .on_database(name)
-            .hint("write postgres://user:password@host:port/database")
-    })?;
+    let Address { mut config, tls } = Address::parse(url).map_err(|e| e.on_database(name))?;
     config.application_name(application_name);
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
     }
     config.keepalives_idle(Duration::from_secs(30));
-    let attempt = config.connect(NoTls);
-    let (client, connection) = match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
-        Ok(result) => result.map_err(|e| from_postgres(&e, name))?,
-        Err(_) => {
-            return Err(Error::new(Class::Connection, "the server did not answer in time")
-                .on_database(name)
-                .hint("see that the server is up and reachable from here"));
+    let attempt = async {
+        // The connection's own error reaches every pending call through the client; nothing is lost here.
+        match tls {
+            Some(tls) => {
+                let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+            None => {
+                let (client, connection) = config.connect(NoTls).await?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
         }
     };
-    // The connection's own error reaches every pending call through the client; nothing is lost here.
-    tokio::spawn(connection);
-    Ok(client)
+    match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
+        Ok(result) => result.map_err(|e| from_postgres(&e, name)),
+        Err(_) => Err(Error::new(Class::Connection, "the server did not answer in time")
+            .on_database(name)
+            .hint("see that the server is up and reachable from here")),
+    }
 }

@@ -89,6 +89,12 @@ fn from_driver(error: &tokio_postgres::Error) -> Error {
     if let Some(source) = error.source() {
         text = format!("{text}: {source}");
     }
+    if text.contains("certificate") {
+        return Error::usage(text).hint(
+            "connect by the name that the certificate was issued for, and name a private certificate authority \
+             as `sslrootcert=/path/ca.pem` in the URL",
+        );
+    }
     // The driver reports a bad value for a parameter or column without a server round trip.
     let connection = error.is_closed() || text.contains("connect") || text.contains("communicating");
     if connection {

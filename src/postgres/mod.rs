@@ -1,5 +1,6 @@
 //! Postgres as the engine sees it: connections, sessions bound to a lease, identifiers, errors.
 
+pub mod address;
 pub mod connect;
 pub mod error;
 pub mod fence;

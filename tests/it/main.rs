@@ -6,6 +6,7 @@
 mod crash;
 mod create_index;
 mod decide;
+mod lease;
 mod local;
 mod queue;
 mod support;

@@ -1,13 +1,13 @@
 //! Sessions of the embedded queue.
 
 use crate::error::{Class, Error, Result};
+use crate::postgres::address::Address;
 use crate::queue::{Options, QueueUrl};
-use crate::tls;
+use crate::value::Secret;
 use rustls::ClientConfig;
 use std::error::Error as _;
 use std::sync::Arc;
 use tokio::sync::Notify;
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -31,28 +31,9 @@ pub struct Session {
 impl Target {
     pub fn new(url: &QueueUrl, options: Options) -> Result<Self> {
         let place = format!("{}/{}", url.authority(), url.name());
-        let mode = url.parameter("sslmode").unwrap_or_else(|| "prefer".to_owned());
-        let ca = url.ca_file();
-        // The driver knows three of libpq's modes and no root certificate; what is verified is decided here.
-        let (ssl_mode, tls) = match (mode.as_str(), &ca) {
-            ("disable" | "allow", _) => (SslMode::Disable, None),
-            ("prefer", _) => (SslMode::Prefer, Some(tls::unverified()?)),
-            ("require", None) => (SslMode::Require, Some(tls::unverified()?)),
-            ("require" | "verify-ca" | "verify-full", _) => {
-                (SslMode::Require, Some(tls::verifying(ca.as_deref())?))
-            }
-            _ => {
-                return Err(Error::usage(format!("the queue's URL has an unknown sslmode for {place}"))
-                    .hint("use disable, prefer, require or verify-full"));
-            }
-        };
-        let mut config: Config = url.without(&["sslmode", "sslrootcert"]).secret().parse().map_err(|e| {
-            // The driver's message names the parameter, never its value.
-            Error::usage(format!("the queue's URL to {place} cannot be read ({})", describe(&e)))
-                .hint("write it as postgres://user:password@host:5432/database?sslmode=verify-full")
-        })?;
+        let Address { mut config, tls } = Address::parse(&Secret::new(url.secret()))
+            .map_err(|e| e.context(format!("the queue at {place}")))?;
         config
-            .ssl_mode(ssl_mode)
             .connect_timeout(options.connect_timeout)
             .application_name(&options.name)
             .keepalives_idle(std::time::Duration::from_secs(10));
