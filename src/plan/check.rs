@@ -16,6 +16,8 @@ use std::sync::Arc;
 pub struct Checked {
     /// Its name.
     pub name: String,
+    /// Names of the databases that are mappings with a `url`.
+    pub spelled_out: BTreeSet<String>,
     /// Its databases.
     pub databases: BTreeMap<String, DatabaseSpec>,
     /// Its control database.
@@ -75,7 +77,12 @@ pub fn check(mut plan: Value, base: &std::path::Path, problems: &mut Problems) -
         check_name(name, problems);
         out.name = name.to_owned();
     }
-    let databases_known = map.get("databases").is_some_and(Value::is_object);
+    let databases_known = map.get("databases").and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+    out.spelled_out = map
+        .get("databases")
+        .and_then(Value::as_object)
+        .map(|all| all.iter().filter(|(_, v)| v.is_object()).map(|(name, _)| name.clone()).collect())
+        .unwrap_or_default();
     out.databases = whole::databases(map.get("databases"), problems);
     let url = |key: &str| map.get(key).and_then(Value::as_str).map(|text| EnvString(text.to_owned()));
     out.control = url("control");
@@ -83,15 +90,16 @@ pub fn check(mut plan: Value, base: &std::path::Path, problems: &mut Problems) -
     whole::urls(&out, problems);
 
     if let Some(Value::Array(steps)) = map.get("steps") {
-        let unread = read_steps(steps, &parts.1, &mut out, problems);
+        read_steps(steps, &parts.1, &mut out, problems);
         if databases_known {
             check_kinds(&out, base, problems);
         }
-        if databases_known && !unread {
-            whole::uses(&out, problems);
-        }
+        whole::queue(&out, problems);
         whole::rollbacks(&out, problems);
         whole::files(&out, base, problems);
+        if !problems.has_errors() {
+            whole::unused(&out, problems);
+        }
     }
     out
 }
@@ -148,19 +156,17 @@ pub fn is_name(text: &str, marks: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
 }
 
-/// Reads the steps; true if one of them could not be read.
-fn read_steps(steps: &[Value], common: &Part, out: &mut Checked, problems: &mut Problems) -> bool {
+/// Reads those steps that can be read.
+fn read_steps(steps: &[Value], common: &Part, out: &mut Checked, problems: &mut Problems) {
     let mut read = Vec::new();
     let mut ids: HashMap<String, usize> = HashMap::new();
     let mut parts: HashMap<&'static str, Option<Part>> = HashMap::new();
-    let mut unread = false;
     for (i, step) in steps.iter().enumerate() {
         let path = Path(vec!["steps".into(), i.into()]);
         let Some(map) = step.as_object() else {
             problems
                 .error(path.0.clone(), format!("expected a step, found {}", words::found(step, &path)))
                 .hint("a step is a mapping: `- id: …`, and its kind below");
-            unread = true;
             continue;
         };
         literal_passwords(step, &path, problems);
@@ -173,28 +179,23 @@ fn read_steps(steps: &[Value], common: &Part, out: &mut Checked, problems: &mut 
             for (key, kind) in &kinds {
                 read_kind(kind, &map[key], &path.join(key.as_str()), &mut parts, problems);
             }
-            unread = true;
             continue;
         };
         let parsed = read_kind(kind, &map[key], &path.join(key.as_str()), &mut parts, problems);
-        match (shared, parsed) {
-            (Some(shared), Some(parsed)) => {
-                out.places.push(StepPlace { path, key: key.clone(), body: map[key].clone() });
-                read.push(Step {
-                    id: StepId(shared.id),
-                    title: shared.title,
-                    timeout: shared.timeout,
-                    retry: shared.retry,
-                    on_failure: shared.on_failure,
-                    kind_name: kind.name,
-                    kind: parsed,
-                });
-            }
-            _ => unread = true,
+        if let (Some(shared), Some(parsed)) = (shared, parsed) {
+            out.places.push(StepPlace { path, key: key.clone(), body: map[key].clone() });
+            read.push(Step {
+                id: StepId(shared.id),
+                title: shared.title,
+                timeout: shared.timeout,
+                retry: shared.retry,
+                on_failure: shared.on_failure,
+                kind_name: kind.name,
+                kind: parsed,
+            });
         }
     }
     out.steps = read.into();
-    unread
 }
 
 fn literal_passwords(value: &Value, path: &Path, problems: &mut Problems) {
@@ -230,9 +231,7 @@ fn read_common(
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     let value = Value::Object(only);
-    let before = problems.iter().count();
-    words::validate(part, &value, path, problems);
-    if problems.iter().count() > before {
+    if !words::validate(part, &value, path, problems) {
         return None;
     }
     parse(value, path, serde_path_to_error::deserialize, problems)
@@ -267,6 +266,9 @@ fn find_kinds(
     let mut kinds: Vec<(String, &'static Kind)> =
         map.keys().filter_map(|key| Some((key.clone(), by_name(key)?))).collect();
     let has_kind = !kinds.is_empty();
+    // `kind: copy`, as other tools have it.
+    let by_value: Vec<(String, &'static Kind)> =
+        map.values().filter_map(|v| by_name(v.as_str()?)).map(|kind| (kind.name.to_owned(), kind)).collect();
     let mut explained = false;
     for key in map.keys().filter(|key| !COMMON.contains(&key.as_str()) && by_name(key).is_none()) {
         let free = |name: &&str| !map.contains_key(*name);
@@ -284,13 +286,15 @@ fn find_kinds(
                 problems.error(at.0, message).hint(format!("did you mean `{meant}`?")).at_key();
             }
             (None, None) => {
-                let value = map[key].as_str().and_then(by_name);
-                let hint = match value {
-                    Some(kind) => format!("the kind itself is the key: `{}: …`", kind.name),
-                    None if has_kind => {
+                let named = map[key].as_str().and_then(by_name);
+                let owner = kinds.iter().chain(&by_value).find(|(_, kind)| field_names(kind).contains(key));
+                let hint = match (named, owner) {
+                    (Some(kind), _) => format!("the kind itself is the key: `{}: …`", kind.name),
+                    (None, Some((owner, _))) => format!("it belongs below `{owner}:`, indented"),
+                    _ if has_kind => {
                         format!("beside its kind a step has {}; a kind's own fields go below it", fields())
                     }
-                    None => format!("step kinds are {}", all()),
+                    _ => format!("step kinds are {}", all()),
                 };
                 problems.error(at.0, message).hint(hint).at_key();
                 explained = true;
@@ -314,6 +318,14 @@ fn find_kinds(
     kinds
 }
 
+/// Names of a kind's own fields.
+fn field_names(kind: &Kind) -> Vec<String> {
+    let Ok(Part { schema, .. }) = Part::kind(kind) else { return Vec::new() };
+    let node = schema.get("$ref").and_then(Value::as_str).and_then(|r| schema.pointer(r.strip_prefix('#')?));
+    let properties = node.unwrap_or(&schema).get("properties").and_then(Value::as_object);
+    properties.map(|p| p.keys().cloned().collect()).unwrap_or_default()
+}
+
 fn fields() -> String {
     COMMON.iter().map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ")
 }
@@ -334,9 +346,7 @@ fn read_kind(
             .hint("this is a defect in Handover; please report it");
         return None;
     };
-    let before = problems.iter().count();
-    words::validate(part, &body, path, problems);
-    if problems.iter().count() > before {
+    if !words::validate(part, &body, path, problems) {
         return None;
     }
     parse(body, path, kind.parse, problems)

@@ -3,7 +3,7 @@
 //! Only this file knows `serde_yaml`. Values are read one by one rather than into `serde_yaml::Value`, because
 //! that one gives up at the first duplicate key, and a plan's problems are to be reported all at once.
 
-use super::locate::{Locator, Place};
+use super::locate::Place;
 use crate::problem::{Path, Problems};
 use crate::steps::{OnFailure, Retry};
 use crate::value::{Duration, EnvString};
@@ -29,7 +29,7 @@ pub struct PlanShape {
     /// The plan's name: letters, digits, `-`, `_` and `.`, at most 63. Runs, leases and fences go by it.
     pub name: String,
     /// The databases by the names that steps use for them.
-    #[schemars(length(min = 1))]
+    #[schemars(extend("minProperties" = 1))]
     pub databases: BTreeMap<String, DatabaseShape>,
     /// Where the journal lives, e.g. `${CONTROL_URL}`; may be one of the databases.
     pub control: EnvString,
@@ -95,16 +95,9 @@ pub struct Syntax {
 ///
 /// # Errors
 /// A text that is not YAML.
-pub fn read(text: &str, locator: &Locator, problems: &mut Problems) -> Result<Value, Syntax> {
+pub fn read(text: &str, problems: &mut Problems) -> Result<Value, Syntax> {
     let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
     let yaml = Yaml::deserialize(document).map_err(|e| syntax(text, &e))?;
-    for duplicate in locator.duplicates() {
-        let at_key = duplicate.path.0.clone();
-        problems
-            .error(at_key, format!("the key stands twice; first in line {}", duplicate.first.line))
-            .hint("keep one of them")
-            .at_key();
-    }
     Ok(yaml.into_json(&Path::default(), problems))
 }
 
@@ -278,9 +271,21 @@ fn syntax(text: &str, error: &serde_yaml::Error) -> Syntax {
     let place =
         error.location().map(|l| Place { line: l.line().max(1), column: l.column().max(1), length: 1 });
     let raw = error.to_string();
+    // What was never closed is better shown where it was opened, which the parser says last.
+    let opened = !raw.contains("escape")
+        && ["quoted scalar", "flow mapping", "flow sequence"].iter().any(|what| raw.contains(what));
+    let place = if opened { last_place(&raw).or(place) } else { place };
     let line = place.and_then(|p| super::locate::lines(text).get(p.line - 1).copied()).unwrap_or_default();
     let (message, hint) = explain(&raw, line);
     Syntax { place, message, hint }
+}
+
+/// The last `at line L column C` of a message.
+fn last_place(raw: &str) -> Option<Place> {
+    let (_, after) = raw.rsplit_once("at line ")?;
+    let (line, column) = after.split_once(" column ")?;
+    let digits: String = column.chars().take_while(char::is_ascii_digit).collect();
+    Some(Place { line: line.parse().ok()?, column: digits.parse().ok()?, length: 1 })
 }
 
 fn explain(raw: &str, line: &str) -> (String, String) {
@@ -290,6 +295,11 @@ fn explain(raw: &str, line: &str) -> (String, String) {
     }
     let known: &[(&str, &str, &str)] = &[
         (
+            "unknown escape character",
+            "`\\` in a text in double quotes begins an escape that YAML does not know",
+            "use '…' instead of \"…\", or write `\\\\`",
+        ),
+        (
             "mapping values are not allowed",
             "a `:` stands where no key can be",
             "put text that contains `: ` in quotes, or check the indentation of this line and the one above",
@@ -298,11 +308,6 @@ fn explain(raw: &str, line: &str) -> (String, String) {
             "quoted scalar",
             "a quoted text is not closed",
             "close the quote; in '…' a quote is written '', in \"…\" it is written \\\"",
-        ),
-        (
-            "unknown escape character",
-            "`\\` in a text in double quotes begins an escape that YAML does not know",
-            "use '…' instead of \"…\", or write `\\\\`",
         ),
         (
             "cannot start any token",

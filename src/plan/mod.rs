@@ -94,7 +94,7 @@ impl Plan {
         let source = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let locator = Locator::new(source);
         let mut problems = Problems::new();
-        let value = file::read(source, &locator, &mut problems).map_err(|syntax| {
+        let value = file::read(source, &mut problems).map_err(|syntax| {
             let place = locator.clamp(syntax.place.unwrap_or(Place { line: 1, column: 1, length: 1 }));
             single(path, source, place, &syntax.message, &syntax.hint)
         })?;
@@ -102,16 +102,24 @@ impl Plan {
 
         let mut diagnostics: Vec<Diagnostic> =
             problems.iter().map(|problem| Diagnostic::new(&file, source, &locator, problem)).collect();
-        if let Some(place) = locator.second_document() {
+        let mut add = |place, path: &NodePath, message: &str, help: &str| {
             diagnostics.push(Diagnostic::at(
                 &file,
                 source,
                 place,
                 Severity::Error,
-                &NodePath::default(),
-                "a second document begins here",
-                Some("a file holds one plan; remove the `---` or move the rest to a file of its own"),
+                path,
+                message,
+                Some(help),
             ));
+        };
+        for twice in locator.duplicates() {
+            let message = format!("this key stands here twice, first in line {}", twice.first.line);
+            add(twice.again, &twice.path, &message, "keep one of the two");
+        }
+        if let Some(place) = locator.second_document() {
+            let help = "a file holds one plan; remove the `---` or move the rest to a file of its own";
+            add(place, &NodePath::default(), "a second document begins here", help);
         }
         diagnostics.sort_by_key(|diagnostic| diagnostic.place);
         diagnostics.dedup_by(|a, b| a.place == b.place && a.message == b.message);

@@ -40,7 +40,8 @@ fn connections(plan: &Checked) -> Vec<(Path, &EnvString, bool)> {
     let mut out = Vec::new();
     for (name, spec) in &plan.databases {
         let at = Path(vec!["databases".into(), name.as_str().into()]);
-        out.push((at.join("url"), &spec.url, false));
+        let url = if plan.spelled_out.contains(name) { at.join("url") } else { at.clone() };
+        out.push((url, &spec.url, false));
         out.extend(spec.reader.as_ref().map(|reader| (at.join("reader"), reader, false)));
     }
     out.extend(plan.control.as_ref().map(|url| (Path(vec!["control".into()]), url, false)));
@@ -119,8 +120,8 @@ fn scheme(
     }
 }
 
-/// Databases and queue: what is used must be there, and what is there should be used.
-pub fn uses(plan: &Checked, problems: &mut Problems) {
+/// What is there should be used. Asked only of a plan without errors, in which each use is known.
+pub fn unused(plan: &Checked, problems: &mut Problems) {
     let used: BTreeSet<&str> =
         plan.steps.iter().flat_map(|step| step.kind.databases()).map(|(name, _)| name).collect();
     for name in plan.databases.keys().filter(|name| !used.contains(name.as_str())) {
@@ -129,9 +130,14 @@ pub fn uses(plan: &Checked, problems: &mut Problems) {
             .hint("remove it, unless it is there for later")
             .at_key();
     }
-    let mut queue_used = false;
+    if plan.queue.is_some() && !plan.steps.iter().any(|step| step.kind.uses_queue()) {
+        problems.warning(["queue"], "no step uses the queue").hint("remove it").at_key();
+    }
+}
+
+/// A queue that is used must be there.
+pub fn queue(plan: &Checked, problems: &mut Problems) {
     for (step, place) in plan.steps.iter().zip(&plan.places).filter(|(step, _)| step.kind.uses_queue()) {
-        queue_used = true;
         let said =
             problems.iter().any(|p| p.path.0.starts_with(&place.kind().0) && p.message.contains("queue"));
         if plan.queue.is_none() && !said {
@@ -140,9 +146,6 @@ pub fn uses(plan: &Checked, problems: &mut Problems) {
                 .hint("add `queue: ${QUEUE_URL}` beside `control:`")
                 .at_key();
         }
-    }
-    if plan.queue.is_some() && !queue_used {
-        problems.warning(["queue"], "no step uses the queue").hint("remove it").at_key();
     }
 }
 

@@ -7,22 +7,28 @@ use jsonschema::error::ValidationErrorKind as Kind;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// Validates `value`, which stands at `base`, and reports every error.
-pub fn validate(part: &Part, value: &Value, base: &Path, problems: &mut Problems) {
+/// Validates `value`, which stands at `base`, and reports every error. True if there is none.
+pub fn validate(part: &Part, value: &Value, base: &Path, problems: &mut Problems) -> bool {
     let mut found = Vec::new();
     for error in part.validator.iter_errors(value) {
         collect(part, value, base, &error, &mut found);
     }
+    let valid = found.is_empty();
     // A misspelt field is not also reported as missing.
     let meant: BTreeSet<Path> = found.iter().filter_map(|f: &Found| f.meant.clone()).collect();
     for each in found {
         if each.missing.as_ref().is_some_and(|path| meant.contains(path)) {
             continue;
         }
+        // One value, one problem: what has the wrong type also lacks the right word.
+        if !each.at_key && problems.iter().any(|p| !p.at_key && p.path == each.path) {
+            continue;
+        }
         let problem = problems.error(each.path.0, each.message);
         problem.hint(each.hint);
         problem.at_key = each.at_key;
     }
+    valid
 }
 
 /// One finding, before it is known whether another explains it.
@@ -72,6 +78,7 @@ fn name_of(path: &Path) -> String {
     match path.0.as_slice() {
         [] => "the plan".into(),
         [.., Segment::Key(key)] => format!("`{key}`"),
+        [Segment::Key(list), Segment::Index(i)] if list == "steps" => format!("step {}", i + 1),
         [.., Segment::Key(list), Segment::Index(i)] => format!("entry {} of `{list}`", i + 1),
         [.., Segment::Index(i)] => format!("entry {}", i + 1),
     }
@@ -244,11 +251,13 @@ fn wrong_type(part: &Part, error: &ValidationError<'_>, value: &Value, path: &Pa
         _ => Vec::new(),
     };
     let node = node(part, error);
-    expected(&wanted, description(node), value, path)
+    let fields = node.and_then(|n| n.get("properties")).and_then(Value::as_object);
+    let fields: Vec<&str> = fields.into_iter().flat_map(|f| f.keys().map(String::as_str)).collect();
+    expected(&wanted, &fields, description(node), value, path)
 }
 
-/// `wanted` are JSON Schema type names.
-fn expected(wanted: &[&str], what: Option<String>, value: &Value, path: &Path) -> Found {
+/// `wanted` are JSON Schema type names; `fields` are those of a wanted mapping.
+fn expected(wanted: &[&str], fields: &[&str], what: Option<String>, value: &Value, path: &Path) -> Found {
     let words: Vec<&str> = wanted
         .iter()
         .map(|t| match *t {
@@ -266,9 +275,14 @@ fn expected(wanted: &[&str], what: Option<String>, value: &Value, path: &Path) -
     let takes = |t: &str| wanted.contains(&t);
     let hint = match value {
         Value::Number(n) if is_duration => format!("say of what, e.g. `{n}s`, `{n}m` or `{n}ms`"),
-        Value::Null => "give it a value, or remove the line".into(),
+        Value::Null if !takes("array") && !takes("object") => {
+            "give it a value, or remove the line if nothing is meant".into()
+        }
         Value::Number(_) | Value::Bool(_) if takes("string") => format!("put it in quotes: `\"{value}\"`"),
         Value::Number(n) if takes("integer") && n.is_f64() => "write it without a fraction".into(),
+        Value::String(s) if takes("boolean") && ["true", "false"].contains(&s.as_str()) => {
+            "write it without quotes".into()
+        }
         Value::String(s) if takes("boolean") && ["yes", "on", "y"].contains(&s.to_lowercase().as_str()) => {
             "write `true`: only `true` and `false` are truth values".into()
         }
@@ -289,7 +303,14 @@ fn expected(wanted: &[&str], what: Option<String>, value: &Value, path: &Path) -
             format!("write it as a list: `[{s}]`")
         }
         _ if takes("array") => "write each entry on its own line below, after `- `".into(),
+        _ if takes("object") && !fields.is_empty() => {
+            format!("write its fields below it, indented: {}", list(fields.iter().copied()))
+        }
         _ if takes("object") => "write its fields below it, indented: `field: value`".into(),
+        _ if takes("boolean") => match &what {
+            Some(what) => format!("write `true` or `false` ({})", lower_first(what)),
+            None => "write `true` or `false`".into(),
+        },
         _ => match &what {
             Some(what) => format!("it takes {}", lower_first(what)),
             None => format!("write {}", words.join(" or ")),
@@ -366,7 +387,7 @@ fn alternatives(
             each.message = format!("{}: expected one word, found {}", name_of(path), found(value, path));
             out.push(each);
         } else {
-            out.push(expected(&wanted, what, value, path));
+            out.push(expected(&wanted, &[], what, value, path));
         }
         return;
     }

@@ -21,7 +21,10 @@ pub fn quote_literal(text: &str) -> String {
 /// written in double quotes, as in SQL; unlike SQL, case is kept as written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schemars(with = "String")]
+#[schemars(with = "String", extend(
+    "description" = "A table: `name` (in `public`) or `schema.name`; a part with dots goes in double quotes.",
+    "pattern" = r#"^("([^"]|"")+"|[^".]+)(\.("([^"]|"")+"|[^".]+))?$"#,
+))]
 pub struct TableName {
     /// Schema, `public` unless written.
     pub schema: String,

@@ -8,5 +8,6 @@ mod create_index;
 mod decide;
 mod lease;
 mod local;
+mod plans;
 mod queue;
 mod support;
