@@ -34,6 +34,22 @@ failpoints! {
     INDEX_BEFORE = "create_index.before-build";
     /// An index was built; the next one not yet begun.
     INDEX_BUILT = "create_index.built";
+    /// A copy's intention and what was on the target before it are recorded; nothing is created yet.
+    COPY_PLANNED = "copy.planned";
+    /// Types, tables and functions are on the target; no rows yet.
+    COPY_SCHEMA_CREATED = "copy.schema-created";
+    /// A chunk of rows was committed with its checkpoint.
+    COPY_CHUNK_COMMITTED = "copy.chunk-committed";
+    /// All rows are on the target, and that is recorded.
+    COPY_DATA_COMPLETE = "copy.data-complete";
+    /// An index, key or other object that comes after the rows was built.
+    COPY_OBJECT_BUILT = "copy.object-built";
+    /// Sequences stand where the source's stood.
+    COPY_SEQUENCES_SET = "copy.sequences-set";
+    /// The copied tables were analyzed.
+    COPY_ANALYZED = "copy.analyzed";
+    /// An object that the copy had created was dropped by its undo.
+    COPY_UNDO_DROPPED = "copy.undo-dropped";
 }
 
 struct Armed {

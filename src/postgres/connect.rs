@@ -189,6 +189,24 @@ impl Databases {
         Ok(Session::writer(client, name, lease.clone()))
     }
 
+    /// A read-only session as the role that executes the plan, for steps that must see every row: row security
+    /// may hide some from the role that may only read.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn read_only(&self, name: &str) -> Result<Session> {
+        let label = match &self.lease {
+            Some(lease) => lease.application_name(&self.label),
+            None => format!("handover/{}", self.label),
+        };
+        let client = open(&self.target(name)?.url, name, &label).await?;
+        client
+            .batch_execute("set default_transaction_read_only = on")
+            .await
+            .map_err(|e| from_postgres(&e, name))?;
+        Ok(Session::unleased(client, name))
+    }
+
     /// A session for looking: every transaction in it is read-only, as the role that may only read if the
     /// plan names one.
     ///

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod context;
+pub mod copy;
 pub mod create_index;
 
 pub use context::{Context, Ledger};
@@ -32,6 +33,7 @@ macro_rules! kinds {
 }
 
 kinds! {
+    "copy" => copy::Copy,
     "create_index" => create_index::CreateIndex,
 }
 

@@ -24,6 +24,7 @@ macro_rules! proofs {
 proofs! {
     engine => engine_scenario(),
     create_index => crate::create_index::scenario(),
+    copy => crate::copy::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

@@ -1,0 +1,155 @@
+//! The queries a copy asks of catalogs.
+
+/// Schemas that no copy touches, as a condition on `n.nspname`.
+pub const USER_SCHEMAS: &str =
+    "n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')";
+
+/// Not a member of an extension: condition on `(class, oid)`.
+fn no_member(class: &str, oid: &str) -> String {
+    format!(
+        "not exists (select from pg_depend e where e.classid = '{class}'::regclass and e.objid = {oid} and e.deptype = 'e')"
+    )
+}
+
+/// User relations of some kinds: `oid`, schema, name, kind.
+#[must_use]
+pub fn relations(kinds: &str) -> String {
+    format!(
+        "select c.oid, n.nspname::text, c.relname::text, c.relkind::text
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ({kinds}) and c.relpersistence <> 't' and {USER_SCHEMAS} and {}
+         order by 2, 3",
+        no_member("pg_class", "c.oid")
+    )
+}
+
+/// Tables with rows of their own: schema, name, columns, whether binary, sizes.
+///
+/// Binary rows carry the oids of user-defined types inside arrays and composites, and oids of objects in the
+/// `reg…` types; both differ between servers. So rows are binary only where every column's type is one that
+/// initdb makes with a fixed oid (below 10000), or an enum, or a domain over such.
+#[must_use]
+pub fn tables() -> String {
+    format!(
+        "with recursive rel as (
+             select c.oid, n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind = 'r' and c.relpersistence <> 't' and {USER_SCHEMAS} and {member}
+         ), base (relid, typid) as (
+             select a.attrelid, a.atttypid from pg_attribute a join rel on rel.oid = a.attrelid
+             where a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+             union
+             select b.relid, t.typbasetype from base b join pg_type t on t.oid = b.typid where t.typtype = 'd'
+         ), textual as (
+             select distinct b.relid from base b join pg_type t on t.oid = b.typid
+             where t.typtype not in ('d', 'e')
+               and not (t.oid < 10000 and t.typsend <> 0 and t.typtype in ('b', 'r', 'm')
+                        and t.typname not like 'reg%' and t.typname not like '\\_reg%'
+                        and t.typname not in ('aclitem', '_aclitem'))
+         )
+         select rel.nspname::text, rel.relname::text,
+                coalesce((select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+                          where a.attrelid = rel.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''),
+                         '{{}}'::text[]),
+                not exists (select from textual where textual.relid = rel.oid),
+                pg_table_size(rel.oid),
+                pg_relation_size(rel.oid) / current_setting('block_size')::bigint
+         from rel order by 5 desc, 1, 2",
+        member = no_member("pg_class", "c.oid")
+    )
+}
+
+/// Sequences that are no extension's: schema, name.
+#[must_use]
+pub fn sequences() -> String {
+    relations("'S'")
+}
+
+/// What both sides must agree on: schema, relation (or empty), a line of text.
+#[must_use]
+pub fn inventory() -> String {
+    format!(
+        "with rel as (
+             select c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and c.relpersistence <> 't' and {USER_SCHEMAS} and {class}
+         ), facts (schema, relation, fact) as (
+             select nspname, relname, format('relation of kind %s, persistence %s, row security %s/%s',
+                    relkind, relpersistence, relrowsecurity, relforcerowsecurity) from rel
+             union all
+             select r.nspname, r.relname, format('column %s %s%s, default %s, identity «%s», generated «%s»', a.attname,
+                    format_type(a.atttypid, a.atttypmod), case when a.attnotnull then ' not null' else '' end,
+                    a.atthasdef, a.attidentity, a.attgenerated)
+             from rel r join pg_attribute a on a.attrelid = r.oid
+             where a.attnum > 0 and not a.attisdropped and r.relkind <> 'S'
+             union all
+             select r.nspname, r.relname, format('index %s, unique %s', i.relname, x.indisunique)
+             from rel r join pg_index x on x.indrelid = r.oid join pg_class i on i.oid = x.indexrelid
+             where x.indisvalid and x.indisready
+             union all
+             select r.nspname, r.relname, format('constraint %s of kind %s, validated %s', k.conname, k.contype, k.convalidated)
+             from rel r join pg_constraint k on k.conrelid = r.oid
+             where k.contype in ('p', 'u', 'x', 'f', 'c') and k.conparentid = 0
+             union all
+             select r.nspname, r.relname, format('trigger %s, enabled «%s»', t.tgname, t.tgenabled)
+             from rel r join pg_trigger t on t.tgrelid = r.oid join pg_proc p on p.oid = t.tgfoid
+                  join pg_namespace pn on pn.oid = p.pronamespace
+             where not t.tgisinternal and t.tgparentid = 0 and pn.nspname <> 'handover'
+             union all
+             select r.nspname, r.relname, format('policy %s', p.polname) from rel r join pg_policy p on p.polrelid = r.oid
+             union all
+             select n.nspname, '', format('routine %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid))
+             from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {USER_SCHEMAS} and {proc}
+             union all
+             select n.nspname, '', format('type %s: %s', t.typname,
+                    (select string_agg(e.enumlabel, ',' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid))
+             from pg_type t join pg_namespace n on n.oid = t.typnamespace
+             where t.typtype in ('d', 'e', 'r') and {USER_SCHEMAS} and {typ}
+         )
+         select schema::text, relation::text, fact::text from facts",
+        class = no_member("pg_class", "c.oid"),
+        proc = no_member("pg_proc", "p.oid"),
+        typ = no_member("pg_type", "t.oid"),
+    )
+}
+
+/// Catalogs whose rows a dump's first half, or a publication or event trigger in its second, can create, each
+/// with a condition for those that go by themselves with another object.
+const CREATABLE: &[(&str, &str)] = &[
+    ("pg_namespace", "true"),
+    ("pg_extension", "true"),
+    ("pg_language", "true"),
+    ("pg_class", "o.relkind in ('r', 'p', 'v', 'm', 'S', 'f')"),
+    ("pg_type", "o.typtype in ('b', 'c', 'd', 'e', 'r')"),
+    ("pg_proc", "true"),
+    ("pg_operator", "true"),
+    ("pg_opclass", "true"),
+    ("pg_opfamily", "true"),
+    ("pg_collation", "true"),
+    ("pg_conversion", "true"),
+    ("pg_cast", "true"),
+    ("pg_ts_config", "true"),
+    ("pg_ts_dict", "true"),
+    ("pg_ts_parser", "true"),
+    ("pg_ts_template", "true"),
+    ("pg_foreign_data_wrapper", "true"),
+    ("pg_foreign_server", "true"),
+    ("pg_event_trigger", "true"),
+    ("pg_am", "true"),
+];
+
+/// Objects in those catalogs that a user made, as (catalog, row). `condition` may speak of `o.xmin`.
+#[must_use]
+pub fn objects(condition: &str) -> String {
+    CREATABLE
+        .iter()
+        .map(|(catalog, filter)| {
+            format!(
+                "select '{catalog}'::regclass::oid, o.oid from {catalog} o
+                 where o.oid >= 16384 and {filter} and {condition}
+                   and not exists (select from pg_depend d where d.classid = '{catalog}'::regclass
+                                   and d.objid = o.oid and d.objsubid = 0 and d.deptype in ('e', 'i'))"
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(" union all ")
+}

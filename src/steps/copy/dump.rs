@@ -1,0 +1,288 @@
+//! The schema, as pg_dump writes it, cut into the entries of its table of contents.
+//!
+//! pg_dump runs in the copy's own snapshot and writes plain SQL, which we execute through fenced sessions, each
+//! piece in one transaction with its checkpoint: pg_restore's own connections could be neither fenced nor
+//! checkpointed. Plain output holds psql commands only for data (which we do not ask for) and `\restrict`,
+//! which is taken out. With `--verbose` each entry begins with a comment that gives its identity.
+//! (<https://www.postgresql.org/docs/current/app-pgdump.html>)
+
+use crate::error::{Error, Result};
+use crate::postgres::sql::{Token, tokens};
+use crate::value::Secret;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::Command;
+use tokio_postgres::config::{Host, SslMode};
+
+/// One entry of a dump's table of contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number in the dump.
+    pub id: i64,
+    /// The catalog it is from, and its row there (0, 0 for comments and the like).
+    pub class: u32,
+    /// See `class`.
+    pub oid: u32,
+    /// Entries it hangs on, as far as pg_dump says.
+    pub depends: Vec<i64>,
+    /// E.g. `TABLE`, `INDEX`, `FK CONSTRAINT`.
+    pub kind: String,
+    /// Its name for people.
+    pub name: String,
+    /// The statements.
+    pub sql: String,
+}
+
+/// A dump in two halves: what rows need, and what comes after them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dump {
+    /// Settings that each session makes before it executes an entry.
+    pub settings: String,
+    /// In order.
+    pub entries: Vec<Entry>,
+}
+
+/// pg_dump of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    path: PathBuf,
+    /// Its major version.
+    pub major: u32,
+}
+
+impl Program {
+    /// The newest pg_dump that is at least as new as blue and not newer than green: an older one cannot read
+    /// blue, and a newer one writes what green may not know.
+    ///
+    /// # Errors
+    /// None of that version in `folder`, or on this machine when no folder is given.
+    pub async fn find(folder: Option<&Path>, blue: u32, green: u32) -> Result<Self> {
+        let mut seen = Vec::new();
+        let mut best: Option<Program> = None;
+        for path in candidates(folder) {
+            let Some(major) = version(&path).await else { continue };
+            seen.push(format!("{major} ({})", path.display()));
+            let better = best.as_ref().is_none_or(|b| major > b.major);
+            if (blue..=green).contains(&major) && better {
+                best = Some(Program { path, major });
+            }
+        }
+        best.ok_or_else(|| {
+            let found = if seen.is_empty() { "none was found".into() } else { format!("found: {}", seen.join(", ")) };
+            Error::external(format!("no pg_dump of version {blue} to {green} is on this machine; {found}")).hint(
+                format!("install the client programs of Postgres {green} (Debian: postgresql-client-{green}), or name their folder with `programs:`"),
+            )
+        })
+    }
+
+    /// The schema in `snapshot`, without the rows.
+    ///
+    /// # Errors
+    /// What pg_dump says.
+    pub async fn dump(
+        &self,
+        url: &Secret,
+        database: &str,
+        snapshot: &str,
+        options: &[String],
+    ) -> Result<Dump> {
+        let mut command = Command::new(&self.path);
+        command
+            .args(["--verbose", "--section=pre-data", "--section=post-data", "--encoding=UTF8"])
+            .args(["--no-tablespaces", "--no-subscriptions", "--no-publications", "--no-password"])
+            .arg(format!("--snapshot={snapshot}"))
+            .args(options)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        connect_through_environment(&mut command, url, database)?;
+        let output = command
+            .output()
+            .await
+            .map_err(|e| Error::external(format!("cannot run {} ({e})", self.path.display())))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let said: Vec<&str> =
+                text.lines().filter(|l| l.contains("error:") || l.contains("detail:")).collect();
+            return Err(Error::external(format!("pg_dump failed: {}", said.join("; ")))
+                .on_database(database)
+                .hint("the role must be able to read every table (pg_read_all_data) and use every schema; then `handover resume`"));
+        }
+        let text = String::from_utf8(output.stdout).map_err(|_| {
+            Error::external("pg_dump wrote text that is not UTF-8")
+                .on_database(database)
+                .hint("a name or comment in the source is not valid in its encoding")
+        })?;
+        parse(&text)
+    }
+}
+
+fn candidates(folder: Option<&Path>) -> Vec<PathBuf> {
+    let name = "pg_dump";
+    if let Some(folder) = folder {
+        return vec![folder.join(name)];
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let mut folders: Vec<PathBuf> = [crate::local::GREEN_VARIABLE, crate::local::BLUE_VARIABLE]
+        .into_iter()
+        .filter_map(variable)
+        .collect();
+    for (parent, prefix) in
+        [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")]
+    {
+        let Ok(children) = std::fs::read_dir(parent) else { continue };
+        folders.extend(
+            children
+                .flatten()
+                .filter(|c| c.file_name().to_string_lossy().starts_with(prefix))
+                .map(|c| c.path().join("bin")),
+        );
+    }
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.into_iter().map(|f| f.join(name)).filter(|p| p.is_file()).collect()
+}
+
+async fn version(program: &Path) -> Option<u32> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let word = text.split_once(')')?.1.split_whitespace().next()?;
+    word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Tells libpq where to go without showing a password in the process list.
+/// (<https://www.postgresql.org/docs/current/libpq-envars.html>)
+fn connect_through_environment(command: &mut Command, url: &Secret, database: &str) -> Result<()> {
+    let config: tokio_postgres::Config = url.expose().parse().map_err(|_| {
+        Error::usage("the URL is not a Postgres URL")
+            .on_database(database)
+            .hint("write postgres://user:password@host:port/database")
+    })?;
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .map(|h| match h {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        })
+        .collect();
+    let ports: Vec<String> = config.get_ports().iter().map(u16::to_string).collect();
+    let mut set = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|v| !v.is_empty()) {
+            command.env(name, value);
+        }
+    };
+    set("PGHOST", Some(hosts.join(",")));
+    set("PGPORT", Some(ports.join(",")));
+    set("PGUSER", config.get_user().map(str::to_owned));
+    set("PGDATABASE", config.get_dbname().or(config.get_user()).map(str::to_owned));
+    set("PGPASSWORD", config.get_password().map(|p| String::from_utf8_lossy(p).into_owned()));
+    set("PGOPTIONS", config.get_options().map(str::to_owned));
+    set("PGAPPNAME", Some("handover/pg_dump".into()));
+    let mode = match config.get_ssl_mode() {
+        SslMode::Disable => "disable",
+        SslMode::Require => "require",
+        _ => "prefer",
+    };
+    let asked = |key: &str| {
+        let parsed = url::Url::parse(url.expose()).ok()?;
+        parsed.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
+    };
+    set("PGSSLMODE", asked("sslmode").or_else(|| Some(mode.into())));
+    for (key, name) in [("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")] {
+        set(name, asked(key));
+    }
+    Ok(())
+}
+
+/// Cuts a plain dump into its entries.
+fn parse(text: &str) -> Result<Dump> {
+    let odd = |what: &str| {
+        Error::external(format!("pg_dump's output is not understood: {what}"))
+            .hint("name the folder of another version's client programs with `programs:`")
+    };
+    // Only comments outside of quotes count: a function's body may contain anything.
+    let mut starts = Vec::new();
+    let mut headers: Vec<Vec<&str>> = Vec::new();
+    let mut open = false;
+    for token in tokens(text) {
+        match token {
+            Token::Comment(range) => {
+                let line = text[range.clone()].trim_end();
+                if line.starts_with("-- TOC entry ") {
+                    starts.push(range.start);
+                    headers.push(vec![line]);
+                    open = true;
+                } else if open && let Some(header) = headers.last_mut() {
+                    header.push(line);
+                }
+            }
+            Token::Code(range) if text[range.clone()].trim().is_empty() => {}
+            _ => open = false,
+        }
+    }
+    let first = starts.first().copied().unwrap_or(text.len());
+    let settings = text[..first].lines().filter(|l| !l.starts_with('\\')).collect::<Vec<_>>().join("\n");
+    let mut entries = Vec::new();
+    for (i, header) in headers.iter().enumerate() {
+        let end = starts.get(i + 1).copied().unwrap_or(text.len());
+        let mut sql = &text[starts[i]..end];
+        if i + 1 == headers.len()
+            && let Some(at) = sql.rfind("\n\\unrestrict ")
+        {
+            sql = &sql[..at];
+        }
+        entries.push(entry(header, sql).ok_or_else(|| odd(header.first().copied().unwrap_or_default()))?);
+    }
+    Ok(Dump { settings, entries })
+}
+
+fn entry(header: &[&str], sql: &str) -> Option<Entry> {
+    // -- TOC entry 215 (class 1259 OID 16390)
+    let mut words = header.first()?.strip_prefix("-- TOC entry ")?.split_whitespace();
+    let id = words.next()?.parse().ok()?;
+    let mut numbers = words.filter_map(|w| w.trim_end_matches(')').parse::<u32>().ok());
+    let (class, oid) = (numbers.next()?, numbers.next()?);
+    let depends = header
+        .iter()
+        .find_map(|line| line.strip_prefix("-- Dependencies: "))
+        .map(|ids| ids.split_whitespace().filter_map(|id| id.parse().ok()).collect())
+        .unwrap_or_default();
+    let named = header.iter().find_map(|line| line.strip_prefix("-- Name: "))?;
+    // Names may contain anything; the fields after them are read from the end.
+    let (front, _) = named.rsplit_once("; Schema: ")?;
+    let (name, kind) = front.rsplit_once("; Type: ")?;
+    // Entries with the header's tail, as it stands before the next one's comment.
+    Some(Entry {
+        id,
+        class,
+        oid,
+        depends,
+        kind: kind.into(),
+        name: name.into(),
+        sql: sql.trim_end().trim_end_matches("--").into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "--\n-- PostgreSQL database dump\n--\n\n\\restrict abc\n\nSET a = 1;\n\n--\n-- TOC entry 7 (class 1255 OID 12)\n-- Name: f(); Type: FUNCTION; Schema: odd; Type: X; Owner: app\n--\n\nCREATE FUNCTION f() AS $$\n--\n-- TOC entry 9 (class 1 OID 1)\n-- Name: no; Type: TABLE; Schema: -; Owner: -\n--\n\\unrestrict x\n$$;\n\n--\n-- TOC entry 8 (class 0 OID 0)\n-- Dependencies: 7 12\n-- Name: FUNCTION f(); Type: COMMENT; Schema: public; Owner: \n--\n\nCOMMENT ON FUNCTION f() IS 'x';\n\n-- Completed on x\n\n--\n-- PostgreSQL database dump complete\n--\n\n\\unrestrict abc\n";
+
+    #[test]
+    fn a_dump_is_cut_at_its_own_comments_only() {
+        let dump = parse(TEXT).unwrap();
+        assert!(dump.settings.contains("SET a = 1;") && !dump.settings.contains('\\'));
+        let kinds: Vec<_> = dump.entries.iter().map(|e| (e.id, e.kind.as_str(), e.name.as_str())).collect();
+        assert_eq!(kinds, [(7, "FUNCTION", "f()"), (8, "COMMENT", "FUNCTION f()")]);
+        assert!(dump.entries[0].sql.contains("\\unrestrict x\n$$;"));
+        assert_eq!(dump.entries[1].depends, [7, 12]);
+        assert!(dump.entries[1].sql.contains("COMMENT ON") && !dump.entries[1].sql.contains("unrestrict"));
+        assert_eq!((dump.entries[0].class, dump.entries[0].oid), (1255, 12));
+    }
+}

@@ -1,0 +1,267 @@
+//! The point in time that a copy shows, held open on blue while rows are read.
+
+use super::catalog;
+use super::state::{Chunk, Fact, Sequence, Snapshot, Table};
+use super::{Copy, Selection};
+use crate::error::{Class, Error, Result};
+use crate::postgres::{Databases, Session, TableName};
+use crate::steps::Context;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// Attempts to lock all tables while others alter them.
+const ATTEMPTS: u32 = 10;
+
+/// A transaction on blue that keeps one snapshot alive and ACCESS SHARE on every table, so that no table can
+/// be truncated or rewritten: an imported snapshot would see it empty.
+/// (<https://www.postgresql.org/docs/current/mvcc-caveats.html>)
+#[derive(Debug)]
+pub struct Source {
+    holder: Session,
+    /// The name others import it by (`pg_export_snapshot`).
+    pub exported: String,
+    /// What it sees.
+    pub snapshot: Snapshot,
+    since: Instant,
+    /// Blue's major version.
+    pub major: u32,
+}
+
+impl Source {
+    /// Locks every table that is selected and takes the snapshot after that.
+    ///
+    /// # Errors
+    /// Tables that cannot be read or locked, or that come and go all the time.
+    pub async fn open(cx: &Context, copy: &Copy) -> Result<Self> {
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            cx.proceed()?;
+            match Self::attempt(cx, copy).await {
+                Ok(Some(source)) => return Ok(source),
+                Ok(None) => {}
+                Err(e) if e.class() == Class::Contention || e.message().contains("42P01") => last = Some(e),
+                Err(e) => return Err(e),
+            }
+            if attempt == 0 {
+                cx.note("waiting for schema changes on the source to pass before the snapshot is taken");
+            }
+            cx.sleep(Duration::from_millis(500 * u64::from(attempt + 1))).await?;
+        }
+        Err(last.unwrap_or_else(|| {
+            Error::new(Class::Contention, "tables come and go on the source while the copy wants to begin")
+                .on_database(&copy.from)
+                .hint("stop schema changes (and jobs that create tables) during the copy, or exclude those tables")
+        }))
+    }
+
+    async fn attempt(cx: &Context, copy: &Copy) -> Result<Option<Self>> {
+        let databases = cx.databases.labelled(cx.step.as_str());
+        let looker = reader(&databases, &copy.from).await?;
+        let wanted = lockable(&looker, &copy.selection()).await?;
+        let holder = reader(&databases, &copy.from).await?;
+        let major = major(&holder).await?;
+        // A transaction's snapshot is taken by its first query, and LOCK is none: locks come first.
+        holder.query("begin isolation level repeatable read, read only", &[]).await?;
+        holder.query("set local lock_timeout = '2s'", &[]).await?;
+        for tables in wanted.iter().collect::<Vec<_>>().chunks(200) {
+            let list: Vec<String> = tables.iter().map(|t| t.sql()).collect();
+            let sql = format!("lock table only {} in access share mode", list.join(", only "));
+            holder.query(&sql, &[]).await?;
+        }
+        let row = holder
+            .query_one(
+                "select pg_export_snapshot(), pg_current_snapshot()::text,
+                        case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,
+                        clock_timestamp()",
+                &[],
+            )
+            .await?;
+        if lockable(&holder, &copy.selection()).await? != wanted {
+            return Ok(None);
+        }
+        let snapshot = Snapshot { xids: row.get(1), lsn: row.get(2), taken_at: row.get(3) };
+        Ok(Some(Source { holder, exported: row.get(0), snapshot, since: Instant::now(), major }))
+    }
+
+    /// A session that sees what the holder sees, in an open transaction.
+    ///
+    /// # Errors
+    /// No connection, or the snapshot is gone.
+    pub async fn reader(databases: &Databases, database: &str, exported: &str) -> Result<Session> {
+        let session = reader(databases, database).await?;
+        session.query("begin isolation level repeatable read, read only", &[]).await?;
+        let sql = format!("set transaction snapshot {}", crate::postgres::quote_literal(exported));
+        session.query(&sql, &[]).await?;
+        Ok(session)
+    }
+
+    /// The holder's session, for questions about that point in time.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.holder
+    }
+
+    /// For how long it is held.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Whether the holder still holds; after this, what was read is known to be of one point in time.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn assert_held(&self) -> Result<()> {
+        self.holder
+            .query_one("select 1", &[])
+            .await
+            .map(drop)
+            .map_err(|e| e.context("the session that holds the snapshot ended during the copy"))
+    }
+
+    /// The tables whose rows are copied, largest first, cut into chunks.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn tables(&self, copy: &Copy) -> Result<Vec<Table>> {
+        tables(&self.holder, copy, self.major).await
+    }
+
+    /// Where sequences stand. Sequences know no snapshots: these are their values now.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn sequences(&self, selection: &Selection<'_>) -> Result<Vec<Sequence>> {
+        let mut out = Vec::new();
+        for row in self.holder.query(&catalog::sequences(), &[]).await? {
+            let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+            if !selection.schema(&name.schema) {
+                continue;
+            }
+            let row = self
+                .holder
+                .query_one(&format!("select last_value, is_called from {}", name.sql()), &[])
+                .await?;
+            out.push(Sequence { name, value: row.get(0), called: row.get(1) });
+        }
+        Ok(out)
+    }
+}
+
+/// A read-only session on blue in which nothing is hidden, nothing times out, and text is unambiguous.
+async fn reader(databases: &Databases, database: &str) -> Result<Session> {
+    let session = databases.read_only(database).await?;
+    // With row_security off, a policy that would hide rows is an error instead.
+    for (name, value) in [
+        ("row_security", "off"),
+        ("statement_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("synchronize_seqscans", "off"),
+    ] {
+        session.set(name, value).await?;
+    }
+    text_settings(&session).await?;
+    Ok(session)
+}
+
+/// Settings that decide how values look as text; the same on both sides.
+pub async fn text_settings(session: &Session) -> Result<()> {
+    for (name, value) in [
+        ("datestyle", "ISO, YMD"),
+        ("intervalstyle", "postgres"),
+        ("timezone", "UTC"),
+        ("extra_float_digits", "1"),
+        ("bytea_output", "hex"),
+        ("lc_monetary", "C"),
+    ] {
+        session.set(name, value).await?;
+    }
+    Ok(())
+}
+
+/// The server's major version.
+pub async fn major(session: &Session) -> Result<u32> {
+    let row = session.query_one("select current_setting('server_version_num')::int4 / 10000", &[]).await?;
+    Ok(row.get::<_, i32>(0).unsigned_abs())
+}
+
+async fn lockable(session: &Session, selection: &Selection<'_>) -> Result<BTreeSet<TableName>> {
+    let rows = session.query(&catalog::relations("'r', 'p'"), &[]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)))
+        .filter(|table| selection.table(table))
+        .collect())
+}
+
+/// See [`Source::tables`].
+pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Table>> {
+    let selection = copy.selection();
+    let rows = session.query(&catalog::tables(), &[]).await?;
+    let chunk = copy.chunk_bytes();
+    let mut out = Vec::new();
+    for row in &rows {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        if !selection.table(&name) || copy.without_data.contains(&name) {
+            continue;
+        }
+        let (bytes, blocks) = (row.get::<_, i64>(4).unsigned_abs(), row.get::<_, i64>(5).unsigned_abs());
+        // Before Postgres 14 a condition on ctid reads the whole table.
+        let pieces = if major >= 14 { bytes.div_ceil(chunk).clamp(1, blocks.max(1)) } else { 1 };
+        out.push(Table { name, columns: row.get(2), binary: row.get(3), bytes, chunks: cut(blocks, pieces) });
+    }
+    Ok(out)
+}
+
+/// Cuts `blocks` into `pieces` of equal size, the last without an end.
+fn cut(blocks: u64, pieces: u64) -> Vec<Chunk> {
+    let size = blocks.div_ceil(pieces.max(1)).max(1);
+    let mut out: Vec<Chunk> = (0..pieces.max(1))
+        .map(|i| Chunk { from: i * size, to: Some((i + 1) * size) })
+        .take_while(|c| c.from == 0 || c.from < blocks)
+        .collect();
+    if let Some(last) = out.last_mut() {
+        last.to = None;
+    }
+    out
+}
+
+/// The catalog's facts about what is selected.
+///
+/// # Errors
+/// What the server says.
+pub async fn inventory(session: &Session, selection: &Selection<'_>) -> Result<BTreeSet<Fact>> {
+    let rows = session.query(&catalog::inventory(), &[]).await?;
+    Ok(rows
+        .iter()
+        .map(|row| Fact { schema: row.get(0), relation: row.get(1), text: row.get(2) })
+        .filter(|f| {
+            if f.relation.is_empty() {
+                selection.schema(&f.schema)
+            } else {
+                selection.relation(&TableName::new(&f.schema, &f.relation))
+            }
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_every_block_once() {
+        for (blocks, pieces) in [(0, 1), (1, 1), (10, 3), (10, 10), (7, 4), (1_000_001, 13)] {
+            let chunks = cut(blocks, pieces);
+            let mut at = 0;
+            for (i, chunk) in chunks.iter().enumerate() {
+                assert_eq!(chunk.from, at);
+                match chunk.to {
+                    Some(to) => at = to,
+                    None => assert_eq!(i, chunks.len() - 1),
+                }
+            }
+            assert!(chunks.last().unwrap().to.is_none() && at <= blocks);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What a copy keeps in green's checkpoints, so that another process can go on from it or take it back.
+
+use super::dump::Entry;
+use crate::error::Result;
+use crate::event::{RunId, StepId};
+use crate::postgres::{Session, TableName, Tx};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use tokio_postgres::types::Json;
+
+/// Unit of [`State`].
+pub const STATE: &str = "state";
+/// Unit that says that all rows are there.
+pub const DATA: &str = "data";
+/// Unit that says that sequences are set.
+pub const SEQUENCES: &str = "sequences";
+/// Unit that says that tables are analyzed.
+pub const ANALYZED: &str = "analyzed";
+/// Unit that says that the copy is complete.
+pub const DONE: &str = "done";
+
+/// The copy's plan, written before anything is created.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    /// Objects that were on green before, as (catalog, row).
+    pub before: Vec<(u32, u32)>,
+    /// Where the copy's rows are from.
+    pub snapshot: Snapshot,
+    /// Tables with rows to copy.
+    pub tables: Vec<Table>,
+    /// Sequences with their positions.
+    pub sequences: Vec<Sequence>,
+    /// Settings of the sessions that execute entries.
+    pub settings: String,
+    /// Entries to execute after the rows are there.
+    pub after: Vec<Entry>,
+    /// What green must show at the end.
+    pub inventory: BTreeSet<Fact>,
+}
+
+/// The point in time a copy shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// `pg_current_snapshot()`: the transactions it sees.
+    pub xids: String,
+    /// Where blue's log stood just after it was taken.
+    pub lsn: String,
+    /// When, by blue's clock.
+    pub taken_at: jiff::Timestamp,
+}
+
+/// A table whose rows are copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Table {
+    /// Its name.
+    pub name: TableName,
+    /// Columns that are stored and not generated.
+    pub columns: Vec<String>,
+    /// Whether its rows travel in binary form.
+    pub binary: bool,
+    /// Its size on blue with what is stored out of line.
+    pub bytes: u64,
+    /// Ranges of blocks, from and up to (none: to the end); one range without bounds is the whole table.
+    pub chunks: Vec<Chunk>,
+}
+
+/// A range of a table's blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// First block.
+    pub from: u64,
+    /// The block after the last, none for all the rest.
+    pub to: Option<u64>,
+}
+
+impl Table {
+    /// The name of a chunk's checkpoint.
+    #[must_use]
+    pub fn unit(&self, chunk: usize) -> String {
+        format!("rows:{}:{chunk}", self.name.sql())
+    }
+}
+
+/// A sequence's position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sequence {
+    /// Its name.
+    pub name: TableName,
+    /// Its last value.
+    pub value: i64,
+    /// Whether that value was handed out.
+    pub called: bool,
+}
+
+/// One line of the catalog comparison.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Fact {
+    /// Schema of the object.
+    pub schema: String,
+    /// Its relation, empty for others.
+    pub relation: String,
+    /// What is there, in words.
+    pub text: String,
+}
+
+/// What a chunk's checkpoint says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Loaded {
+    /// The table.
+    pub table: TableName,
+    /// Rows the server took.
+    pub rows: u64,
+    /// Bytes that went over the wire.
+    pub bytes: u64,
+}
+
+/// Objects made by one transaction, as (catalog, row).
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Created {
+    /// In no order.
+    pub objects: Vec<(u32, u32)>,
+}
+
+/// The state that an earlier attempt left, if any.
+///
+/// # Errors
+/// What the server says.
+pub async fn load(session: &mut Session, run: RunId, step: &StepId) -> Result<Option<State>> {
+    let tx = session.transaction().await?;
+    let state = tx.checkpoint(run, step, STATE).await?;
+    tx.rollback().await?;
+    Ok(state)
+}
+
+/// Names of the units that are done.
+///
+/// # Errors
+/// What the server says.
+pub async fn units(session: &Session, run: RunId, step: &StepId) -> Result<BTreeSet<String>> {
+    let rows = session
+        .query("select unit from handover.checkpoint where run = $1 and step = $2", &[&run.0, &step.as_str()])
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The states of all units whose name begins with `prefix`.
+///
+/// # Errors
+/// What the server says.
+pub async fn states<T: serde::de::DeserializeOwned>(
+    session: &Session,
+    run: RunId,
+    step: &StepId,
+    prefix: &str,
+) -> Result<Vec<T>> {
+    let rows = session
+        .query(
+            "select state from handover.checkpoint where run = $1 and step = $2 and starts_with(unit, $3)",
+            &[&run.0, &step.as_str(), &prefix],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            row.try_get::<_, Json<T>>(0)
+                .map(|Json(state)| state)
+                .map_err(|e| crate::Error::internal(format!("a checkpoint of the copy cannot be read ({e})")))
+        })
+        .collect()
+}
+
+/// Marks a unit without a state of its own.
+///
+/// # Errors
+/// What the server says.
+pub async fn mark(tx: &Tx<'_>, run: RunId, step: &StepId, unit: &str) -> Result<()> {
+    tx.save_checkpoint(run, step, unit, &serde_json::Value::Bool(true)).await
+}

@@ -1,0 +1,301 @@
+//! `copy` between real servers of different major versions.
+
+use crate::support::context::{context, kind};
+use crate::support::scenario::Scenario;
+use crate::support::servers::{self, Database};
+use crate::support::snapshot::{assert_same, snapshot};
+use handover::Class;
+use serde_json::json;
+
+const PLAN: &str = "
+handover: 1
+name: copying
+databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: copy
+    copy: { from: blue, to: green, jobs: 2, chunk_mb: 1 }
+";
+
+pub fn scenario() -> Scenario {
+    Scenario { prefixes: &["copy"], plan: PLAN, blue: ZOO, rollback_restores: true, ..Scenario::default() }
+}
+
+/// Something of every kind that can go wrong in a copy.
+const ZOO: &str = r#"
+create schema "Odd; Type: ""Schema";
+create type mood as enum ('sad', 'it''s fine', 'happy');
+create domain positive as int check (value > 0);
+create type pair as (a int, m mood);
+create table customer (
+    id bigint generated always as identity primary key,
+    email text not null unique,
+    mood mood not null default 'sad',
+    moods mood[] not null default '{}',
+    pair pair,
+    score positive,
+    dropped int,
+    upper_email text generated always as (upper(email)) stored,
+    data jsonb, raw bytea, amount numeric(20, 5), seen timestamptz, span interval, kin regclass, r int4range
+);
+alter table customer drop column dropped;
+insert into customer (email, mood, moods, pair, score, data, raw, amount, seen, span, kin, r)
+    select 'user' || i || '@example.org', (array['sad', 'it''s fine', 'happy'])[1 + i % 3]::mood,
+           array['happy', 'sad']::mood[], row (i, 'happy')::pair, i, jsonb_build_object('n', i, 'ü', E'tab\there'),
+           decode(md5(i::text), 'hex'), i / 7.0, timestamptz '2020-01-01 00:00:00.123456+02' + i * interval '1 min',
+           i * interval '1 month 3 days', 'customer'::regclass, int4range(i, i + 5)
+    from generate_series(1, 1000) i;
+create table orders (id serial primary key, customer bigint not null references customer, note text);
+insert into orders (customer, note) select 1 + i % 1000, repeat('x', i % 1500) from generate_series(1, 4000) i;
+create index orders_customer on orders (customer) where note <> '';
+create index "odd "" index" on orders ((length(note)));
+comment on index orders_customer is 'open orders';
+create table "Odd; Type: ""Schema"."select
+from" ("order" int primary key, "ä ""ö" text);
+insert into "Odd; Type: ""Schema"."select
+from" values (1, E'a\\b\nc'), (2, null);
+create table nothing ();
+insert into nothing default values; insert into nothing default values;
+create table computed (x int generated always as (1) stored);
+insert into computed default values;
+create unlogged table scratch (id int);
+insert into scratch values (1);
+create table part (id int, at date not null, primary key (id, at)) partition by range (at);
+create table part_1 partition of part for values from ('2020-01-01') to ('2021-01-01');
+create table part_2 partition of part for values from ('2021-01-01') to ('2022-01-01');
+insert into part select i, date '2020-01-01' + i from generate_series(1, 700) i;
+create index on part (at);
+create table about_part (id int, at date, foreign key (id, at) references part);
+insert into about_part values (5, '2020-01-06');
+create table parent (id int); create table child (extra text) inherits (parent);
+insert into parent values (1); insert into child values (2, 'x');
+create view happy as select * from customer where mood = 'happy';
+create view grouped as select c.id, c.email, count(*) from customer c join orders o on o.customer = c.id group by c.id;
+create materialized view counts as select mood, count(*) from customer group by mood;
+create unique index on counts (mood);
+create function touch() returns trigger language plpgsql as $$begin raise exception 'no trigger may fire'; end$$;
+create trigger touch before insert or update on orders for each row execute function touch();
+comment on trigger touch on orders is 'never during a copy';
+create table tenant (id int, owner text); insert into tenant values (1, 'a'), (2, 'b');
+alter table tenant enable row level security;
+create policy mine on tenant using (owner = current_user);
+create sequence loose start 100 increment by 7; select nextval('loose'); select nextval('loose');
+create sequence untouched;
+create statistics together (dependencies) on id, customer from orders;
+create rule quiet as on delete to scratch do instead nothing;
+create function add(a int, b int) returns int language sql begin atomic select a + b; end;
+grant select on customer to public;
+"#;
+
+struct Pair {
+    blue: Database,
+    green: Database,
+}
+
+impl Pair {
+    async fn new(sql: &str) -> Self {
+        let (blue, green) = tokio::join!(
+            Database::with(servers::blue().await, sql),
+            Database::create(servers::green().await, None)
+        );
+        Pair { blue, green }
+    }
+
+    fn urls(&self) -> [(&'static str, String); 2] {
+        [("blue", self.blue.handover_url()), ("green", self.green.handover_url())]
+    }
+
+    async fn assert_equal(&self) {
+        let (blue, green) = (content(&self.blue).await, content(&self.green).await);
+        assert!(!blue.is_empty());
+        assert_same("copied", &blue, &green);
+    }
+}
+
+/// Rows of tables and materialized views, and positions of sequences; the catalogs' words differ by version.
+async fn content(database: &Database) -> String {
+    let all = snapshot(database).await;
+    all.lines().filter(|l| l.starts_with("content ")).map(|l| format!("{l}\n")).collect()
+}
+
+async fn relations(database: &Database) -> String {
+    database
+        .value("select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace where nspname not like 'pg\\_%' and nspname not in ('information_schema', 'handover')")
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_arrives_and_goes_again() {
+    let pair = Pair::new(ZOO).await;
+    let (cx, _events) = context("copy", &pair.urls(), &["green"]).await;
+    // A trigger of capture's must not follow.
+    pair.blue
+        .admin()
+        .await
+        .batch_execute(
+            "create schema handover; create function handover.c() returns trigger language plpgsql as 'begin return null; end';
+             create trigger capture after update on customer for each row execute function handover.c()",
+        )
+        .await
+        .unwrap();
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 3, "chunk_mb": 1 }));
+    let described = step.describe(&cx).await.unwrap();
+    assert_eq!(described.blockers, Vec::<String>::new());
+    for _ in 0..2 {
+        let summary = step.run(&cx).await.unwrap();
+        step.verify(&cx).await.unwrap();
+        assert!(summary["rows"].as_u64().unwrap() > 5_000, "{summary}");
+        assert!(summary["snapshot"]["xids"].as_str().unwrap().contains(':'));
+        pair.assert_equal().await;
+        let green = &pair.green;
+        assert_eq!(green.value("select last_value from loose").await.as_deref(), Some("107"));
+        assert_eq!(green.value("select is_called from untouched").await.as_deref(), Some("f"));
+        assert_eq!(green.value("select nextval('orders_id_seq')").await.as_deref(), Some("4001"));
+        assert_eq!(green.value("select count(*) from counts").await.as_deref(), Some("3"));
+        assert_eq!(green.value("select count(*) from nothing").await.as_deref(), Some("2"));
+        assert_eq!(green.value("select kin::text from customer limit 1").await.as_deref(), Some("customer"));
+        assert_eq!(
+            green.value("select tableowner from pg_tables where tablename = 'customer'").await.as_deref(),
+            Some("app")
+        );
+        assert_eq!(
+            green.value("select obj_description('orders_customer'::regclass)").await.as_deref(),
+            Some("open orders")
+        );
+        assert_eq!(
+            green.value("select count(*) from pg_stats where tablename = 'orders'").await.as_deref(),
+            Some("3"),
+            "analyzed"
+        );
+        assert_eq!(
+            green.value("select count(*) from pg_trigger where tgname = 'capture'").await.as_deref(),
+            Some("0")
+        );
+        // Running it again does nothing.
+        step.run(&cx).await.unwrap();
+        step.undo(&cx).await.unwrap();
+        assert_eq!(relations(green).await, "0");
+        let leftovers = "select count(*) from pg_type t join pg_namespace n on n.oid = t.typnamespace where nspname = 'public'";
+        assert_eq!(green.value(leftovers).await.as_deref(), Some("0"));
+        assert_eq!(
+            green.value("select count(*) from pg_namespace where nspname like 'Odd%'").await.as_deref(),
+            Some("0")
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_failed_midway_is_taken_back_and_begun_again() {
+    let pair = Pair::new(
+        "create table a as select i as id, repeat('x', 200) as t from generate_series(1, 30000) i;
+         create table z as select i as id from generate_series(1, 10) i",
+    )
+    .await;
+    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 1 }));
+    // The run stops when the first chunk is in; what was committed stays on green.
+    let stop = cx.stop.clone();
+    let listener = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let handover::event::Event::Progress { unit, done, .. } = &event
+                && unit == "a"
+                && *done > 0
+            {
+                stop.cancel();
+            }
+        }
+    });
+    let error = step.run(&cx).await.unwrap_err();
+    assert_eq!(error.class(), Class::Cancelled);
+    assert_ne!(relations(&pair.green).await, "0");
+    let verify = step.verify(&cx).await.unwrap_err();
+    assert!(verify.message().contains("not recorded"), "{verify}");
+    // Meanwhile blue has moved on: nothing of the first snapshot may remain.
+    pair.blue.execute("delete from a where id <= 15000; update z set id = id + 100").await;
+    let mut again = cx.clone();
+    again.stop = tokio_util::sync::CancellationToken::new();
+    step.run(&again).await.unwrap();
+    step.verify(&again).await.unwrap();
+    pair.assert_equal().await;
+    // A row that nobody copied is found.
+    pair.green.execute("insert into z values (999)").await;
+    let error = step.verify(&again).await.unwrap_err();
+    assert!(error.message().contains("z has 11 rows"), "{error}");
+    pair.green.execute("delete from z where id = 999; drop table a").await;
+    assert!(step.verify(&again).await.unwrap_err().message().contains("catalog differs"));
+    // Somebody else's work is not dropped by undo.
+    pair.green.execute("create table theirs (id int)").await;
+    step.undo(&again).await.unwrap();
+    assert_eq!(relations(&pair.green).await, "1");
+    drop(cx);
+    listener.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_is_refused_before_anything_is_done() {
+    let pair = Pair::new(
+        "create table a (id int primary key); create table b (a int references a);
+         create schema s; create table s.t (id int); insert into a values (1); insert into b values (1)",
+    )
+    .await;
+    let (cx, _events) = context("copy", &pair.urls(), &["green"]).await;
+    let refused = async |value: serde_json::Value| {
+        let error = kind("copy", value).run(&cx).await.unwrap_err();
+        assert!(error.next_step().is_some());
+        assert_eq!(relations(&pair.green).await, "0");
+        error.message().to_owned()
+    };
+    let message = refused(json!({ "from": "blue", "to": "green", "exclude": { "tables": ["a"] } })).await;
+    assert!(message.contains("foreign key b_a_fkey of b points to a"), "{message}");
+    let message = refused(json!({ "from": "blue", "to": "green", "programs": "/nowhere" })).await;
+    assert!(message.contains("no pg_dump of version"), "{message}");
+
+    pair.blue
+        .admin()
+        .await
+        .batch_execute("create role stranger; alter table s.t owner to stranger")
+        .await
+        .unwrap();
+    let message = refused(json!({ "from": "blue", "to": "green" })).await;
+    assert!(message.contains("roles are missing on the target: stranger"), "{message}");
+
+    pair.blue.admin().await.batch_execute("alter table s.t enable row level security").await.unwrap();
+    let message = refused(json!({ "from": "blue", "to": "green" })).await;
+    assert!(message.contains("row security would hide rows of s.t"), "{message}");
+
+    pair.blue
+        .admin()
+        .await
+        .batch_execute("drop table s.t; drop role stranger; select lo_create(0)")
+        .await
+        .unwrap();
+    let message = refused(json!({ "from": "blue", "to": "green" })).await;
+    assert!(message.contains("1 large objects"), "{message}");
+
+    let step = kind(
+        "copy",
+        json!({
+            "from": "blue", "to": "green", "large_objects": "skip", "owners": "skip",
+            "include": { "tables": ["a", "b"] }, "without_data": ["b"]
+        }),
+    );
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    assert_eq!(pair.green.value("select count(*) from a").await.as_deref(), Some("1"));
+    assert_eq!(pair.green.value("select count(*) from b").await.as_deref(), Some("0"));
+    assert_eq!(
+        pair.green.value("select tableowner from pg_tables where tablename = 'a'").await.as_deref(),
+        Some("handover")
+    );
+
+    // Another run finds a target that is not empty; and swapped or equal URLs are caught.
+    let (other, _events) = context("copy", &pair.urls(), &["green"]).await;
+    let error = kind("copy", json!({ "from": "blue", "to": "green" })).run(&other).await.unwrap_err();
+    assert!(error.message().contains("not empty"), "{error}");
+    let blue = Database::create(servers::blue().await, None).await;
+    let same = [("blue", blue.handover_url()), ("green", blue.handover_url())];
+    let (same, _events) = context("copy", &same, &["green"]).await;
+    let error = kind("copy", json!({ "from": "blue", "to": "green" })).run(&same).await.unwrap_err();
+    assert!(error.message().contains("one and the same database"), "{error}");
+}
