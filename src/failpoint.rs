@@ -50,6 +50,14 @@ failpoints! {
     COPY_ANALYZED = "copy.analyzed";
     /// An object that the copy had created was dropped by its undo.
     COPY_UNDO_DROPPED = "copy.undo-dropped";
+    /// A batch of a cleanup is committed; the next one not yet begun.
+    CLEANUP_BATCH = "cleanup.batch";
+    /// A batch of a cleanup has its effect and its archive, but is not committed.
+    CLEANUP_UNCOMMITTED = "cleanup.uncommitted";
+    /// The triggers of a backfill are in place, no batch has run.
+    CLEANUP_SYNCED = "cleanup.synced";
+    /// A batch of archived rows was put back.
+    CLEANUP_UNDO_BATCH = "cleanup.undo-batch";
 }
 
 struct Armed {

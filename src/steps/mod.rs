@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
@@ -34,6 +35,7 @@ macro_rules! kinds {
 
 kinds! {
     "copy" => copy::Copy,
+    "cleanup" => cleanup::Cleanup,
     "create_index" => create_index::CreateIndex,
 }
 

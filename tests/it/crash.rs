@@ -25,6 +25,7 @@ proofs! {
     engine => engine_scenario(),
     create_index => crate::create_index::scenario(),
     copy => crate::copy::scenario(),
+    cleanup => crate::cleanup::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

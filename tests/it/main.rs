@@ -3,6 +3,7 @@
 // Tests fail by panicking; clippy's own exception covers only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cleanup;
 mod copy;
 mod crash;
 mod create_index;
