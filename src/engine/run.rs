@@ -264,6 +264,8 @@ impl Runner<'_> {
     /// Becomes the one who acts: fences every database that the plan writes to, and compares what was reviewed.
     async fn attach(&self) -> Result<()> {
         let lease = self.databases.lease()?.clone();
+        // Before the first write: two names for one database, or a wrong database, must not be touched.
+        let digest = self.plan.digest(&self.databases).await?;
         let written: BTreeSet<&str> = self
             .plan
             .steps
@@ -283,7 +285,6 @@ impl Runner<'_> {
                 );
             }
         }
-        let digest = self.plan.digest(&self.databases).await?;
         let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
         let accepted_digest = match known {
             None => {

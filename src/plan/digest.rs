@@ -131,3 +131,107 @@ impl Plan {
         digest(self, &identities)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::Problems;
+    use crate::steps::{CheckContext, Context, Description, Step, StepKind, Undo};
+    use serde_json::Value;
+    use std::path::PathBuf;
+
+    /// Names what a test wants named, and does nothing.
+    #[derive(Debug)]
+    struct Names {
+        databases: Vec<(&'static str, Access)>,
+        files: Vec<PathBuf>,
+    }
+
+    #[async_trait::async_trait]
+    impl StepKind for Names {
+        fn check(&self, _: &CheckContext<'_>, _: &mut Problems) {}
+        fn databases(&self) -> Vec<(&str, Access)> {
+            self.databases.clone()
+        }
+        fn files(&self) -> Vec<PathBuf> {
+            self.files.clone()
+        }
+        fn reversibility(&self) -> Undo {
+            Undo::Nothing
+        }
+        async fn describe(&self, _: &Context) -> Result<Description> {
+            Ok(Description::default())
+        }
+        async fn run(&self, _: &Context) -> Result<Value> {
+            Ok(Value::Null)
+        }
+        async fn verify(&self, _: &Context) -> Result<()> {
+            Ok(())
+        }
+        async fn undo(&self, _: &Context) -> Result<Value> {
+            Ok(Value::Null)
+        }
+    }
+
+    fn plan(folder: &Path, databases: Vec<(&'static str, Access)>, files: Vec<PathBuf>) -> Plan {
+        let text = "handover: 1\nname: p\ndatabases: {a: '${A}'}\ncontrol: ${A}\nsteps:\n  - id: s\n    create_index: {on: a, indexes: [{name: i, table: t, columns: [c]}]}\n";
+        let mut plan = Plan::parse(&folder.join("plan.yaml"), text.to_owned()).unwrap();
+        let kind = std::sync::Arc::new(Names { databases, files });
+        plan.steps = [Step { kind, ..plan.steps[0].clone() }].into();
+        plan
+    }
+
+    #[test]
+    fn every_change_below_a_named_folder_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("sql/a/1.sql", "one");
+        write("sql/b.sql", "two");
+        let plan = plan(folder.path(), Vec::new(), vec!["sql".into()]);
+        let mut seen = vec![files_digest(&plan).unwrap()];
+        let mut changed = |what: &str| {
+            let now = files_digest(&plan).unwrap();
+            assert!(!seen.contains(&now), "{what} went unseen");
+            seen.push(now);
+        };
+        write("sql/a/1.sql", "One");
+        changed("a file's content");
+        write("sql/a/2.sql", "");
+        changed("a new file");
+        std::fs::rename(folder.path().join("sql/a/2.sql"), folder.path().join("sql/a/3.sql")).unwrap();
+        changed("a new name");
+        std::fs::create_dir(folder.path().join("sql/c")).unwrap();
+        changed("an empty folder");
+        let before = files_digest(&plan).unwrap();
+        write("beside.sql", "three");
+        assert_eq!(before, files_digest(&plan).unwrap(), "a file beside the folder counts");
+        std::fs::remove_dir_all(folder.path().join("sql")).unwrap();
+        let error = files_digest(&plan).unwrap_err();
+        assert_eq!((error.place().step.as_deref(), error.place().line), (Some("s"), Some(6)), "{error}");
+    }
+
+    #[test]
+    fn one_database_under_two_names_is_refused_where_one_of_them_is_written() {
+        let identity = |oid, started_us| DatabaseIdentity {
+            system_identifier: 7,
+            database: "app".into(),
+            oid,
+            started_us,
+        };
+        let all = |b| BTreeMap::from([("a".to_owned(), identity(1, 1)), ("b".to_owned(), b)]);
+        let here = Path::new(".");
+        let copies = plan(here, vec![("a", Access::Read), ("b", Access::Write)], Vec::new());
+        let error = refuse_same(&copies, &all(identity(1, 1))).unwrap_err();
+        assert!(error.to_string().contains("`a` and `b` are one and the same database (app)"), "{error}");
+        refuse_same(&copies, &all(identity(2, 1))).unwrap();
+        refuse_same(&copies, &all(identity(1, 2))).expect("a restored copy runs as a server of its own");
+        let compares = plan(here, vec![("a", Access::Read), ("b", Access::Read)], Vec::new());
+        refuse_same(&compares, &all(identity(1, 1))).unwrap();
+        let once = plan(here, vec![("a", Access::Read), ("a", Access::Write)], Vec::new());
+        refuse_same(&once, &all(identity(1, 1))).unwrap();
+    }
+}

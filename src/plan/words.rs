@@ -423,3 +423,98 @@ fn alternatives(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What is said of `value` as the field `f` of a mapping with this schema for `f`.
+    fn say(schema: Value, value: Value) -> Vec<String> {
+        let schema = json!({"type": "object", "properties": {"f": schema}, "additionalProperties": false});
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let mut problems = Problems::new();
+        validate(&Part { schema, validator }, &json!({"f": value}), &Path::default(), &mut problems);
+        problems
+            .into_vec()
+            .into_iter()
+            .map(|p| format!("{}: {} / {}", p.path, p.message, p.hint.unwrap_or_default()))
+            .collect()
+    }
+
+    #[test]
+    fn of_several_shapes_only_the_one_that_was_meant_is_spoken_of() {
+        let target = || {
+            json!({"anyOf": [
+                {"type": "string"},
+                {"type": "object", "properties": {"sql": {"type": "string"}, "on": {"type": "string"}},
+                 "required": ["sql", "on"], "additionalProperties": false},
+                {"type": "object", "properties": {"http": {"type": "string"}},
+                 "required": ["http"], "additionalProperties": false},
+            ]})
+        };
+        assert_eq!(say(target(), json!("text")), Vec::<String>::new());
+        assert_eq!(
+            say(target(), json!({"sql": "select 1"})),
+            ["f: `f` lacks the field `on` / add `on: …`"],
+            "the shape whose fields are there"
+        );
+        assert_eq!(
+            say(target(), json!({"http": 5})),
+            ["f.http: `http`: expected a text, found the number `5` / put it in quotes: `\"5\"`"]
+        );
+        assert_eq!(
+            say(target(), json!([1])),
+            [
+                "f: `f`: expected a text or a mapping, found a list / write its fields below it, indented: `field: value`"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_word_is_compared_with_all_words_of_the_choice() {
+        let described = json!({"oneOf": [
+            {"type": "string", "const": "quarantine", "description": "a"},
+            {"type": "string", "const": "delete", "description": "b"},
+            {"type": "null"},
+        ]});
+        assert_eq!(
+            say(described.clone(), json!("quarantin")),
+            [
+                "f: `f` cannot be the text `quarantin` / did you mean `quarantine`? It can be `quarantine`, `delete`"
+            ]
+        );
+        assert_eq!(
+            say(described, json!(["delete"])),
+            ["f: `f`: expected one word, found a list / it can be `quarantine`, `delete`"]
+        );
+        let tagged = json!({"oneOf": [
+            {"type": "object", "properties": {"kind": {"const": "table"}, "rows": {"type": "integer"}}, "required": ["kind"]},
+            {"type": "object", "properties": {"kind": {"const": "view"}}, "required": ["kind"]},
+        ]});
+        assert_eq!(
+            say(tagged.clone(), json!({"kind": "tabel"})),
+            ["f.kind: `kind` cannot be the text `tabel` / did you mean `table`? It can be `table`, `view`"]
+        );
+        assert_eq!(
+            say(tagged, json!({"kind": "table", "rows": "many"})),
+            ["f.rows: `rows`: expected a whole number, found the text `many` / write a whole number"]
+        );
+    }
+
+    #[test]
+    fn numbers_know_their_limits_and_keys_their_paths() {
+        let limits = json!({"type": "integer", "minimum": 1, "maximum": 64});
+        assert_eq!(
+            say(limits, json!(65)),
+            ["f: `f` must be at most 64, found the number `65` / write 64 or less"]
+        );
+        let keyed = json!({"type": "object", "additionalProperties": {"type": "boolean"}});
+        assert_eq!(
+            say(keyed, json!({"a/b~c": "off"})),
+            [
+                "f.a/b~c: `a/b~c`: expected `true` or `false`, found the text `off` / write `false`: only `true` and `false` are truth values"
+            ]
+        );
+    }
+}
