@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(
             say(target(), json!([1])),
             [
-                "f: `f`: expected a text or a mapping, found a list / write its fields below it, indented: `field: value`"
+                "f: `f`: expected a text or a mapping, found a list / write one text; quote it if it begins with `{` or `[`"
             ]
         );
     }
