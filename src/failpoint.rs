@@ -58,6 +58,8 @@ failpoints! {
     CLEANUP_SYNCED = "cleanup.synced";
     /// A batch of archived rows was put back.
     CLEANUP_UNDO_BATCH = "cleanup.undo-batch";
+    /// A batch of restored rows is committed.
+    RESTORE_BATCH = "restore.batch";
 }
 
 struct Armed {

@@ -14,7 +14,7 @@ mod table;
 mod throttle;
 
 pub(super) use archive::{Guard, forget, put_back};
-pub(super) use table::{Catalog, Table, pin_text_format};
+pub(super) use table::{Catalog, Column, Table, object, params, pin_text_format};
 pub use throttle::Throttle;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};

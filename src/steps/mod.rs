@@ -18,6 +18,7 @@ pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
+pub mod restore;
 
 pub use context::{Context, Ledger};
 
@@ -36,6 +37,7 @@ macro_rules! kinds {
 kinds! {
     "copy" => copy::Copy,
     "cleanup" => cleanup::Cleanup,
+    "restore" => restore::Restore,
     "create_index" => create_index::CreateIndex,
 }
 

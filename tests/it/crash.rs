@@ -26,6 +26,7 @@ proofs! {
     create_index => crate::create_index::scenario(),
     copy => crate::copy::scenario(),
     cleanup => crate::cleanup::scenario(),
+    restore => crate::restore::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

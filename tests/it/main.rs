@@ -12,4 +12,5 @@ mod lease;
 mod local;
 mod plans;
 mod queue;
+mod restore;
 mod support;

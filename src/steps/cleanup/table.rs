@@ -13,7 +13,7 @@ pub(in crate::steps) enum Catalog<'a> {
 }
 
 impl Catalog<'_> {
-    async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+    pub async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
         match self {
             Catalog::Session(session) => session.query(sql, params).await,
             Catalog::Transaction(tx) => tx.query(sql, params).await,
@@ -38,12 +38,26 @@ pub(in crate::steps) struct Column {
     pub generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`: may be inserted with OVERRIDING, but never updated.
     pub identity_always: bool,
+    pub not_null: bool,
     pub has_default: bool,
     /// Whether the type has an equality that tells all values apart (json, xml and most geometric types have not).
     pub comparable: bool,
 }
 
 impl Column {
+    /// A plain column that no catalog knows, e.g. of a derived relation.
+    pub fn new(name: &str, type_sql: &str) -> Self {
+        Column {
+            name: name.to_owned(),
+            type_sql: type_sql.to_owned(),
+            generated: false,
+            identity_always: false,
+            not_null: true,
+            has_default: false,
+            comparable: true,
+        }
+    }
+
     pub fn ident(&self) -> String {
         quote_ident(&self.name)
     }
@@ -257,7 +271,7 @@ async fn columns(session: Catalog<'_>, oid: u32) -> Result<Vec<Column>> {
     let rows = session
         .query(
             "select a.attname::text, format_type(a.atttypid, -1), a.attgenerated <> '', a.attidentity = 'a',
-                    a.atthasdef or a.attidentity <> '',
+                    a.attnotnull, a.atthasdef or a.attidentity <> '',
                     coalesce(b.typname, t.typname) <> all
                         (array['json','xml','point','line','lseg','box','path','polygon','circle'])
                     and coalesce(nullif(t.typelem, 0) is null or e.typname <> all
@@ -276,8 +290,9 @@ async fn columns(session: Catalog<'_>, oid: u32) -> Result<Vec<Column>> {
             type_sql: row.get(1),
             generated: row.get(2),
             identity_always: row.get(3),
-            has_default: row.get(4),
-            comparable: row.get(5),
+            not_null: row.get(4),
+            has_default: row.get(5),
+            comparable: row.get(6),
         })
         .collect())
 }

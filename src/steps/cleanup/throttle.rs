@@ -19,7 +19,7 @@ pub struct Throttle {
 
 impl Throttle {
     /// Returns once the limits hold; says when it begins and ends to wait.
-    pub(super) async fn wait(&self, cx: &Context, session: &Session) -> Result<()> {
+    pub(in crate::steps) async fn wait(&self, cx: &Context, session: &Session) -> Result<()> {
         let mut waited: Option<std::time::Instant> = None;
         while let Some(reason) = self.exceeded(session).await? {
             cx.proceed()?;
