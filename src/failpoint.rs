@@ -60,6 +60,22 @@ failpoints! {
     CLEANUP_UNDO_BATCH = "cleanup.undo-batch";
     /// A batch of restored rows is committed.
     RESTORE_BATCH = "restore.batch";
+    /// A command of the operator's runs, and the journal does not know its process id yet.
+    COMMAND_STARTED = "lever.command-started";
+    /// The intention to raise a lever is in the journal.
+    LEVER_BEFORE = "lever.before-apply";
+    /// A lever is raised, but the journal does not say so yet.
+    LEVER_APPLIED = "lever.applied";
+    /// A lever is restored, but the journal does not say so yet.
+    LEVER_REVERTED = "lever.reverted";
+    /// All probes were asked once.
+    MONITOR_SAMPLED = "monitor.sampled";
+    /// How far a soak came is in the journal.
+    MONITOR_KEPT = "monitor.kept";
+    /// The step is about to wait for an approval.
+    APPROVE_ASKED = "approve.asked";
+    /// An approval was found, but the journal does not say so yet.
+    APPROVE_FOUND = "approve.found";
 }
 
 struct Armed {

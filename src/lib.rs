@@ -7,6 +7,7 @@ pub mod event;
 pub mod failpoint;
 pub mod journal;
 pub mod local;
+pub mod outside;
 pub mod plan;
 pub mod postgres;
 pub mod problem;

@@ -1,8 +1,8 @@
 //! Commands: programs of the operator's, started without a shell, bounded in time and output.
 
+use super::Outside;
 use super::process::{self, GroupGuard, MARK, Seen, Trace};
 use super::redact::Redactor;
-use super::{Outside, Site};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::problem::{Problems, Segment};
@@ -66,7 +66,9 @@ impl<'de> Deserialize<'de> for Command {
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = Command;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a command: a list like [\"systemctl\", \"stop\", \"purger\"], or a mapping with `run`")
+                f.write_str(
+                    "a command: a list like [\"systemctl\", \"stop\", \"purger\"], or a mapping with `run`",
+                )
             }
             fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Command, A::Error> {
                 let run = Vec::deserialize(de::value::SeqAccessDeserializer::new(seq))?;
@@ -143,8 +145,8 @@ impl Command {
             .run
             .iter()
             .map(|word| {
-                let plain = !word.is_empty()
-                    && word.chars().all(|c| c.is_alphanumeric() || "-_./:=,@%+".contains(c));
+                let plain =
+                    !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "-_./:=,@%+".contains(c));
                 if plain { word.clone() } else { format!("'{}'", word.replace('\'', "'\\''")) }
             })
             .collect();
@@ -155,9 +157,8 @@ impl Command {
     #[must_use]
     pub fn program(&self, base: &Path) -> Option<PathBuf> {
         let program = self.run.first()?;
-        let runs = |path: &Path| {
-            path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
-        };
+        let runs =
+            |path: &Path| path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok();
         if program.contains('/') {
             return Some(base.join(program)).filter(|path| runs(path));
         }
@@ -297,11 +298,7 @@ impl Outside<'_> {
         self.site.keep(key, value).await
     }
 
-    async fn spawn_and_wait(
-        &self,
-        command: &Command,
-        mut record: Option<(&str, &mut Trace)>,
-    ) -> Result<Ran> {
+    async fn spawn_and_wait(&self, command: &Command, mut record: Option<(&str, &mut Trace)>) -> Result<Ran> {
         let shown = command.shown();
         let (stdout, stderr) = (output_file()?, output_file()?);
         let (mut child, redactor) = self.prepare(command, record.as_ref().map(|(_, t)| t.mark.as_str()))?;
@@ -402,14 +399,10 @@ fn fact(unit: &str) -> String {
 /// Output goes to a file without a name rather than through a pipe: a command that outlives us is not killed
 /// by SIGPIPE, and one that leaves a background process holding its output does not hold us up.
 fn output_file() -> Result<File> {
-    tempfile::Builder::new()
-        .append(true)
-        .tempfile()
-        .map(tempfile::NamedTempFile::into_file)
-        .map_err(|e| {
-            Error::new(Class::Resources, format!("no temporary file for the command's output ({e})"))
-                .hint("free space in TMPDIR, then `handover resume`")
-        })
+    tempfile::Builder::new().append(true).tempfile().map(tempfile::NamedTempFile::into_file).map_err(|e| {
+        Error::new(Class::Resources, format!("no temporary file for the command's output ({e})"))
+            .hint("free space in TMPDIR, then `handover resume`")
+    })
 }
 
 fn clone_of(file: &File) -> Result<Stdio> {

@@ -117,10 +117,18 @@ fn replace(path: &Path, content: &[u8], like: Option<&fs::Metadata>, bits: u32) 
     File::open(folder)?.sync_all()
 }
 
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{suffix}"));
+    path.with_file_name(name)
+}
+
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => path.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| File::open(p)?.sync_all()),
+        _ => {
+            path.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), |p| File::open(p)?.sync_all())
+        }
     }
 }
 
@@ -141,9 +149,7 @@ impl Outside<'_> {
     /// The folder cannot be written to.
     pub fn file_keep(&self, file: &FileWrite, tag: &str) -> Result<Original> {
         let path = file.target(self.site.base());
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".handover-{tag}"));
-        let backup = path.with_file_name(name);
+        let backup = beside(&path, &format!("handover-{tag}"));
         let digest = match fs::read(&path) {
             Ok(content) => {
                 let like = fs::metadata(&path).map_err(|e| failed("read", &path, &e))?;
@@ -193,7 +199,10 @@ impl Outside<'_> {
                             "{} is not what was kept there any more",
                             original.backup.display()
                         ))
-                        .hint(format!("restore {} by hand, then `handover rollback` again", path.display())));
+                        .hint(format!(
+                            "restore {} by hand, then `handover rollback` again",
+                            path.display()
+                        )));
                     }
                     let like = fs::metadata(&original.backup).ok();
                     replace(path, &content, like.as_ref(), 0o600).map_err(|e| failed("write", path, &e))?;
@@ -220,12 +229,19 @@ impl Outside<'_> {
         remove(&original.backup).map_err(|e| failed("remove", &original.backup, &e))
     }
 
+    /// Removes a copy that [`Outside::file_keep`] made and nobody remembered.
+    ///
+    /// # Errors
+    /// The folder cannot be written to.
+    pub fn file_discard(&self, file: &FileWrite, tag: &str) -> Result<()> {
+        let backup = beside(&file.target(self.site.base()), &format!("handover-{tag}"));
+        remove(&backup).map_err(|e| failed("remove", &backup, &e))
+    }
+
     fn keep_aside(&self, path: &Path) -> Result<()> {
         let content = fs::read(path).map_err(|e| failed("read", path, &e))?;
         let like = fs::metadata(path).map_err(|e| failed("read", path, &e))?;
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".handover-changed-{}", &digest(&content)[..8]));
-        let aside = path.with_file_name(name);
+        let aside = beside(path, &format!("handover-changed-{}", &digest(&content)[..8]));
         replace(&aside, &content, Some(&like), 0o600).map_err(|e| failed("write", &aside, &e))?;
         self.site.warn(format!(
             "{} was changed by somebody else meanwhile; what they wrote is kept in {}",

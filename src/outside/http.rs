@@ -183,11 +183,8 @@ impl Http {
     }
 
     fn mismatch(&self, status: StatusCode, body: &[u8], json: Option<&Value>) -> Option<String> {
-        let expected = if self.status.is_empty() {
-            status.is_success()
-        } else {
-            self.status.contains(&status.as_u16())
-        };
+        let expected =
+            if self.status.is_empty() { status.is_success() } else { self.status.contains(&status.as_u16()) };
         if !expected {
             let text = String::from_utf8_lossy(&body[..body.len().min(1000)]);
             let said =
@@ -200,7 +197,9 @@ impl Http {
         let Some(json) = json else { return Some("answered something that is not JSON".to_owned()) };
         self.expect.iter().find_map(|(pointer, wanted)| match json.pointer(pointer) {
             Some(found) if same(found, wanted) => None,
-            Some(found) => Some(format!("answered `{pointer}` = {}, not {wanted}", super::line(&found.to_string()))),
+            Some(found) => {
+                Some(format!("answered `{pointer}` = {}, not {wanted}", super::line(&found.to_string())))
+            }
             None => Some(format!("answered without `{pointer}`")),
         })
     }
@@ -244,7 +243,8 @@ impl Outside<'_> {
     pub async fn request(&self, http: &Http) -> Result<Answer> {
         let answer = self.send(http).await?;
         let Some(mismatch) = &answer.mismatch else { return Ok(answer) };
-        let class = if matches!(answer.status, 429 | 502..=504) { Class::Connection } else { Class::External };
+        let class =
+            if matches!(answer.status, 429 | 502..=504) { Class::Connection } else { Class::External };
         Err(Error::new(class, format!("{} {mismatch}", http.shown()))
             .hint("see what the endpoint's own log says, then `handover resume`"))
     }
@@ -374,8 +374,7 @@ mod tests {
             "headers": {"Authorization": "Bearer abc", "bad name": "x"}
         }))
         .check(&["http".into()], &mut problems);
-        let found: Vec<String> =
-            problems.iter().map(|p| format!("{}: {}", p.path, p.message)).collect();
+        let found: Vec<String> = problems.iter().map(|p| format!("{}: {}", p.path, p.message)).collect();
         assert_eq!(
             found,
             [

@@ -36,7 +36,7 @@ pub trait Site: Send + Sync {
     /// Names this step of this run, for marking processes.
     fn mark(&self) -> String;
     /// The plan's databases, labelled with the step.
-    fn databases(&self) -> &Databases;
+    fn databases(&self) -> Databases;
     /// Fires when the step should stop.
     fn stop(&self) -> &CancellationToken;
     /// Refuses when the run is asked to stop or the lease is gone.

@@ -193,11 +193,24 @@ impl Outside<'_> {
     /// What the server says; more than one row or column.
     pub async fn value(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
         self.site.proceed()?;
+        self.read(on, query, timeout).await
+    }
+
+    /// As [`Outside::value`], but also before there is a lease, as in a dry run.
+    ///
+    /// # Errors
+    /// As [`Outside::value`].
+    pub async fn peek(&self, on: &str, query: &str) -> Result<Option<String>> {
+        self.read(on, query, None).await
+    }
+
+    async fn read(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
         let session = self.site.databases().reader(on).await?;
         limits(&session, timeout, None).await?;
-        let row = session.query_opt(&as_text(query)?, &[]).await.map_err(|e| {
-            e.hint("the query must give one row with one column; see the server's message")
-        })?;
+        let row = session
+            .query_opt(&as_text(query)?, &[])
+            .await
+            .map_err(|e| e.hint("the query must give one row with one column; see the server's message"))?;
         Ok(row.and_then(|row| row.get(0)))
     }
 
@@ -209,9 +222,11 @@ impl Outside<'_> {
         match self.value(on, query, timeout).await?.as_deref() {
             Some("true") => Ok(true),
             Some("false") | None => Ok(false),
-            Some(other) => Err(Error::data(format!("the check gives `{}`, not a boolean", super::line(other)))
-                .on_database(on)
-                .hint("write a query with one boolean column, e.g. `select setting = '30d' from …`")),
+            Some(other) => {
+                Err(Error::data(format!("the check gives `{}`, not a boolean", super::line(other)))
+                    .on_database(on)
+                    .hint("write a query with one boolean column, e.g. `select setting = '30d' from …`"))
+            }
         }
     }
 }

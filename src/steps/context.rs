@@ -3,13 +3,14 @@
 use super::Step;
 use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, Measure, RunId, StepId};
+use crate::outside::Site;
 use crate::postgres::{Databases, Session};
 use crate::value::EnvString;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -180,5 +181,36 @@ impl Context {
     /// The journal failing.
     pub async fn forget(&self, key: &str) -> Result<()> {
         self.ledger.remember(&self.step, key, Value::Null).await
+    }
+}
+
+#[async_trait]
+impl Site for Context {
+    fn base(&self) -> &Path {
+        &self.base
+    }
+    fn mark(&self) -> String {
+        format!("{}/{}", self.run, self.step)
+    }
+    fn databases(&self) -> Databases {
+        self.databases.labelled(self.step.as_str())
+    }
+    fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+    fn proceed(&self) -> Result<()> {
+        Context::proceed(self)
+    }
+    async fn keep(&self, key: &str, value: Value) -> Result<()> {
+        self.ledger.remember(&self.step, key, value).await
+    }
+    fn kept(&self, key: &str) -> Option<Value> {
+        self.ledger.recall(&self.step, key)
+    }
+    fn note(&self, text: String) {
+        Context::note(self, text);
+    }
+    fn warn(&self, text: String) {
+        Context::warn(self, text);
     }
 }

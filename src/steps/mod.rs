@@ -15,10 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod cleanup;
+pub mod approve;
 pub mod context;
 pub mod copy;
 pub mod create_index;
 pub mod restore;
+pub mod lever;
+pub mod monitor;
 
 pub use context::{Context, Ledger};
 
@@ -39,6 +42,9 @@ kinds! {
     "cleanup" => cleanup::Cleanup,
     "restore" => restore::Restore,
     "create_index" => create_index::CreateIndex,
+    "lever" => lever::Lever,
+    "monitor" => monitor::Monitor,
+    "approve" => approve::Approve,
 }
 
 /// How the plan layer meets a kind.

@@ -1,0 +1,182 @@
+//! `approve`: waits until somebody says `handover approve`.
+//!
+//! An approval counts when it was given after the step began to ask; one from before, or from before the step
+//! was undone, does not speak of what is there now.
+
+use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use crate::error::{Class, Error, Result};
+use crate::failpoint;
+use crate::problem::{Problems, Segment};
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// What the journal knows from the first question on.
+const ASKED: &str = "asked";
+/// What the journal knows once it was answered.
+const GRANTED: &str = "granted";
+/// How often the control database is asked.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Waits for a human's word.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// What is to be approved, in words for whoever does it.
+    #[schemars(length(min = 1))]
+    pub message: String,
+    /// Whose approval counts; anybody's unless given. Names are what `handover approve` was called as: a
+    /// guard against mistakes, not proof of who it was. Who may write to the control database may approve.
+    #[serde(default)]
+    pub by: Vec<String>,
+}
+
+/// The newest approval there was when the step began to ask; only newer ones count.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Asked {
+    ignore_until: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Granted {
+    by: String,
+    note: Option<String>,
+    at: jiff::Timestamp,
+}
+
+#[async_trait]
+impl StepKind for Approve {
+    fn check(&self, _cx: &CheckContext<'_>, problems: &mut Problems) {
+        if self.message.trim().is_empty() {
+            problems.error(["message"], "the message is empty").hint("say what is to be approved");
+        }
+        for (i, name) in self.by.iter().enumerate() {
+            if name.trim().is_empty() {
+                problems.error([Segment::from("by"), i.into()], "the name is empty");
+            }
+        }
+    }
+
+    fn databases(&self) -> Vec<(&str, Access)> {
+        Vec::new()
+    }
+
+    fn reversibility(&self) -> Undo {
+        Undo::Nothing
+    }
+
+    async fn describe(&self, _cx: &Context) -> Result<Description> {
+        let mut out = Description::default();
+        out.action(format!("wait for the approval of {}: {}", self.whose(), self.message));
+        out.estimate = Some("as long as it takes".into());
+        Ok(out)
+    }
+
+    async fn run(&self, cx: &Context) -> Result<Value> {
+        if let Some(granted) = cx.recall::<Granted>(GRANTED)? {
+            return Ok(summary(&granted));
+        }
+        let asked = match cx.recall::<Asked>(ASKED)? {
+            Some(asked) => asked,
+            None => {
+                let earlier = cx.ledger.approval(&cx.step).await?;
+                if let Some(request) = &earlier {
+                    cx.warn(format!(
+                        "the approval that {} gave at {} is from before this step asked, and does not count",
+                        request.by, request.at
+                    ));
+                }
+                let asked = Asked { ignore_until: earlier.map(|request| request.at) };
+                cx.remember(ASKED, &asked).await?;
+                asked
+            }
+        };
+        failpoint::hit(failpoint::APPROVE_ASKED);
+        let granted = self.wait(cx, &asked).await?;
+        failpoint::hit(failpoint::APPROVE_FOUND);
+        cx.remember(GRANTED, &granted).await?;
+        cx.note(format!("approved by {}", granted.by));
+        Ok(summary(&granted))
+    }
+
+    async fn verify(&self, cx: &Context) -> Result<()> {
+        match cx.recall::<Granted>(GRANTED)? {
+            Some(granted) if self.may(&granted.by) => Ok(()),
+            _ => Err(self.missing(cx)),
+        }
+    }
+
+    async fn undo(&self, cx: &Context) -> Result<Value> {
+        cx.forget(GRANTED).await?;
+        cx.forget(ASKED).await?;
+        Ok(json!({}))
+    }
+}
+
+fn summary(granted: &Granted) -> Value {
+    json!({ "approved_by": granted.by, "note": granted.note, "at": granted.at })
+}
+
+impl Approve {
+    fn may(&self, name: &str) -> bool {
+        self.by.is_empty() || self.by.iter().any(|allowed| allowed == name)
+    }
+
+    fn whose(&self) -> String {
+        if self.by.is_empty() { "anybody".to_owned() } else { self.by.join(" or ") }
+    }
+
+    fn command(cx: &Context) -> String {
+        format!("handover approve {} {}", cx.run, cx.step)
+    }
+
+    fn missing(&self, cx: &Context) -> Error {
+        Error::new(
+            Class::Waiting,
+            format!("waiting for the approval of {}: {}", self.whose(), self.message.trim()),
+        )
+        .hint(format!("`{}`, then `handover resume`", Self::command(cx)))
+    }
+
+    async fn wait(&self, cx: &Context, asked: &Asked) -> Result<Granted> {
+        let mut told = false;
+        let mut refused = None;
+        loop {
+            cx.proceed()?;
+            let request = cx
+                .ledger
+                .approval(&cx.step)
+                .await?
+                .filter(|request| asked.ignore_until.is_none_or(|until| request.at > until));
+            match request {
+                Some(request) if self.may(&request.by) => {
+                    return Ok(Granted { by: request.by, note: request.note, at: request.at });
+                }
+                Some(request) if refused != Some(request.at) => {
+                    refused = Some(request.at);
+                    cx.warn(format!(
+                        "{} approved, but the plan asks for {}; still waiting",
+                        request.by,
+                        self.whose()
+                    ));
+                }
+                _ => {}
+            }
+            if !cx.may_wait {
+                return Err(self.missing(cx));
+            }
+            if !told {
+                told = true;
+                cx.note(format!(
+                    "waiting for the approval of {}: {}; to approve: {}",
+                    self.whose(),
+                    self.message.trim(),
+                    Self::command(cx)
+                ));
+            }
+            cx.sleep(POLL).await?;
+        }
+    }
+}

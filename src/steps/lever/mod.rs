@@ -1,0 +1,492 @@
+//! `lever`: a reversible operational setting, raised here and restored later.
+//!
+//! What the lever was is kept before it is raised: for a statement in the transaction of its effect, for
+//! everything else in the journal. One that was up already is left alone, also by a rollback.
+
+mod shape;
+
+pub use shape::{CommandLever, HttpLever, Lever, SqlLever};
+
+use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use crate::error::{Error, Result};
+use crate::event::StepId;
+use crate::failpoint;
+use crate::outside::{Original, Outside, sql};
+use crate::postgres::Tx;
+use crate::problem::Problems;
+use crate::value::Duration;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The fact, the checkpoint and the unit of all commands of a lever.
+const UNIT: &str = "lever";
+/// How long a check may take to agree.
+const WITHIN: Duration = Duration::secs(10);
+
+/// How far a lever is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Phase {
+    /// It was up before us; we leave it alone.
+    Already,
+    Applying,
+    Held,
+    Reverting,
+    /// Only of a step that restores another's lever.
+    Released,
+}
+
+/// The journal's fact of a lever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Hold {
+    phase: Phase,
+    /// What `read` gave before, where no transaction could keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous: Option<String>,
+    /// What the file was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    original: Option<Original>,
+}
+
+impl Hold {
+    fn at(&self, phase: Phase) -> Self {
+        Hold { phase, ..self.clone() }
+    }
+}
+
+/// The checkpoint of a statement's lever: it is raised, and this is what it was.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Raised {
+    previous: Option<String>,
+}
+
+#[async_trait]
+impl StepKind for Lever {
+    fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
+        self.check_shape(cx, problems);
+    }
+
+    fn databases(&self) -> Vec<(&str, Access)> {
+        self.sql.iter().map(|lever| (lever.on.as_str(), Access::Write)).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.programs()
+    }
+
+    fn reversibility(&self) -> Undo {
+        Undo::Exact { how: self.shown().1 }
+    }
+
+    async fn describe(&self, cx: &Context) -> Result<Description> {
+        let mut out = Description::default();
+        let (apply, revert) = self.shown();
+        if self.revert.is_some() {
+            out.action(apply);
+            return Ok(out);
+        }
+        self.describe_needs(&cx.base, &mut out);
+        if let Some(lever) = &self.sql {
+            let session = cx.reader(&lever.on).await?;
+            lever.limit(&session).await?;
+            if let Some(query) = &lever.read {
+                let row = session.query_opt(&sql::as_text(query)?, &[]).await?;
+                let value: Option<String> = row.and_then(|row| row.get(0));
+                out.action(format!("remember the value before: {}", value.as_deref().unwrap_or("null")));
+            }
+            if let Some(query) = &lever.check {
+                let row = session.query_opt(&sql::as_text(query)?, &[]).await?;
+                if row.and_then(|row| row.get::<_, Option<String>>(0)).as_deref() == Some("true") {
+                    out.action("nothing: the lever is up already, and a rollback would leave it so");
+                    return Ok(out);
+                }
+            }
+        }
+        out.action(apply);
+        out.action(match released_by(cx, &cx.step) {
+            Some(step) => format!("held until step `{step}`: {revert}"),
+            None => format!("held also when the run is done; only a rollback would {revert}"),
+        });
+        Ok(out)
+    }
+
+    async fn run(&self, cx: &Context) -> Result<Value> {
+        let outside = Outside::new(cx);
+        outside.settle(UNIT).await?;
+        match &self.revert {
+            Some(target) => release(cx, &outside, target).await,
+            None => self.raise(cx, &outside).await,
+        }
+    }
+
+    async fn verify(&self, cx: &Context) -> Result<()> {
+        let outside = Outside::new(cx);
+        let Some(target) = &self.revert else {
+            let hold = cx.recall::<Hold>(UNIT)?.ok_or_else(|| Error::internal("the lever was not raised"))?;
+            return self.agree(cx, &outside, &hold, &cx.step, true).await;
+        };
+        let (target, lever) = find(cx, target)?;
+        match hold_of(cx, &target)? {
+            Some(hold) if hold.phase != Phase::Already => {
+                lever.agree(cx, &outside, &hold, &cx.step, false).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn undo(&self, cx: &Context) -> Result<Value> {
+        let outside = Outside::new(cx);
+        outside.settle(UNIT).await?;
+        match &self.revert {
+            Some(target) => raise_again(cx, &outside, target).await,
+            None => self.lower(cx, &outside).await,
+        }
+    }
+
+    async fn finish(&self, cx: &Context) -> Result<()> {
+        let Some(hold) = cx.recall::<Hold>(UNIT)?.filter(|_| self.revert.is_none()) else { return Ok(()) };
+        if let Some(original) = &hold.original {
+            Outside::new(cx).file_forget(original)?;
+        }
+        if hold.phase == Phase::Held && released_by(cx, &cx.step).is_none() {
+            cx.warn(format!("the lever stays up; to restore it by hand: {}", self.shown().1));
+        }
+        Ok(())
+    }
+}
+
+impl Lever {
+    /// Raises the lever, unless it is up.
+    async fn raise(&self, cx: &Context, outside: &Outside<'_>) -> Result<Value> {
+        let before = cx.recall::<Hold>(UNIT)?;
+        let ours = before.clone().filter(|hold| hold.phase != Phase::Already);
+        let hold = match ours {
+            Some(hold) => {
+                // An interrupted attempt of ours: done already, or done again. Of a file that is written the
+                // reload may still be missing.
+                let whole = self.file.is_none() || hold.phase == Phase::Held;
+                if whole && self.is_up(outside).await? == Some(true) {
+                    cx.remember(UNIT, &hold.at(Phase::Held)).await?;
+                    return Ok(self.summary(cx, false));
+                }
+                hold
+            }
+            None if self.is_up(outside).await? == Some(true) => {
+                if before.is_none() {
+                    cx.warn("the lever is up already; nothing was done, and a rollback will leave it so");
+                    let hold = Hold { phase: Phase::Already, previous: None, original: None };
+                    cx.remember(UNIT, &hold).await?;
+                }
+                return Ok(self.summary(cx, true));
+            }
+            None => {
+                let mut hold = Hold { phase: Phase::Applying, previous: None, original: None };
+                if let Some(lever) = self.sql.as_ref().filter(|lever| !lever.in_transaction())
+                    && let Some(query) = &lever.read
+                {
+                    hold.previous = outside.value(&lever.on, query, lever.timeout).await?;
+                }
+                if let Some(file) = &self.file {
+                    hold.original = Some(outside.file_keep(file, &tag(cx))?);
+                }
+                cx.remember(UNIT, &hold).await?;
+                hold
+            }
+        };
+        failpoint::hit(failpoint::LEVER_BEFORE);
+        self.apply(cx, outside, &cx.step).await?;
+        failpoint::hit(failpoint::LEVER_APPLIED);
+        cx.remember(UNIT, &hold.at(Phase::Held)).await?;
+        Ok(self.summary(cx, false))
+    }
+
+    /// Restores the lever on a rollback.
+    async fn lower(&self, cx: &Context, outside: &Outside<'_>) -> Result<Value> {
+        let Some(hold) = cx.recall::<Hold>(UNIT)? else {
+            // A crash between keeping the file's content and telling the journal leaves a copy, no more.
+            if let Some(file) = &self.file {
+                outside.file_discard(file, &tag(cx))?;
+            }
+            return Ok(json!({ "restored": false, "why": "it was never raised" }));
+        };
+        if hold.phase == Phase::Already {
+            cx.forget(UNIT).await?;
+            return Ok(json!({ "restored": false, "why": "it was up before the run" }));
+        }
+        let was_interrupted = hold.phase == Phase::Reverting;
+        let hold = hold.at(Phase::Reverting);
+        cx.remember(UNIT, &hold).await?;
+        let done = was_interrupted && self.file.is_none() && self.is_up(outside).await? == Some(false);
+        if !done {
+            self.restore(cx, outside, &hold, &cx.step).await?;
+        }
+        failpoint::hit(failpoint::LEVER_REVERTED);
+        self.agree(cx, outside, &hold, &cx.step, false).await?;
+        if let Some(lever) = self.sql.as_ref().filter(|lever| lever.in_transaction()) {
+            let mut session = cx.writer(&lever.on).await?;
+            let tx = session.transaction().await?;
+            tx.forget_checkpoints(cx.run, &cx.step).await?;
+            tx.commit().await?;
+        }
+        if let Some(original) = &hold.original {
+            outside.file_forget(original)?;
+        }
+        cx.forget(UNIT).await?;
+        Ok(json!({ "restored": true }))
+    }
+
+    fn summary(&self, cx: &Context, already: bool) -> Value {
+        let until = released_by(cx, &cx.step);
+        if !already && until.is_none() {
+            cx.note("the lever stays up when the run is done; a rollback restores it");
+        }
+        json!({ "held": true, "was_up_already": already, "restored_by": until, "restore": self.shown().1 })
+    }
+
+    /// Raises it now. `owner` is the lever's own step, which may not be the one that acts.
+    async fn apply(&self, cx: &Context, outside: &Outside<'_>, owner: &StepId) -> Result<()> {
+        if let Some(lever) = &self.command {
+            outside.command(UNIT, &lever.with_defaults(&lever.apply)).await?.succeeded()
+        } else if let Some(lever) = &self.http {
+            outside.request(&lever.apply).await.map(drop)
+        } else if let Some(lever) = &self.sql {
+            lever.apply(cx, owner).await
+        } else if let Some(file) = &self.file {
+            outside.file_write(UNIT, file).await
+        } else {
+            Err(Error::internal("a lever without a way to move it"))
+        }
+    }
+
+    async fn restore(&self, cx: &Context, outside: &Outside<'_>, hold: &Hold, owner: &StepId) -> Result<()> {
+        if let Some(lever) = &self.command {
+            outside.command(UNIT, &lever.with_defaults(&lever.revert)).await?.succeeded()
+        } else if let Some(lever) = &self.http {
+            outside.request(&lever.revert).await.map(drop)
+        } else if let Some(lever) = &self.sql {
+            lever.restore(cx, hold, owner).await
+        } else if let (Some(file), Some(original)) = (&self.file, &hold.original) {
+            outside.file_restore(UNIT, file, original).await
+        } else {
+            Err(Error::internal("a lever without a way to restore it"))
+        }
+    }
+
+    /// Whether it is up; none when nothing can tell.
+    async fn is_up(&self, outside: &Outside<'_>) -> Result<Option<bool>> {
+        if let Some(lever) = &self.command {
+            let Some(check) = &lever.check else { return Ok(None) };
+            let ran = outside.look(&lever.with_defaults(check)).await?;
+            match ran.code() {
+                Some(0) => Ok(Some(true)),
+                Some(1) => Ok(Some(false)),
+                _ => Err(Error::external(format!("the check `{}` cannot tell: {}{}", check.shown(), ran.ended(), ran.tail()))
+                    .hint("a check exits with 0 for yes and 1 for no; mend what it complains about, then `handover resume`")),
+            }
+        } else if let Some(lever) = &self.http {
+            let Some(check) = &lever.check else { return Ok(None) };
+            let answer = outside.send(check).await?;
+            match answer.mismatch {
+                None => Ok(Some(true)),
+                Some(_) if answer.status < 500 => Ok(Some(false)),
+                Some(why) => {
+                    Err(Error::external(format!("the check {} cannot tell: it {why}", check.shown()))
+                        .hint("see the endpoint's own log, then `handover resume`"))
+                }
+            }
+        } else if let Some(lever) = &self.sql {
+            let Some(check) = &lever.check else { return Ok(None) };
+            outside.holds(&lever.on, check, lever.timeout).await.map(Some)
+        } else if let Some(file) = &self.file {
+            outside.file_is(file).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Waits until the lever is seen to be up (or down). `keeper` is the step whose checkpoint holds what it
+    /// was.
+    async fn agree(
+        &self,
+        cx: &Context,
+        outside: &Outside<'_>,
+        hold: &Hold,
+        keeper: &StepId,
+        up: bool,
+    ) -> Result<()> {
+        let limit = self.within.unwrap_or(WITHIN).0;
+        let begun = Instant::now();
+        loop {
+            let seen = match (&hold.original, up) {
+                (Some(original), false) => Some(!outside.file_is_original(original)?),
+                _ => match self.is_up(outside).await? {
+                    None => self.differs(cx, outside, hold, keeper).await?,
+                    seen => seen,
+                },
+            };
+            if seen.is_none_or(|seen| seen == up) {
+                return Ok(());
+            }
+            if begun.elapsed() >= limit {
+                let (did, says) = if up { ("raised", "down") } else { ("restored", "up") };
+                return Err(Error::external(format!(
+                    "the lever was {did}, but after {} it still reads as {says}",
+                    humantime::format_duration(limit)
+                ))
+                .hint("see why the setting does not take effect (or why the check cannot see it), or raise `within:`"));
+            }
+            cx.sleep(std::time::Duration::from_millis(250)).await?;
+        }
+    }
+
+    /// For a statement with `read` only: whether the value differs from what it was.
+    async fn differs(
+        &self,
+        cx: &Context,
+        outside: &Outside<'_>,
+        hold: &Hold,
+        keeper: &StepId,
+    ) -> Result<Option<bool>> {
+        let Some(lever) = &self.sql else { return Ok(None) };
+        let Some(query) = &lever.read else { return Ok(None) };
+        let previous = if lever.in_transaction() {
+            let mut session = cx.reader(&lever.on).await?;
+            let tx = session.transaction().await?;
+            match tx
+                .checkpoint::<Raised>(cx.run, keeper, UNIT)
+                .await?
+                .or(tx.checkpoint::<Raised>(cx.run, keeper, LOWERED).await?)
+            {
+                Some(raised) => raised.previous,
+                None => return Ok(None),
+            }
+        } else {
+            hold.previous.clone()
+        };
+        Ok(Some(outside.value(&lever.on, query, lever.timeout).await? != previous))
+    }
+}
+
+/// The checkpoint that stands in the place of [`UNIT`] once a lever is restored.
+const LOWERED: &str = "lowered";
+
+impl SqlLever {
+    async fn apply(&self, cx: &Context, owner: &StepId) -> Result<()> {
+        let mut session = cx.writer(&self.on).await?;
+        self.limit(&session).await?;
+        let statement = sql::single(&self.apply)?;
+        if !self.in_transaction() {
+            cx.proceed()?;
+            return session.autocommit(statement, &[]).await.map(drop);
+        }
+        let tx = session.transaction().await?;
+        if tx.checkpoint::<Raised>(cx.run, owner, UNIT).await?.is_some() {
+            return tx.rollback().await;
+        }
+        // Raised again after it was restored: what it was at first still counts.
+        let raised = match tx.checkpoint::<Raised>(cx.run, &cx.step, LOWERED).await? {
+            Some(raised) => raised,
+            None => Raised { previous: self.read_in(&tx).await? },
+        };
+        tx.execute(statement, &[]).await?;
+        if *owner != cx.step {
+            tx.forget_checkpoints(cx.run, &cx.step).await?;
+        }
+        tx.save_checkpoint(cx.run, owner, UNIT, &raised).await?;
+        tx.commit().await
+    }
+
+    async fn read_in(&self, tx: &Tx<'_>) -> Result<Option<String>> {
+        let Some(query) = &self.read else { return Ok(None) };
+        let row = tx.query_opt(&sql::as_text(query)?, &[]).await?;
+        Ok(row.and_then(|row| row.get(0)))
+    }
+
+    async fn restore(&self, cx: &Context, hold: &Hold, owner: &StepId) -> Result<()> {
+        let mut session = cx.writer(&self.on).await?;
+        self.limit(&session).await?;
+        let statement = |previous: Option<&str>| {
+            sql::single(&self.revert).map(|revert| sql::with_previous(revert, previous))
+        };
+        if !self.in_transaction() {
+            cx.proceed()?;
+            return session.autocommit(&statement(hold.previous.as_deref())?, &[]).await.map(drop);
+        }
+        let tx = session.transaction().await?;
+        let Some(raised) = tx.checkpoint::<Raised>(cx.run, owner, UNIT).await? else {
+            return tx.rollback().await;
+        };
+        tx.execute(&statement(raised.previous.as_deref())?, &[]).await?;
+        tx.forget_checkpoints(cx.run, owner).await?;
+        tx.save_checkpoint(cx.run, &cx.step, LOWERED, &raised).await?;
+        tx.commit().await
+    }
+}
+
+/// Names the copy of a file.
+fn tag(cx: &Context) -> String {
+    format!("{}-{}", cx.run, cx.step.as_str().replace('/', "_"))
+}
+
+/// The later step that restores the lever of `step`.
+fn released_by(cx: &Context, step: &StepId) -> Option<StepId> {
+    super::of_kind::<Lever>(&cx.steps)
+        .find(|(_, lever)| lever.revert.as_deref() == Some(step.as_str()))
+        .map(|(id, _)| id.clone())
+}
+
+fn find<'a>(cx: &'a Context, target: &str) -> Result<(StepId, &'a Lever)> {
+    super::of_kind::<Lever>(&cx.steps)
+        .find(|(id, lever)| id.as_str() == target && lever.revert.is_none())
+        .map(|(id, lever)| (id.clone(), lever))
+        .ok_or_else(|| Error::usage(format!("there is no lever `{target}`")).hint("see `handover check`"))
+}
+
+fn hold_of(cx: &Context, step: &StepId) -> Result<Option<Hold>> {
+    cx.ledger
+        .recall(step, UNIT)
+        .filter(|value| !value.is_null())
+        .map(|value| serde_json::from_value(value).map_err(|e| Error::internal(e.to_string())))
+        .transpose()
+}
+
+/// Restores another step's lever.
+async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+    let (target, lever) = find(cx, target)?;
+    let hold = match hold_of(cx, &target)? {
+        Some(hold) if hold.phase != Phase::Already => hold,
+        _ => return Ok(json!({ "restored": false, "why": "it was up before the run" })),
+    };
+    let phase = cx.recall::<Phase>(UNIT)?;
+    if phase == Some(Phase::Released) {
+        return Ok(json!({ "restored": true }));
+    }
+    cx.remember(UNIT, &Phase::Reverting).await?;
+    let done =
+        phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(outside).await? == Some(false);
+    if !done {
+        lever.restore(cx, outside, &hold, &target).await?;
+    }
+    failpoint::hit(failpoint::LEVER_REVERTED);
+    cx.remember(UNIT, &Phase::Released).await?;
+    Ok(json!({ "restored": true }))
+}
+
+/// Takes the restoring back: raises the other step's lever again.
+async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+    let (target, lever) = find(cx, target)?;
+    let Some(phase) = cx.recall::<Phase>(UNIT)? else { return Ok(json!({ "raised": false })) };
+    let hold = hold_of(cx, &target)?.ok_or_else(|| Error::internal("the lever's own fact is missing"))?;
+    cx.remember(UNIT, &Phase::Applying).await?;
+    let done = phase == Phase::Applying && lever.is_up(outside).await? == Some(true);
+    if !done {
+        lever.apply(cx, outside, &target).await?;
+    }
+    failpoint::hit(failpoint::LEVER_APPLIED);
+    lever.agree(cx, outside, &hold, &target, true).await?;
+    cx.forget(UNIT).await?;
+    Ok(json!({ "raised": true }))
+}

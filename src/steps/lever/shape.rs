@@ -1,0 +1,298 @@
+//! What a lever looks like in a plan, and what can be wrong with it before anything is touched.
+
+use crate::outside::{self, Command, FileWrite, Http, sql};
+use crate::postgres::Session;
+use crate::problem::{Problems, Segment};
+use crate::steps::{CheckContext, Description};
+use crate::value::{Duration, EnvString};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A reversible operational setting, or an external job that is held: raised here, restored by a later
+/// `lever: { revert: ID }` step or by a rollback. Exactly one of `command`, `http`, `sql`, `file`, `revert`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Lever {
+    /// Programs that raise and restore it.
+    pub command: Option<CommandLever>,
+    /// Requests that raise and restore it.
+    pub http: Option<HttpLever>,
+    /// Statements that raise and restore it.
+    pub sql: Option<SqlLever>,
+    /// A file whose content is replaced; what it was is kept beside it.
+    pub file: Option<FileWrite>,
+    /// The id of an earlier lever step, which is restored here.
+    pub revert: Option<String>,
+    /// How long `check` may take to agree after a change; ten seconds unless given.
+    pub within: Option<Duration>,
+}
+
+/// A lever moved by programs.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandLever {
+    /// Raises it. Must be safe to repeat.
+    pub apply: Command,
+    /// Restores it. Must be safe to repeat.
+    pub revert: Command,
+    /// Looks whether it is raised: exit code 0 means yes, 1 means no, any other that it cannot tell.
+    pub check: Option<Command>,
+    /// Variables for all three.
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvString>,
+    /// Time limit for each of the three.
+    pub timeout: Option<Duration>,
+}
+
+impl CommandLever {
+    pub(super) fn with_defaults(&self, command: &Command) -> Command {
+        command.with_defaults(&self.env, self.timeout)
+    }
+}
+
+/// A lever moved by requests.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpLever {
+    /// Raises it. Must be safe to repeat.
+    pub apply: Http,
+    /// Restores it. Must be safe to repeat.
+    pub revert: Http,
+    /// Looks whether it is raised: the expected answer means yes, any other below status 500 no.
+    pub check: Option<Http>,
+}
+
+/// A lever in a database.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SqlLever {
+    /// The database.
+    pub on: String,
+    /// Raises it.
+    pub apply: String,
+    /// Restores it; `$previous` stands for what `read` gave before.
+    pub revert: String,
+    /// A query that gives true while it is raised.
+    pub check: Option<String>,
+    /// A query for the setting's value, remembered (in the journal: not for secrets) before it is raised.
+    pub read: Option<String>,
+    /// `statement_timeout`; one minute unless given.
+    pub timeout: Option<Duration>,
+    /// `lock_timeout`; five seconds unless given.
+    pub lock_timeout: Option<Duration>,
+    /// False for statements that refuse to run in a transaction, such as `ALTER SYSTEM`. They must be safe to
+    /// repeat; the others are executed exactly once.
+    pub transaction: Option<bool>,
+}
+
+impl SqlLever {
+    pub(super) fn in_transaction(&self) -> bool {
+        self.transaction != Some(false)
+    }
+
+    pub(super) async fn limit(&self, session: &Session) -> crate::Result<()> {
+        sql::limits(session, self.timeout, self.lock_timeout).await
+    }
+}
+
+fn at(key: &str, field: &str) -> Vec<Segment> {
+    vec![key.into(), field.into()]
+}
+
+impl Lever {
+    pub(super) fn check_shape(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
+        let count = [
+            self.command.is_some(),
+            self.http.is_some(),
+            self.sql.is_some(),
+            self.file.is_some(),
+            self.revert.is_some(),
+        ];
+        let count = count.into_iter().filter(|given| *given).count();
+        outside::one_of(count, &["command", "http", "sql", "file", "revert"], &[], problems);
+        if let Some(lever) = &self.command {
+            lever.apply.check(&at("command", "apply"), problems);
+            lever.revert.check(&at("command", "revert"), problems);
+            for value in lever.env.values() {
+                outside::check_env(value, &at("command", "env"), problems);
+            }
+            match &lever.check {
+                Some(check) => check.check(&at("command", "check"), problems),
+                None => unproven("command", problems),
+            }
+            if lever.apply == lever.revert {
+                same("command", problems);
+            }
+        }
+        if let Some(lever) = &self.http {
+            lever.apply.check(&at("http", "apply"), problems);
+            lever.revert.check(&at("http", "revert"), problems);
+            match &lever.check {
+                Some(check) => {
+                    check.check(&at("http", "check"), problems);
+                    if !check.method.is_safe() {
+                        problems
+                            .warning(at("http", "check"), "this check may change something")
+                            .hint("a check is asked again and again; use GET or HEAD");
+                    }
+                }
+                None => unproven("http", problems),
+            }
+            if lever.apply == lever.revert {
+                same("http", problems);
+            }
+        }
+        if let Some(lever) = &self.sql {
+            lever.check_shape(cx, problems);
+        }
+        if let Some(file) = &self.file {
+            file.check(&["file".into()], problems);
+        }
+        if let Some(target) = &self.revert {
+            check_target(target, cx, problems);
+        }
+    }
+
+    /// Relative programs are files of the plan.
+    pub(super) fn programs(&self) -> Vec<PathBuf> {
+        self.commands()
+            .iter()
+            .filter_map(|command| command.run.first())
+            .filter(|program| program.contains('/') && !program.starts_with('/'))
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        let reload = self.file.as_ref().and_then(|file| file.reload.clone());
+        let own = self.command.iter().flat_map(|lever| {
+            [Some(&lever.apply), Some(&lever.revert), lever.check.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(|command| lever.with_defaults(command))
+        });
+        own.chain(reload).collect()
+    }
+
+    /// Says what is missing on this machine: programs and environment variables.
+    pub(super) fn describe_needs(&self, base: &Path, out: &mut Description) {
+        let mut texts: Vec<EnvString> = Vec::new();
+        for command in self.commands() {
+            if command.program(base).is_none() {
+                out.blocker(format!("the program of `{}` is not here or not executable", command.shown()));
+            }
+            texts.extend(command.env.values().cloned());
+        }
+        if let Some(lever) = &self.http {
+            for http in [Some(&lever.apply), Some(&lever.revert), lever.check.as_ref()].into_iter().flatten()
+            {
+                texts.push(http.url.clone());
+                texts.extend(http.headers.values().chain(&http.body).cloned());
+            }
+        }
+        texts.extend(self.file.iter().map(|file| file.content.clone()));
+        let mut missing: Vec<&str> = texts
+            .iter()
+            .flat_map(|text| text.variables().unwrap_or_default())
+            .filter(|name| std::env::var_os(name).is_none())
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        for name in missing {
+            out.blocker(format!("environment variable {name} is not set"));
+        }
+    }
+
+    /// How it is raised and how it is restored, in a line each.
+    pub(super) fn shown(&self) -> (String, String) {
+        if let Some(lever) = &self.command {
+            (format!("run `{}`", lever.apply.shown()), format!("run `{}`", lever.revert.shown()))
+        } else if let Some(lever) = &self.http {
+            (format!("send {}", lever.apply.shown()), format!("send {}", lever.revert.shown()))
+        } else if let Some(lever) = &self.sql {
+            let show = |sql: &str| format!("on {}: {}", lever.on, outside::line(sql));
+            (show(&lever.apply), show(&lever.revert))
+        } else if let Some(file) = &self.file {
+            let path = file.path.display();
+            (format!("replace {path}"), format!("put back what {path} was"))
+        } else {
+            let target = self.revert.as_deref().unwrap_or("?");
+            (format!("restore lever `{target}`"), format!("raise lever `{target}` again"))
+        }
+    }
+}
+
+impl SqlLever {
+    fn check_shape(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
+        let base = problems.base().join("sql");
+        problems.within(base, |problems| {
+            cx.database(problems, "on", &self.on);
+            let field = |name: &str| -> Vec<Segment> { vec![name.into()] };
+            sql::check_statement(&self.apply, &field("apply"), problems);
+            sql::check_statement(&self.revert, &field("revert"), problems);
+            for (name, query) in [("check", &self.check), ("read", &self.read)] {
+                if let Some(query) = query {
+                    sql::check_query(query, &field(name), problems);
+                }
+            }
+            match (&self.read, sql::uses_previous(&self.revert)) {
+                (None, true) => {
+                    problems
+                        .error(field("revert"), "`$previous` has no value without `read`")
+                        .hint("add `read:`, a query for the value before");
+                }
+                (Some(_), false) => {
+                    problems
+                        .warning(field("revert"), "the value that `read` remembers is not used")
+                        .hint("write `$previous` where `revert` should put it");
+                }
+                _ => {}
+            }
+            if sql::uses_previous(&self.apply) {
+                problems.error(field("apply"), "`$previous` can only stand in `revert`");
+            }
+        });
+        if self.check.is_none() && self.read.is_none() {
+            unproven("sql", problems);
+        }
+    }
+}
+
+fn unproven(key: &str, problems: &mut Problems) {
+    problems
+        .warning([key], "nothing proves that the lever was raised or restored")
+        .hint("add `check:`, which looks at the setting itself");
+}
+
+fn same(key: &str, problems: &mut Problems) {
+    problems
+        .error(at(key, "revert"), "`revert` does the same as `apply`")
+        .hint("a lever needs a way back; a step without one is no lever");
+}
+
+fn check_target(target: &str, cx: &CheckContext<'_>, problems: &mut Problems) {
+    let levers = || {
+        crate::steps::of_kind::<Lever>(cx.earlier())
+            .filter(|(_, lever)| lever.revert.is_none())
+            .map(|(id, _)| id.as_str())
+    };
+    if !levers().any(|id| id == target) {
+        let later = cx.steps.iter().any(|step| step.id.as_str() == target);
+        let message = if later {
+            format!("step `{target}` is not an earlier lever")
+        } else {
+            format!("there is no step `{target}`")
+        };
+        let hint = match crate::problem::suggest(target, levers()) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None => "name a lever step that stands before this one".to_owned(),
+        };
+        problems.error(["revert"], message).hint(hint);
+    } else if let Some((id, _)) = crate::steps::of_kind::<Lever>(cx.earlier())
+        .find(|(_, lever)| lever.revert.as_deref() == Some(target))
+    {
+        problems.error(["revert"], format!("lever `{target}` is restored by step `{id}` already"));
+    }
+}
