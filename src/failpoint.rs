@@ -66,8 +66,12 @@ failpoints! {
     LEVER_BEFORE = "lever.before-apply";
     /// A lever is raised, but the journal does not say so yet.
     LEVER_APPLIED = "lever.applied";
-    /// A lever is restored, but the journal does not say so yet.
+    /// A step restored another's lever, but the journal does not say so yet.
     LEVER_REVERTED = "lever.reverted";
+    /// A rollback restored a lever, but the journal does not say so yet.
+    LEVER_UNDO_REVERTED = "lever.undo-reverted";
+    /// A rollback raised a lever again that a step had restored, but the journal does not say so yet.
+    LEVER_UNDO_RAISED = "lever.undo-raised";
     /// All probes were asked once.
     MONITOR_SAMPLED = "monitor.sampled";
     /// How far a soak came is in the journal.

@@ -1,7 +1,7 @@
 //! `approve`: waits until somebody says `handover approve`.
 //!
-//! An approval counts when it was given after the step began to ask; one from before, or from before the step
-//! was undone, does not speak of what is there now.
+//! An approval counts when it was given after the step began; one from before, or from before the step was
+//! undone, does not speak of what is there now (see [`super::Ledger::approval`]).
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
@@ -13,8 +13,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// What the journal knows from the first question on.
-const ASKED: &str = "asked";
 /// What the journal knows once it was answered.
 const GRANTED: &str = "granted";
 /// How often the control database is asked.
@@ -31,12 +29,6 @@ pub struct Approve {
     /// guard against mistakes, not proof of who it was. Who may write to the control database may approve.
     #[serde(default)]
     pub by: Vec<String>,
-}
-
-/// The newest approval there was when the step began to ask; only newer ones count.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Asked {
-    ignore_until: Option<jiff::Timestamp>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -78,23 +70,8 @@ impl StepKind for Approve {
         if let Some(granted) = cx.recall::<Granted>(GRANTED)? {
             return Ok(summary(&granted));
         }
-        let asked = match cx.recall::<Asked>(ASKED)? {
-            Some(asked) => asked,
-            None => {
-                let earlier = cx.ledger.approval(&cx.step).await?;
-                if let Some(request) = &earlier {
-                    cx.warn(format!(
-                        "the approval that {} gave at {} is from before this step asked, and does not count",
-                        request.by, request.at
-                    ));
-                }
-                let asked = Asked { ignore_until: earlier.map(|request| request.at) };
-                cx.remember(ASKED, &asked).await?;
-                asked
-            }
-        };
         failpoint::hit(failpoint::APPROVE_ASKED);
-        let granted = self.wait(cx, &asked).await?;
+        let granted = self.wait(cx).await?;
         failpoint::hit(failpoint::APPROVE_FOUND);
         cx.remember(GRANTED, &granted).await?;
         cx.note(format!("approved by {}", granted.by));
@@ -110,7 +87,6 @@ impl StepKind for Approve {
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
         cx.forget(GRANTED).await?;
-        cx.forget(ASKED).await?;
         Ok(json!({}))
     }
 }
@@ -129,7 +105,7 @@ impl Approve {
     }
 
     fn command(cx: &Context) -> String {
-        format!("handover approve {} {}", cx.run, cx.step)
+        format!("handover approve PLAN {}", cx.step)
     }
 
     fn missing(&self, cx: &Context) -> Error {
@@ -140,17 +116,12 @@ impl Approve {
         .hint(format!("`{}`, then `handover resume`", Self::command(cx)))
     }
 
-    async fn wait(&self, cx: &Context, asked: &Asked) -> Result<Granted> {
+    async fn wait(&self, cx: &Context) -> Result<Granted> {
         let mut told = false;
         let mut refused = None;
         loop {
             cx.proceed()?;
-            let request = cx
-                .ledger
-                .approval(&cx.step)
-                .await?
-                .filter(|request| asked.ignore_until.is_none_or(|until| request.at > until));
-            match request {
+            match cx.ledger.approval(&cx.step).await? {
                 Some(request) if self.may(&request.by) => {
                     return Ok(Granted { by: request.by, note: request.note, at: request.at });
                 }

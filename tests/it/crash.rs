@@ -27,6 +27,9 @@ proofs! {
     copy => crate::copy::scenario(),
     cleanup => crate::cleanup::scenario(),
     restore => crate::restore::scenario(),
+    lever => crate::lever::scenario(),
+    monitor => crate::monitor::scenario(),
+    approve => crate::approve::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

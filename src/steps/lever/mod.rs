@@ -223,7 +223,7 @@ impl Lever {
         if !done {
             self.restore(cx, outside, &hold, &cx.step).await?;
         }
-        failpoint::hit(failpoint::LEVER_REVERTED);
+        failpoint::hit(failpoint::LEVER_UNDO_REVERTED);
         self.agree(cx, outside, &hold, &cx.step, false).await?;
         if let Some(lever) = self.sql.as_ref().filter(|lever| lever.in_transaction()) {
             let mut session = cx.writer(&lever.on).await?;
@@ -485,7 +485,7 @@ async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &str) -> Resul
     if !done {
         lever.apply(cx, outside, &target).await?;
     }
-    failpoint::hit(failpoint::LEVER_APPLIED);
+    failpoint::hit(failpoint::LEVER_UNDO_RAISED);
     lever.agree(cx, outside, &hold, &target, true).await?;
     cx.forget(UNIT).await?;
     Ok(json!({ "raised": true }))
