@@ -121,7 +121,7 @@ async fn levers_are_held_released_and_restored() {
     world.handover("run", &[]).await.success();
     let ended = world.handover("finish", &[]).await.success();
     assert!(names(&world).iter().all(|name| !name.contains("handover")), "{:?}", names(&world));
-    assert!(ended.stderr.contains("the lever stays up"), "{ended}");
+    assert!(ended.stdout.contains("the lever stays up"), "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +195,7 @@ async fn a_file_behind_a_link_is_replaced_and_strange_changes_are_kept() {
     assert!(fs::read_to_string(world.path("app.conf")).unwrap().contains("mine postgres"));
     world.write("app.conf", "somebody else's\n");
     let ended = world.handover("rollback", &[]).await.success();
-    assert!(ended.stderr.contains("changed by somebody else"), "{ended}");
+    assert!(ended.stdout.contains("changed by somebody else"), "{ended}");
     assert_eq!(fs::read_to_string(world.path("app.conf")).unwrap(), "lifetime = 1\n");
     let aside = names(&world).into_iter().find(|name| name.contains("handover-changed")).unwrap();
     assert_eq!(fs::read_to_string(world.path(&aside)).unwrap(), "somebody else's\n");

@@ -158,7 +158,8 @@ async fn a_slow_endpoint_rolls_the_plan_back() {
     .await;
     let handover = async |verb: &str| {
         let output = world.command().env("URL", &url).arg(verb).arg(world.plan()).output().await.unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let all = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&all).into_owned())
     };
     delay.store(300, Ordering::SeqCst);
     let (_, stderr) = handover("run").await;

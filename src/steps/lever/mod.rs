@@ -147,7 +147,10 @@ impl StepKind for Lever {
     }
 
     async fn finish(&self, cx: &Context) -> Result<()> {
-        let Some(hold) = cx.recall::<Hold>(UNIT)?.filter(|_| self.revert.is_none()) else { return Ok(()) };
+        if self.revert.is_some() {
+            return Ok(());
+        }
+        let Some(hold) = cx.recall::<Hold>(UNIT)? else { return Ok(()) };
         if let Some(original) = &hold.original {
             Outside::new(cx).file_forget(original)?;
         }

@@ -109,8 +109,9 @@ impl Stats {
                     .or_else(|| self.slow(probe.latency.as_ref(), ENOUGH))
             }
         };
-        match wrong {
-            Some(_) => {
+        match &wrong {
+            Some(why) => {
+                self.last.clone_from(why);
                 self.bad += 1;
                 self.streak += 1;
             }
