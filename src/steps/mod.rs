@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub mod cleanup;
 pub mod approve;
+pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;

@@ -3,21 +3,17 @@
 // Tests fail by panicking; clippy's own exception covers only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod approve;
 mod cleanup;
 mod copy;
 mod crash;
 mod create_index;
 mod decide;
 mod lease;
-mod local;
-mod plans;
-mod approve;
-mod crash;
-mod create_index;
-mod decide;
 mod lever;
 mod local;
 mod monitor;
+mod plans;
 mod queue;
 mod restore;
 mod support;
