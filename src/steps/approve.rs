@@ -60,9 +60,8 @@ impl StepKind for Approve {
     }
 
     async fn describe(&self, _cx: &Context) -> Result<Description> {
-        let mut out = Description::default();
+        let mut out = Description { estimate: Some("as long as it takes".into()), ..Description::default() };
         out.action(format!("wait for the approval of {}: {}", self.whose(), self.message));
-        out.estimate = Some("as long as it takes".into());
         Ok(out)
     }
 

@@ -169,8 +169,8 @@ impl StepKind for Monitor {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        let mut out = Description::default();
-        out.estimate = Some(format!("{} as the plan says", self.time));
+        let estimate = Some(format!("{} as the plan says", self.time));
+        let mut out = Description { estimate, ..Description::default() };
         let outside = Outside::new(cx);
         for probe in &self.probes {
             if let Some(http) = &probe.http {
