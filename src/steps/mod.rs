@@ -19,9 +19,9 @@ pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
-pub mod restore;
 pub mod lever;
 pub mod monitor;
+pub mod restore;
 
 pub use context::{Context, Ledger};
 
