@@ -80,6 +80,10 @@ failpoints! {
     APPROVE_ASKED = "approve.asked";
     /// An approval was found, but the journal does not say so yet.
     APPROVE_FOUND = "approve.found";
+    /// A baseline was recorded.
+    VERIFY_RECORDED = "verify.recorded";
+    /// One check of a verification held; the next one not yet begun.
+    VERIFY_COMPARED = "verify.compared";
 }
 
 struct Armed {

@@ -54,6 +54,15 @@ macro_rules! queries {
             self.$client.query_opt(sql, params).await.map_err(|e| self.error(&e))
         }
 
+        /// The rows of a query as they arrive, so that a large result needs no memory.
+        ///
+        /// # Errors
+        /// What the server says.
+        pub async fn query_stream(&self, sql: &str) -> Result<tokio_postgres::RowStream> {
+            let none: [&(dyn ToSql + Sync); 0] = [];
+            self.$client.query_raw(sql, none).await.map_err(|e| self.error(&e))
+        }
+
         /// Prepares a statement for repeated use.
         ///
         /// # Errors

@@ -22,6 +22,7 @@ pub mod create_index;
 pub mod lever;
 pub mod monitor;
 pub mod restore;
+pub mod verify;
 
 pub use context::{Context, Ledger};
 
@@ -45,6 +46,7 @@ kinds! {
     "lever" => lever::Lever,
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,
+    "verify" => verify::Verify,
 }
 
 /// How the plan layer meets a kind.

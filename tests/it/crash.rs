@@ -30,6 +30,7 @@ proofs! {
     lever => crate::lever::scenario(),
     monitor => crate::monitor::scenario(),
     approve => crate::approve::scenario(),
+    verify => crate::verify::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

@@ -17,3 +17,4 @@ mod plans;
 mod queue;
 mod restore;
 mod support;
+mod verify;

@@ -62,16 +62,16 @@ pub fn refuse(found: &Description, database: &str) -> Result<()> {
         .hint("nothing was changed; mend it, then `handover resume`"))
 }
 
-async fn identity(session: &Session) -> Result<(i64, u32, Option<i32>, String)> {
+async fn identity(session: &Session) -> Result<(i64, u32)> {
     let row = session
         .query_one(
-            "select system_identifier, (select oid from pg_database where datname = current_database()),
-                    inet_server_port(), current_database()::text from pg_control_system()",
+            "select system_identifier, (select oid from pg_database where datname = current_database())
+             from pg_control_system()",
             &[],
         )
         .await?;
-    // A promoted physical copy has the same identifier on another port or host; that one is not empty anyway.
-    Ok((row.get(0), row.get(1), None, row.get(3)))
+    // A promoted physical copy of blue looks the same, and is no empty target either.
+    Ok((row.get(0), row.get(1)))
 }
 
 async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()> {
