@@ -418,3 +418,87 @@ async fn a_locked_row_is_waited_for_in_short_tries() {
         "mineuser250@example.org"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_and_self_references_are_walked_and_brought_back() {
+    let plan = format!(
+        "{HEAD}  - id: parts\n    cleanup: {{ on: blue, table: event, where: 'id % 2 = 0', action: delete, batch: 7, children: archive }}\n  - id: tree\n    cleanup: {{ on: blue, table: node, where: id = 1, action: quarantine, children: archive }}\n"
+    );
+    let world = world(
+        &plan,
+        "create table event (id int, region text, primary key (region, id)) partition by list (region);
+         create table event_eu partition of event for values in ('eu'); create table event_us partition of event for values in ('us');
+         insert into event select n, case when n % 3 = 0 then 'eu' else 'us' end from generate_series(1, 60) n;
+         create table mark (region text, event int, foreign key (region, event) references event);
+         insert into mark select region, id from event where id < 20; insert into mark select region, id from event where id < 20;
+         create table node (id int primary key, parent int references node);
+         insert into node values (1, null); insert into node select n, n / 2 from generate_series(2, 40) n; insert into node values (100, null);",
+    )
+    .await;
+    let before = world.snapshot().await;
+    world.handover("run", &[]).await.success();
+    assert_eq!(number(&world, "select count(*) from event").await, 30);
+    assert_eq!(number(&world, "select count(*) from mark").await, 20);
+    assert_eq!(number(&world, "select count(*) from node").await, 1);
+    world.handover("rollback", &[]).await.success();
+    assert_same("after rollback", &before, &world.snapshot().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_fails_when_rows_come_back_or_triggers_go() {
+    for (step, damage, message) in [
+        (
+            "where: 'id < 5', action: delete",
+            "insert into account (id, name) values (3, 'again')",
+            "1 rows of account need the delete again",
+        ),
+        (
+            "action: backfill, set: { display_name: upper(name) }",
+            "drop trigger T on account",
+            "triggers of the backfill are not there",
+        ),
+    ] {
+        let plan =
+            format!("{HEAD}  - id: x\n    cleanup: {{ on: blue, table: account, {step}, pause: 0ms }}\n");
+        let world = world(&plan, TABLES).await;
+        let mut run = world.command();
+        run.env("HANDOVER_FAILPOINT", "cleanup.batch:2:stop").arg("run").arg(world.plan());
+        let mut run =
+            run.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let name = "select coalesce(max(tgname::text), '') from pg_trigger where tgname like 'zz_handover%'";
+        let done = "select count(*) from handover.checkpoint where state->>'done' = 'true'";
+        let begun = "select count(*) from pg_class where relname = 'checkpoint'";
+        while number(&world, begun).await == 0 || number(&world, done).await == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if run.try_wait().unwrap().is_some() {
+                break;
+            }
+        }
+        let trigger = world.blue.value(name).await.unwrap();
+        world.blue.execute(&damage.replace(" T ", &format!(" {trigger} "))).await;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(run.id().unwrap_or(0)).unwrap());
+        if pid.as_raw() != 0 {
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+        }
+        let output = run.wait_with_output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains(message), "{step}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_description_counts_and_warns_without_touching() {
+    let database = Database::with(servers::blue().await, TABLES).await;
+    let urls = [("blue", database.reader_url())];
+    let (cx, _events) = crate::support::context::context("x", &urls, &[]).await;
+    let step = serde_json::json!({ "on": "blue", "table": "consent", "action": "quarantine",
+        "where": "client_id not in (select id from client)", "expect": { "at_most": 5 } });
+    let said = crate::support::context::kind("cleanup", step).describe(&cx).await.unwrap();
+    assert!(said.actions.iter().any(|a| a.contains("quarantine 114 rows of consent")), "{said:?}");
+    assert!(said.blockers.iter().any(|b| b.contains("`expect` allows 5")), "{said:?}");
+    assert!(said.warnings.iter().any(|w| w.contains("has no index on (tenant, consent)")), "{said:?}");
+    let broken =
+        serde_json::json!({ "on": "blue", "table": "consent", "action": "delete", "where": "nothing = 1" });
+    let said = crate::support::context::kind("cleanup", broken).describe(&cx).await.unwrap();
+    assert!(said.blockers.iter().any(|b| b.contains("`where` is not accepted")), "{said:?}");
+}

@@ -276,23 +276,31 @@ impl Work<'_> {
         let among = self.table.key_among();
         match &self.effect {
             Effect::Remove { action, children } => {
-                children::take(
-                    cx,
-                    tx,
-                    self.table,
-                    &among,
-                    &self.matching,
-                    &arrays,
-                    children.then_some(*action),
-                )
-                .await?;
+                // The condition may look at other tables, which nobody locks: it is asked once more now that the
+                // rows are, and its answer holds for the children and for the delete alike.
+                let sure = tx
+                    .query(
+                        &format!(
+                            "select {} from {} where {among} and ({}\n)",
+                            self.table.key_text(),
+                            self.table.name.sql(),
+                            self.matching
+                        ),
+                        &values,
+                    )
+                    .await?;
+                let width = self.table.key.len();
+                let sure: Vec<Vec<String>> =
+                    sure.iter().map(|row| (0..width).map(|i| row.get(i)).collect()).collect();
+                let arrays = key_arrays(&sure, width);
+                let mut values = params(&arrays);
+                children::take(cx, tx, self.table, &among, &arrays, children.then_some(*action)).await?;
                 let sql = format!(
-                    "with gone as (delete from {} where {among} and ({}\n) returning {} as k, {} as r),
+                    "with gone as (delete from {} where {among} returning {} as k, {} as r),
                      kept as (insert into handover.archive (run, step, action, table_name, key, old_row)
                               select ${}, ${}, '{action}', ${}, k, r from gone)
                      select count(*) from gone",
                     self.table.name.sql(),
-                    self.matching,
                     self.table.key_json(),
                     self.table.row_json(),
                     n + 1,

@@ -23,7 +23,6 @@ pub(super) async fn take(
     tx: &Tx<'_>,
     table: &Table,
     among: &str,
-    matching: &str,
     keys: &[Vec<&str>],
     // The action to archive children under; none refuses them.
     archive: Option<&str>,
@@ -33,7 +32,7 @@ pub(super) async fn take(
     }
     let chosen = places(
         tx,
-        &format!("select tableoid, ctid::text from {} where {among} and ({matching}\n)", table.name.sql()),
+        &format!("select tableoid, ctid::text from {} where {among}", table.name.sql()),
         &params(keys),
     )
     .await?;
