@@ -84,6 +84,24 @@ failpoints! {
     VERIFY_RECORDED = "verify.recorded";
     /// One check of a verification held; the next one not yet begun.
     VERIFY_COMPARED = "verify.compared";
+    /// A migration's effect and its history row are written, not yet committed.
+    MIGRATE_BEFORE_COMMIT = "migrate.before-commit";
+    /// A migration and its history row are committed.
+    MIGRATE_COMMITTED = "migrate.committed";
+    /// A part of a migration that runs step by step is written, not yet committed.
+    MIGRATE_UNIT_BEFORE_COMMIT = "migrate.unit-before-commit";
+    /// A part of a migration that runs step by step is committed with its record.
+    MIGRATE_UNIT_COMMITTED = "migrate.unit-committed";
+    /// The intention to run a statement outside a transaction is recorded.
+    MIGRATE_BEFORE_STATEMENT = "migrate.before-statement";
+    /// A statement outside a transaction took effect; no record says so yet.
+    MIGRATE_STATEMENT_DONE = "migrate.statement-done";
+    /// All parts of a migration are done; its history row is not written yet.
+    MIGRATE_BEFORE_RECORD = "migrate.before-record";
+    /// A migration is taken back, not yet committed.
+    MIGRATE_UNDO_BEFORE_COMMIT = "migrate.undo-before-commit";
+    /// A migration is taken back and forgotten; the one before it not yet begun.
+    MIGRATE_UNDO_COMMITTED = "migrate.undo-committed";
 }
 
 struct Armed {

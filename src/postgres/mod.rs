@@ -6,6 +6,7 @@ pub mod error;
 pub mod fence;
 pub mod ident;
 pub mod identity;
+pub mod index;
 pub mod install;
 pub mod session;
 pub mod sql;

@@ -142,6 +142,16 @@ impl Session {
     /// # Errors
     /// Lease lost, or what the server says.
     pub async fn autocommit(&self, sql: &str, params: Params<'_>) -> Result<u64> {
+        self.check_fence().await?;
+        self.client.execute(sql, params).await.map_err(|e| self.error(&e))
+    }
+
+    /// Proves outside any transaction that this session's lease still holds the fence, right before a
+    /// statement that cannot run in one.
+    ///
+    /// # Errors
+    /// Lease lost, or what the server says.
+    pub async fn check_fence(&self) -> Result<()> {
         let lease = self.lease.as_ref().ok_or_else(lost)?;
         lease.assert_held()?;
         let row = self
@@ -154,7 +164,7 @@ impl Session {
             lease.lose();
             return Err(lost());
         }
-        self.client.execute(sql, params).await.map_err(|e| self.error(&e))
+        Ok(())
     }
 
     /// The driver's client, for reading and for libraries that bring their own statements (refinery). A write
@@ -216,6 +226,15 @@ impl Tx<'_> {
     /// What the server says.
     pub async fn batch(&self, sql: &str) -> Result<()> {
         self.inner.batch_execute(sql).await.map_err(|e| self.error(&e))
+    }
+
+    /// Executes one statement of an operator's script through the simple protocol, and keeps the driver's
+    /// error: its position tells the line in the script ([`Tx::error`] turns it into ours).
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn try_batch(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        self.inner.batch_execute(sql).await
     }
 
     /// Starts a `COPY … FROM STDIN`.

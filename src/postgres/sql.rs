@@ -125,19 +125,34 @@ fn block_comment_end(bytes: &[u8], start: usize) -> usize {
 }
 
 /// The statements of a script, without their semicolons and without empty ones. `BEGIN ATOMIC` bodies of SQL
-/// functions keep their semicolons.
+/// functions and the parenthesised actions of `CREATE RULE` keep their semicolons.
 #[must_use]
 pub fn statements(sql: &str) -> Vec<&str> {
+    statement_ranges(sql).into_iter().map(|range| &sql[range]).collect()
+}
+
+/// Where [`statements`] stand in the script. A comment before a statement belongs to it.
+#[must_use]
+pub fn statement_ranges(sql: &str) -> Vec<Range<usize>> {
     let mut out = Vec::new();
     let mut start = 0;
     let mut depth = 0_usize;
+    let mut parentheses = 0_usize;
     let mut meaningful = false;
     let mut begin_seen = false;
     for token in tokens(sql) {
         match token {
             Token::Code(range) => {
-                for word in
-                    sql[range].split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty())
+                let code = &sql[range];
+                for c in code.chars() {
+                    match c {
+                        '(' => parentheses += 1,
+                        ')' => parentheses = parentheses.saturating_sub(1),
+                        _ => {}
+                    }
+                    meaningful |= !c.is_whitespace();
+                }
+                for word in code.split(|c: char| !(c.is_alphanumeric() || c == '_')).filter(|w| !w.is_empty())
                 {
                     let word = word.to_ascii_lowercase();
                     match word.as_str() {
@@ -147,14 +162,13 @@ pub fn statements(sql: &str) -> Vec<&str> {
                         _ => {}
                     }
                     begin_seen = word == "begin";
-                    meaningful = true;
                 }
             }
             Token::Quoted(_) => meaningful = true,
             Token::Comment(_) => {}
-            Token::Semicolon(at) if depth == 0 => {
-                if meaningful && !sql[start..at].trim().is_empty() {
-                    out.push(sql[start..at].trim());
+            Token::Semicolon(at) if depth == 0 && parentheses == 0 => {
+                if meaningful {
+                    out.push(trimmed(sql, start..at));
                 }
                 start = at + 1;
                 meaningful = false;
@@ -162,10 +176,16 @@ pub fn statements(sql: &str) -> Vec<&str> {
             Token::Semicolon(_) => {}
         }
     }
-    if meaningful && !sql[start..].trim().is_empty() {
-        out.push(sql[start..].trim());
+    if meaningful {
+        out.push(trimmed(sql, start..sql.len()));
     }
     out
+}
+
+fn trimmed(sql: &str, range: Range<usize>) -> Range<usize> {
+    let text = &sql[range.clone()];
+    let start = range.start + (text.len() - text.trim_start().len());
+    start..start + text.trim().len()
 }
 
 #[cfg(test)]
@@ -182,6 +202,13 @@ mod tests {
     #[test]
     fn atomic_bodies_stay_whole() {
         let sql = "create function f() returns int begin atomic select 1; select case when true then 2 end; end; select 3";
+        assert_eq!(statements(sql).len(), 2);
+    }
+
+    #[test]
+    fn rule_actions_stay_whole() {
+        let sql =
+            "create rule r as on insert to t do also (insert into a values (1); delete from b); select 1";
         assert_eq!(statements(sql).len(), 2);
     }
 

@@ -9,6 +9,7 @@ use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
+use crate::postgres::index::{Found, find, snapshot_holders};
 use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
@@ -89,16 +90,6 @@ impl Index {
     }
 }
 
-/// What the catalog says of an index's name.
-#[derive(Debug, PartialEq, Eq)]
-enum Found {
-    Absent,
-    Valid,
-    Invalid,
-    /// The name belongs to something else.
-    Other(String),
-}
-
 #[async_trait]
 impl StepKind for CreateIndex {
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
@@ -128,7 +119,7 @@ impl StepKind for CreateIndex {
         let session = cx.reader(&self.on).await?;
         let mut out = Description::default();
         for index in &self.indexes {
-            match find(&session, index).await? {
+            match find(&session, &index.table, &index.name).await? {
                 Found::Absent => out.action(index.statement()),
                 Found::Valid => out.action(format!("nothing: index {} exists already", index.name)),
                 Found::Invalid => out.blocker(format!(
@@ -139,7 +130,7 @@ impl StepKind for CreateIndex {
                 Found::Other(what) => out.blocker(format!("the name {} belongs to {what}", index.name)),
             };
         }
-        for blocker in blockers(&session).await? {
+        for blocker in snapshot_holders(&session).await? {
             out.warning(format!("the build would wait for {blocker}"));
         }
         Ok(out)
@@ -167,7 +158,7 @@ impl StepKind for CreateIndex {
     async fn verify(&self, cx: &Context) -> Result<()> {
         let session = cx.reader(&self.on).await?;
         for index in &self.indexes {
-            if find(&session, index).await? != Found::Valid {
+            if find(&session, &index.table, &index.name).await? != Found::Valid {
                 return Err(Error::data(format!(
                     "index {} is not there or not valid after its build",
                     index.name
@@ -200,7 +191,7 @@ impl CreateIndex {
     /// Builds one index unless it is there; returns whether this attempt built it.
     async fn build(&self, cx: &Context, session: &Session, index: &Index) -> Result<bool> {
         let ours = cx.recall::<bool>(&index.name)? == Some(true);
-        match find(session, index).await? {
+        match find(session, &index.table, &index.name).await? {
             Found::Valid => return Ok(false),
             Found::Other(what) => {
                 return Err(Error::data(format!("the name {} belongs to {what}", index.name))
@@ -239,50 +230,6 @@ impl CreateIndex {
     }
 }
 
-async fn find(session: &Session, index: &Index) -> Result<Found> {
-    let row = session
-        .query_opt(
-            "select c.relkind::text, i.indisvalid and i.indisready, t.relname = $3
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             left join pg_index i on i.indexrelid = c.oid left join pg_class t on t.oid = i.indrelid
-             where n.nspname = $1 and c.relname = $2",
-            &[&index.table.schema, &index.name, &index.table.name],
-        )
-        .await?;
-    Ok(match row {
-        None => Found::Absent,
-        Some(row) => match (row.get::<_, Option<bool>>(1), row.get::<_, Option<bool>>(2)) {
-            (Some(_), Some(false)) => Found::Other("an index of another table".into()),
-            (Some(true), _) => Found::Valid,
-            (Some(false), _) => Found::Invalid,
-            (None, _) => Found::Other("a table, view or sequence".into()),
-        },
-    })
-}
-
-/// Transactions whose snapshots a concurrent build would wait for, oldest first, in words.
-async fn blockers(session: &Session) -> Result<Vec<String>> {
-    let rows = session
-        .query(
-            "select pid, coalesce(usename::text, '?'), coalesce(state, '?'),
-                    extract(epoch from clock_timestamp() - xact_start)::float8, left(coalesce(query, ''), 60)
-             from pg_stat_activity
-             where datname = current_database() and pid <> pg_backend_pid()
-               and xact_start < clock_timestamp() - interval '5 seconds'
-             order by xact_start limit 5",
-            &[],
-        )
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-            let (age, query): (f64, String) = (row.get(3), row.get(4));
-            format!("pid {pid} ({user}, {state}, open for {age:.0} s): {query}")
-        })
-        .collect())
-}
-
 /// Reports the build's progress and whoever it waits for, until it is dropped; returns only to stop the step.
 async fn watch(cx: &Context, database: &str, pid: i32, name: &str) -> Result<u64> {
     let mut reported = String::new();
@@ -305,7 +252,7 @@ async fn watch(cx: &Context, database: &str, pid: i32, name: &str) -> Result<u64
             Measure::Blocks,
         );
         if phase.starts_with("waiting") {
-            let waits = blockers(&session).await?.join("; ");
+            let waits = snapshot_holders(&session).await?.join("; ");
             if !waits.is_empty() && waits != reported {
                 cx.warn(format!("index {name} is {phase}: {waits}"));
                 reported = waits;

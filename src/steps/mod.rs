@@ -20,6 +20,7 @@ pub mod context;
 pub mod copy;
 pub mod create_index;
 pub mod lever;
+pub mod migrate;
 pub mod monitor;
 pub mod restore;
 pub mod verify;
@@ -47,6 +48,7 @@ kinds! {
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,
     "verify" => verify::Verify,
+    "migrate" => migrate::Migrate,
 }
 
 /// How the plan layer meets a kind.

@@ -31,6 +31,7 @@ proofs! {
     monitor => crate::monitor::scenario(),
     approve => crate::approve::scenario(),
     verify => crate::verify::scenario(),
+    migrate => crate::migrate::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

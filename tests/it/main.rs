@@ -12,6 +12,7 @@ mod decide;
 mod lease;
 mod lever;
 mod local;
+mod migrate;
 mod monitor;
 mod plans;
 mod queue;

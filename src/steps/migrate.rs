@@ -1,0 +1,284 @@
+//! `migrate`: applies folders of SQL migrations through refinery, a vendor's as it is.
+//!
+//! Each file is one fenced transaction in which its effect and refinery's history row commit together, so the
+//! history is the checkpoint. Files that cannot run in a transaction go statement by statement, with a record
+//! before and after each, and a look at the database where the record does not tell.
+
+use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use crate::error::{Error, Result};
+use crate::problem::Problems;
+use crate::value::Duration;
+use async_trait::async_trait;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+mod apply;
+mod describe;
+mod execute;
+mod folder;
+mod history;
+mod lex;
+mod lint;
+mod names;
+mod probe;
+mod script;
+mod undo;
+mod watch;
+
+use execute::Worker;
+use folder::{Loaded, Migration};
+pub use names::Names;
+
+/// Applies SQL migrations.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Migrate {
+    /// The database.
+    pub on: String,
+    /// The folder with the migrations, relative to the plan's.
+    pub dir: Option<PathBuf>,
+    /// Several folders instead, in the order in which they run.
+    #[serde(default)]
+    pub dirs: Vec<PathBuf>,
+    /// Whose file names the folders use; found out from the names unless given.
+    #[serde(default)]
+    pub names: Names,
+    /// A folder whose files replace those of the same name, or add a down file that is missing.
+    #[serde(rename = "override")]
+    pub replace: Option<PathBuf>,
+    /// Names of `.sql` files that are no migrations; `*` stands for any text.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// How long a statement waits for a lock before everything is rolled back and tried again. Kept short,
+    /// because all traffic on a table queues behind a waiting ALTER TABLE.
+    #[serde(default = "default_lock_timeout")]
+    pub lock_timeout: Duration,
+    /// How often a file is tried for its locks, with growing pauses.
+    #[serde(default = "default_lock_attempts")]
+    #[schemars(range(min = 1))]
+    pub lock_attempts: u32,
+    /// How long one statement may run; without limit unless given.
+    pub statement_timeout: Option<Duration>,
+    /// The role that the files run as, so that what they create belongs to the application.
+    #[schemars(length(min = 1, max = 63))]
+    pub role: Option<String>,
+    /// The schemas in which names without one are looked up.
+    pub search_path: Option<Vec<String>>,
+    /// The number (in quotes) or name of the last migration that was applied before Handover: up to there
+    /// they are recorded without being run.
+    pub baseline: Option<String>,
+    /// How the step is taken back.
+    #[serde(default)]
+    pub undo: UndoBy,
+}
+
+/// How applied migrations are taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UndoBy {
+    /// By the down files, newest first; each migration must have one. They are trusted to lose nothing.
+    #[default]
+    Down,
+    /// By the down files, which lose what was written to the columns and tables that they drop: a rollback
+    /// asks first.
+    DownWithLoss,
+    /// Not at all.
+    None,
+    /// Only the history forgets: the database is filled by this plan, and emptied by an earlier step's undo.
+    Throwaway,
+}
+
+fn quoted_path(schemas: &[String]) -> String {
+    schemas.iter().map(|schema| crate::postgres::quote_ident(schema)).collect::<Vec<_>>().join(", ")
+}
+
+fn default_lock_timeout() -> Duration {
+    Duration::secs(2)
+}
+
+fn default_lock_attempts() -> u32 {
+    20
+}
+
+#[async_trait]
+impl StepKind for Migrate {
+    fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
+        cx.database(problems, "on", &self.on);
+        match (&self.dir, self.dirs.is_empty()) {
+            (Some(_), false) => {
+                problems
+                    .error(["dirs"], "both `dir` and `dirs` are given")
+                    .hint("write all folders under `dirs`, in order");
+                return;
+            }
+            (None, true) => {
+                problems.error::<&str>([], "no folder is given").hint("write `dir: migrations`");
+                return;
+            }
+            _ => {}
+        }
+        if self.lock_timeout.0.is_zero() {
+            problems
+                .error(
+                    ["lock_timeout"],
+                    "a lock_timeout of zero waits without limit, and all traffic behind it",
+                )
+                .hint("write e.g. `2s`; it is tried again `lock_attempts` times");
+        }
+        let loaded = self.load(cx.base);
+        for (field, error) in &loaded.problems {
+            let field = if *field == "dirs" && self.dir.is_some() { "dir" } else { field };
+            let problem = problems.error([field], error.to_string());
+            if let Some(hint) = error.next_step() {
+                problem.hint(hint);
+            }
+        }
+        if !loaded.problems.is_empty() {
+            return;
+        }
+        let baseline = self.baseline_of(&loaded.migrations);
+        if let (Some(text), true) = (&self.baseline, baseline.is_empty()) {
+            let several = loaded.migrations.iter().filter(|m| m.number == *text).count() > 1;
+            let problem =
+                problems.error(["baseline"], format!("`{text}` is not the number or name of one migration"));
+            problem.hint(if several {
+                "several folders have it: write the file's name with its folder"
+            } else {
+                "write the number as the file has it, in quotes"
+            });
+        }
+        if matches!(self.undo, UndoBy::Down | UndoBy::DownWithLoss) {
+            let without: Vec<&str> = loaded
+                .migrations
+                .iter()
+                .filter(|m| m.down.is_none() && !baseline.contains(&m.key()))
+                .map(|m| m.file.as_str())
+                .collect();
+            if let [first, rest @ ..] = &without[..] {
+                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+                problems.error(["undo"], format!("{first}{more}: no down file, so the step cannot be taken back"))
+                    .hint("add down files (a blank one if there is nothing to take back; they may stand in `override:`), or say `undo: none`, or `undo: throwaway` for a database that this plan fills");
+            }
+        }
+    }
+
+    fn databases(&self) -> Vec<(&str, Access)> {
+        vec![(&self.on, Access::Write)]
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.folders().into_iter().map(Path::to_path_buf).chain(self.replace.clone()).collect()
+    }
+
+    fn reversibility(&self) -> Undo {
+        match self.undo {
+            UndoBy::Down => Undo::Exact { how: "runs the down files, newest first".into() },
+            UndoBy::DownWithLoss => Undo::Lossy {
+                how: "runs the down files, newest first".into(),
+                loses: "what was written since to columns and tables that they drop".into(),
+            },
+            UndoBy::None => {
+                Undo::Impossible { why: "the plan says `undo: none` for these migrations".into() }
+            }
+            UndoBy::Throwaway => {
+                Undo::Exact { how: "forgets the history; an earlier step's undo empties the database".into() }
+            }
+        }
+    }
+
+    async fn describe(&self, cx: &Context) -> Result<Description> {
+        describe::describe(self, cx, &self.load(&cx.base).into_result()?).await
+    }
+
+    async fn run(&self, cx: &Context) -> Result<Value> {
+        let loaded = self.load(&cx.base).into_result()?;
+        let mut worker = Worker::open(cx, self).await?;
+        worker.create_history().await?;
+        let rows = history::read(&worker.session, &worker.table).await?;
+        let standing = history::compare(&rows, &loaded.migrations)?;
+        let baseline = self.baseline_of(&loaded.migrations);
+        worker.apply_all(&standing, |file| baseline.contains(&file.key())).await?;
+        // Counted from the history, so that a run that was interrupted reports all it did.
+        let rows = history::read(&worker.session, &worker.table).await?;
+        let ours = |baseline: bool| rows.iter().filter(|r| r.run == cx.run && r.baseline == baseline).count();
+        Ok(
+            json!({ "applied": ours(false), "baseline": ours(true), "before": rows.len() - ours(false) - ours(true) }),
+        )
+    }
+
+    async fn verify(&self, cx: &Context) -> Result<()> {
+        let loaded = self.load(&cx.base).into_result()?;
+        let session = cx.reader(&self.on).await?;
+        let rows = history::read(&session, &history::table_name(&cx.plan, cx.step.as_str())).await?;
+        let standing = history::compare(&rows, &loaded.migrations)?;
+        if let Some((_, file)) = standing.pending.first() {
+            return Err(Error::data(format!(
+                "{} of {} migrations are not in the history, first {}",
+                standing.pending.len(),
+                loaded.migrations.len(),
+                file.key()
+            ))
+            .on_database(&self.on)
+            .hint("see who changed the history table, then `handover resume`"));
+        }
+        // Recorded is not enough for what no transaction vouches for.
+        if let Some(path) = &self.search_path {
+            session.set("search_path", &quoted_path(path)).await?;
+        }
+        for file in loaded.migrations.iter().filter(|f| f.up.stepwise.is_some()) {
+            for statement in file.up.statements() {
+                probe::before(&session, statement)
+                    .await
+                    .map_err(|e| e.in_file(&file.up.path, Some(statement.line)))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, cx: &Context) -> Result<Value> {
+        let run_files = match self.undo {
+            UndoBy::None => {
+                return Err(Error::usage("the plan says `undo: none` for these migrations")
+                    .hint("roll back to a step after this one, or restore the database"));
+            }
+            UndoBy::Down | UndoBy::DownWithLoss => true,
+            UndoBy::Throwaway => false,
+        };
+        let loaded = self.load(&cx.base).into_result()?;
+        Worker::open(cx, self).await?.undo_all(&loaded.migrations, run_files).await
+    }
+}
+
+impl Migrate {
+    fn folders(&self) -> Vec<&Path> {
+        self.dir.iter().chain(&self.dirs).map(PathBuf::as_path).collect()
+    }
+
+    fn load(&self, base: &Path) -> Loaded {
+        folder::load(base, &self.folders(), self.names, self.replace.as_deref(), &self.ignore)
+    }
+
+    /// The migrations up to the baseline, by key. Empty if there is none, or if what it names is not one of them.
+    fn baseline_of(&self, migrations: &[Migration]) -> BTreeSet<String> {
+        let Some(text) = &self.baseline else { return BTreeSet::new() };
+        let named = |m: &Migration| m.number == *text || m.file == *text || m.key() == *text;
+        let mut found = migrations.iter().enumerate().filter(|(_, m)| named(m)).map(|(i, _)| i);
+        match (found.next(), found.next()) {
+            (Some(last), None) => migrations.iter().take(last + 1).map(Migration::key).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// The names that a name in a file may mean, given the plan's search path.
+    fn qualify(&self, name: &str) -> Vec<String> {
+        match &self.search_path {
+            Some(path) if !name.contains('.') => {
+                path.iter().map(|schema| format!("{}.{name}", crate::postgres::quote_ident(schema))).collect()
+            }
+            _ => vec![name.to_owned()],
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Executes a file's units, with short waits for locks, and says where in the file something failed.
+
+use super::Migrate;
+use super::folder::Migration;
+use super::probe::{self, Effect};
+use super::script::{Script, Statement, Unit, line_of};
+use super::watch::{Blockers, watched};
+use crate::error::{Class, Error, Result};
+use crate::event::Measure;
+use crate::failpoint;
+use crate::postgres::{Session, Tx, quote_ident};
+use crate::steps::Context;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio_postgres::error::{ErrorPosition, SqlState};
+
+/// The longest wait between two attempts to get a lock.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// One session that executes the step's files.
+pub struct Worker<'a> {
+    pub(super) cx: &'a Context,
+    pub(super) step: &'a Migrate,
+    /// The history table.
+    pub(super) table: String,
+    pub(super) session: Session,
+    pid: i32,
+    /// What refinery is about to apply, in its order.
+    pub(super) queue: VecDeque<(i64, &'a Migration)>,
+    /// What refinery is about to record without applying it, and whether that is the baseline.
+    pub(super) recording: Vec<(i64, &'a Migration)>,
+    pub(super) baseline: bool,
+}
+
+/// What commits with a file's or unit's effect.
+pub(super) enum Tail<'t> {
+    /// The migration is applied: refinery's row, and our columns of it.
+    Applied { insert: &'t str, version: i64, file: &'t Migration },
+    /// A unit of a file that runs step by step is done.
+    Unit { key: &'t str, position: Position },
+    /// The migration is taken back.
+    Forgotten { version: Option<i64>, file: &'t Migration },
+}
+
+/// How far a file that runs step by step has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    /// Units done.
+    pub done: usize,
+    /// Whether the next one was begun; only for one that is not in a transaction.
+    pub begun: bool,
+    /// Digest of the text that was executed, which must not change any more.
+    pub executed: String,
+}
+
+impl Position {
+    fn at(script: &Script, done: usize, begun: bool) -> Self {
+        Position { done, begun, executed: digest(script.prefix(done)) }
+    }
+}
+
+fn digest(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(text.as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect()
+}
+
+/// An error, and the server's code for it if it was the server's.
+struct Failed(Error, Option<SqlState>);
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Failed(error, None)
+    }
+}
+
+impl<'a> Worker<'a> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Lease lost, or no connection.
+    pub async fn open(cx: &'a Context, step: &'a Migrate) -> Result<Self> {
+        let session = cx.writer(&step.on).await?;
+        let pid = session.backend_pid().await?;
+        let table = super::history::table_name(&cx.plan, cx.step.as_str());
+        let (queue, recording) = (VecDeque::new(), Vec::new());
+        Ok(Worker { cx, step, table, session, pid, queue, recording, baseline: false })
+    }
+
+    /// Gives the next file a session with the plan's settings, whatever the last one set.
+    pub(super) async fn prepare(&mut self) -> Result<()> {
+        let millis = |d: Option<crate::value::Duration>| d.map_or(0, |d| d.0.as_millis()).to_string();
+        self.session.set("lock_timeout", &millis(Some(self.step.lock_timeout))).await?;
+        self.session.set("statement_timeout", &millis(self.step.statement_timeout)).await?;
+        if let Some(path) = &self.step.search_path {
+            self.session.set("search_path", &super::quoted_path(path)).await?;
+        }
+        Ok(())
+    }
+
+    /// A new session, after a file that changed settings of its own.
+    pub(super) async fn renew(&mut self, after: &Script) -> Result<()> {
+        if after.changes_session() {
+            self.session = self.cx.writer(&self.step.on).await?;
+            self.pid = self.session.backend_pid().await?;
+        }
+        Ok(())
+    }
+
+    /// Executes statements in one fenced transaction with what commits with them. A lock that is not free in
+    /// time gives way to the traffic behind us: everything is rolled back and tried again later.
+    pub(super) async fn together(
+        &mut self,
+        script: &Script,
+        statements: &[Statement],
+        tail: &Tail<'_>,
+        half_done: bool,
+    ) -> Result<()> {
+        let mut pause = Duration::from_millis(500);
+        for attempt in 1.. {
+            self.cx.proceed()?;
+            let blockers = Blockers::default();
+            let Failed(error, code) = match self.attempt(script, statements, tail, half_done, &blockers).await
+            {
+                Ok(()) => return Ok(()),
+                Err(failed) => failed,
+            };
+            pause = self.wait_for_lock(script, attempt, pause, error, code.as_ref(), &blockers).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits before the next attempt at a lock, or gives up with the error.
+    async fn wait_for_lock(
+        &self,
+        script: &Script,
+        attempt: u32,
+        pause: Duration,
+        error: Error,
+        code: Option<&SqlState>,
+        blockers: &Blockers,
+    ) -> Result<Duration> {
+        let locked = matches!(code, Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED));
+        if !locked {
+            return Err(error);
+        }
+        let who = blockers.last().map_or_else(String::new, |who| format!("; the lock was held by {who}"));
+        if attempt >= self.step.lock_attempts {
+            return Err(Error::new(error.class(), format!("{} after {attempt} attempts{who}", error.message()))
+                .in_file(&script.path, error.place().line)
+                .on_database(&self.step.on)
+                .hint("end or wait for the session that holds the lock, or raise `lock_timeout`; then `handover resume`"));
+        }
+        let wait = humantime::format_duration(pause);
+        self.cx.warn(format!("{error}{who}; rolled back, attempt {} follows in {wait}", attempt + 1));
+        self.cx.sleep(pause).await?;
+        Ok((pause * 2).min(LONGEST_PAUSE))
+    }
+
+    async fn attempt(
+        &mut self,
+        script: &Script,
+        statements: &[Statement],
+        tail: &Tail<'_>,
+        half_done: bool,
+        blockers: &Blockers,
+    ) -> Result<(), Failed> {
+        let (cx, step, pid) = (self.cx, self.step, self.pid);
+        let table = self.table.clone();
+        let label = unit_label(tail);
+        let whole = !matches!(tail, Tail::Unit { .. });
+        let tx = self.session.transaction().await?;
+        if let Some(role) = &step.role {
+            tx.batch(&format!("set local role {}", quote_ident(role)))
+                .await
+                .map_err(|e| role_error(&e, role))?;
+        }
+        for (i, statement) in statements.iter().enumerate() {
+            cx.progress(&label, i as u64, Some(statements.len() as u64), Measure::Items);
+            if half_done {
+                tx.batch("savepoint handover_statement").await?;
+            }
+            let run = tx.try_batch(&statement.sql);
+            let Err(e) = watched(cx, &step.on, pid, &label, statement.line, blockers, run).await? else {
+                continue;
+            };
+            if half_done && e.code().is_some_and(names_nothing) {
+                tx.batch("rollback to savepoint handover_statement").await?;
+                cx.note(format!("{}:{}: there was nothing to take back ({e})", script.path, statement.line));
+                continue;
+            }
+            return Err(Failed(place(script, statement, &e, tx.error(&e), whole), e.code().cloned()));
+        }
+        // What follows is ours, whatever role or path the file left in this transaction.
+        tx.batch("set local role none").await?;
+        finish(&tx, cx, &table, tail, self.baseline).await?;
+        match tail {
+            Tail::Applied { .. } => failpoint::hit(failpoint::MIGRATE_BEFORE_COMMIT),
+            Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_BEFORE_COMMIT),
+            Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_BEFORE_COMMIT),
+        }
+        tx.commit().await.map_err(|e| e.in_file(&script.path, None))?;
+        match tail {
+            Tail::Applied { .. } => failpoint::hit(failpoint::MIGRATE_COMMITTED),
+            Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_COMMITTED),
+            Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_COMMITTED),
+        }
+        cx.unit_done(&label);
+        Ok(())
+    }
+
+    /// Executes a file unit by unit, from where an earlier attempt stopped.
+    ///
+    /// `half_done`: it takes back a migration that was never complete, so what it names may be missing.
+    pub(super) async fn stepwise(&mut self, script: &Script, key: &str, half_done: bool) -> Result<()> {
+        let position = self.position(key).await?.unwrap_or_else(|| Position::at(script, 0, false));
+        if position.executed != digest(script.prefix(position.done)) {
+            return Err(Error::data(format!(
+                "the first {} parts of this file were executed, and their text changed since",
+                position.done
+            ))
+            .in_file(&script.path, None)
+            .on_database(&self.step.on)
+            .hint("put them back as they were; what follows them may be changed"));
+        }
+        let total = script.units.len() as u64;
+        for (i, unit) in script.units.iter().enumerate() {
+            self.cx.proceed()?;
+            if i < position.done {
+                if let (true, [setting]) = (unit.is_setting(), unit.statements()) {
+                    let set = self.session.client().batch_execute(&setting.sql).await;
+                    set.map_err(|e| place(script, setting, &e, self.session.error(&e), false))?;
+                }
+                continue;
+            }
+            match unit {
+                Unit::Together(statements) => {
+                    let tail = Tail::Unit { key, position: Position::at(script, i + 1, false) };
+                    self.together(script, statements, &tail, half_done).await?;
+                }
+                Unit::Alone(statement) => {
+                    let begun = position.begun && i == position.done;
+                    self.alone(script, statement, key, i, begun, half_done).await?;
+                }
+            }
+            self.cx.progress(key, i as u64 + 1, Some(total), Measure::Items);
+        }
+        self.cx.unit_done(key);
+        Ok(())
+    }
+
+    /// One statement outside a transaction, with a record before and after it.
+    async fn alone(
+        &mut self,
+        script: &Script,
+        statement: &Statement,
+        key: &str,
+        i: usize,
+        begun: bool,
+        half_done: bool,
+    ) -> Result<()> {
+        let done = if begun {
+            self.as_role().await?;
+            let effect = probe::effect(self.cx, &mut self.session, statement).await;
+            self.as_ourselves().await?;
+            match effect? {
+                Effect::There => true,
+                Effect::Absent => false,
+                Effect::Unknown(why) => return Err(unknown(script, statement, &why, &self.step.on)),
+            }
+        } else {
+            self.as_role().await?;
+            let free = probe::before(&self.session, statement).await;
+            self.as_ourselves().await?;
+            free.map_err(|e| e.in_file(&script.path, Some(statement.line)))?;
+            self.note_position(key, &Position::at(script, i, true)).await?;
+            false
+        };
+        failpoint::hit(failpoint::MIGRATE_BEFORE_STATEMENT);
+        if !done {
+            self.execute_alone(script, statement, key, i, half_done).await?;
+        }
+        failpoint::hit(failpoint::MIGRATE_STATEMENT_DONE);
+        self.note_position(key, &Position::at(script, i + 1, false)).await
+    }
+
+    async fn execute_alone(
+        &mut self,
+        script: &Script,
+        statement: &Statement,
+        key: &str,
+        i: usize,
+        half_done: bool,
+    ) -> Result<()> {
+        let mut pause = Duration::from_millis(500);
+        for attempt in 1.. {
+            self.cx.proceed()?;
+            // Whatever waits for old snapshots does so in the lock manager, where any lock_timeout would end it.
+            let patient = statement.words.has(&["concurrently"]);
+            let timeout: String =
+                self.session.query_one("select current_setting('lock_timeout')", &[]).await?.get(0);
+            if patient {
+                self.session.set("lock_timeout", "0").await?;
+            }
+            self.session.check_fence().await?;
+            self.as_role().await?;
+            let (cx, on, pid) = (self.cx, self.step.on.as_str(), self.pid);
+            let blockers = Blockers::default();
+            let run = self.session.client().execute(statement.sql.as_str(), &[]);
+            let result = watched(cx, on, pid, key, statement.line, &blockers, run).await?;
+            self.as_ourselves().await?;
+            self.session.set("lock_timeout", &timeout).await?;
+            let Err(e) = result else { return Ok(()) };
+            if half_done && e.code().is_some_and(names_nothing) {
+                cx.note(format!("{}:{}: there was nothing to take back ({e})", script.path, statement.line));
+                return Ok(());
+            }
+            if e.as_db_error().is_some() && !probe::leaves_traces(statement) {
+                // The server refused it as a whole, so the next attempt need not wonder whether it had an effect.
+                self.note_position(key, &Position::at(script, i, false)).await?;
+            }
+            let error = place(script, statement, &e, self.session.error(&e), false);
+            if probe::leaves_traces(statement) {
+                return Err(error);
+            }
+            pause = self.wait_for_lock(script, attempt, pause, error, e.code(), &blockers).await?;
+        }
+        Ok(())
+    }
+
+    async fn as_role(&mut self) -> Result<()> {
+        let Some(role) = &self.step.role else { return Ok(()) };
+        let set = self.session.client().batch_execute(&format!("set role {}", quote_ident(role))).await;
+        set.map_err(|e| role_error(&self.session.error(&e), role))
+    }
+
+    async fn as_ourselves(&mut self) -> Result<()> {
+        if self.step.role.is_none() {
+            return Ok(());
+        }
+        let reset = self.session.client().batch_execute("reset role").await;
+        reset.map_err(|e| self.session.error(&e))
+    }
+
+    async fn position(&mut self, key: &str) -> Result<Option<Position>> {
+        let tx = self.session.transaction().await?;
+        let position = tx.checkpoint(self.cx.run, &self.cx.step, key).await?;
+        tx.commit().await?;
+        Ok(position)
+    }
+
+    async fn note_position(&mut self, key: &str, position: &Position) -> Result<()> {
+        let tx = self.session.transaction().await?;
+        tx.save_checkpoint(self.cx.run, &self.cx.step, key, position).await?;
+        tx.commit().await
+    }
+}
+
+/// The key under which a file's progress upwards is kept.
+pub(super) fn up_key(file: &Migration) -> String {
+    format!("up {}", file.key())
+}
+
+/// The key under which a file's progress downwards is kept.
+pub(super) fn down_key(file: &Migration) -> String {
+    format!("down {}", file.key())
+}
+
+fn unit_label(tail: &Tail<'_>) -> String {
+    match tail {
+        Tail::Applied { file, .. } => file.file.clone(),
+        Tail::Unit { key, .. } => (*key).to_owned(),
+        Tail::Forgotten { file, .. } => format!("undo {}", file.file),
+    }
+}
+
+/// Writes what commits with the effect.
+async fn finish(tx: &Tx<'_>, cx: &Context, table: &str, tail: &Tail<'_>, baseline: bool) -> Result<()> {
+    match tail {
+        Tail::Applied { insert, version, file } => {
+            tx.batch(insert).await?;
+            own_columns(tx, cx, table, *version, file, baseline).await
+        }
+        Tail::Unit { key, position } => tx.save_checkpoint(cx.run, &cx.step, key, position).await,
+        Tail::Forgotten { version, file } => {
+            if let Some(version) = version {
+                tx.execute(format!("delete from {table} where version = $1").as_str(), &[version]).await?;
+            }
+            for key in [up_key(file), down_key(file)] {
+                forget(tx, cx, &key).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Fills our columns of a row that refinery just wrote, and drops the record of the way there.
+pub(super) async fn own_columns(
+    tx: &Tx<'_>,
+    cx: &Context,
+    table: &str,
+    version: i64,
+    file: &Migration,
+    baseline: bool,
+) -> Result<()> {
+    tx.execute(
+        format!("update {table} set folder = $2, number = $3, file = $4, baseline = $5, run = $6 where version = $1")
+            .as_str(),
+        &[&version, &file.folder, &file.number, &file.file, &baseline, &cx.run.0],
+    )
+    .await?;
+    forget(tx, cx, &up_key(file)).await
+}
+
+async fn forget(tx: &Tx<'_>, cx: &Context, key: &str) -> Result<()> {
+    tx.execute(
+        "delete from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+        &[&cx.run.0, &cx.step.as_str(), &key],
+    )
+    .await
+    .map(drop)
+}
+
+/// Whether an error says that what a statement names is not there.
+fn names_nothing(code: &SqlState) -> bool {
+    [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::UNDEFINED_OBJECT,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::INVALID_SCHEMA_NAME,
+    ]
+    .contains(code)
+}
+
+/// Puts an error at its line of the file. The server's position counts characters of the statement we sent.
+fn place(
+    script: &Script,
+    statement: &Statement,
+    error: &tokio_postgres::Error,
+    ours: Error,
+    together: bool,
+) -> Error {
+    let line = match error.as_db_error().and_then(|db| db.position()) {
+        Some(ErrorPosition::Original(position)) => {
+            let before = statement
+                .sql
+                .chars()
+                .take((*position as usize).saturating_sub(1))
+                .map(char::len_utf8)
+                .sum::<usize>();
+            line_of(&script.sql, statement.start + before)
+        }
+        _ => statement.line,
+    };
+    let hint = match error.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Some(
+            "let the statement run as the owner of what it changes: set `role:` to that role, and grant it to the plan's user",
+        ),
+        Some(&SqlState::ACTIVE_SQL_TRANSACTION) => Some(
+            "put `-- handover: no-transaction` on the file's first line (in a copy under `override:` if it is a vendor's)",
+        ),
+        _ => None,
+    };
+    let ours = match hint {
+        Some(hint) => Error::new(ours.class(), ours.message())
+            .on_database(ours.place().database.as_deref().unwrap_or(""))
+            .hint(hint),
+        None => ours,
+    };
+    ours.in_file(&script.path, Some(line)).hint(if together {
+        "nothing of it was kept; mend the file, or put a corrected copy into `override:`, then `handover resume`"
+    } else {
+        "the statements before it stay done; mend this one (in a copy under `override:` if it is a vendor's), then `handover resume`"
+    })
+}
+
+fn role_error(error: &Error, role: &str) -> Error {
+    Error::new(Class::Privilege, format!("cannot act as role `{role}`: {}", error.message()))
+        .on_database(error.place().database.as_deref().unwrap_or(""))
+        .hint(format!("grant it to the plan's user: grant {} to …", quote_ident(role)))
+}
+
+fn unknown(script: &Script, statement: &Statement, why: &str, database: &str) -> Error {
+    Error::data(format!("this statement was interrupted, and it cannot be told whether it took effect ({why})"))
+        .in_file(&script.path, Some(statement.line))
+        .on_database(database)
+        .hint("look at the database; then put `-- handover: repeatable` on the line before the statement if it may run again, or `-- handover: done-if select …` with a query that is true when its effect is there, and `handover resume`")
+}

@@ -1,0 +1,140 @@
+//! Looks from outside at a statement that takes long: who holds it up, how far it is, and whether to stop it.
+
+use crate::error::{Error, Result};
+use crate::event::Measure;
+use crate::postgres::Session;
+use crate::steps::Context;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Who was last seen holding a lock that a statement waits for. When the wait has timed out it is too late to ask.
+#[derive(Debug, Clone, Default)]
+pub struct Blockers(Arc<Mutex<Option<String>>>);
+
+impl Blockers {
+    /// In words.
+    #[must_use]
+    pub fn last(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, who: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(who);
+    }
+}
+
+/// Runs `statement`, which executes on backend `pid`, and watches it meanwhile. When the run is asked to stop,
+/// the statement is cancelled: dropping the future alone would leave it running in the server.
+///
+/// # Errors
+/// Only that the run was asked to stop.
+pub async fn watched<T>(
+    cx: &Context,
+    database: &str,
+    pid: i32,
+    unit: &str,
+    line: usize,
+    blockers: &Blockers,
+    statement: impl Future<Output = T>,
+) -> Result<T> {
+    tokio::pin!(statement);
+    let stopped = tokio::select! {
+        result = &mut statement => return Ok(result),
+        stopped = watch(cx, database, pid, unit, line, blockers) => stopped,
+    };
+    // A session of the same role may cancel it, whatever the reader may.
+    if let Ok(session) = cx.writer(database).await {
+        let _ = session.query("select pg_cancel_backend($1)", &[&pid]).await;
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(10), statement).await;
+    Err(stopped)
+}
+
+async fn watch(
+    cx: &Context,
+    database: &str,
+    pid: i32,
+    unit: &str,
+    line: usize,
+    blockers: &Blockers,
+) -> Error {
+    let started = Instant::now();
+    let mut next_note = Duration::from_secs(30);
+    let mut reported = String::new();
+    let mut session: Option<Session> = None;
+    loop {
+        if let Err(stopped) = cx.sleep(Duration::from_millis(300)).await {
+            return stopped;
+        }
+        // Watching is a courtesy: without a connection for it the statement goes on.
+        if session.is_none() {
+            session = cx.reader(database).await.ok();
+        }
+        if let Some(reader) = &session
+            && look(cx, reader, pid, unit, blockers, &mut reported).await.is_err()
+        {
+            session = None;
+        }
+        if started.elapsed() >= next_note {
+            let elapsed = humantime::format_duration(Duration::from_secs(started.elapsed().as_secs()));
+            cx.note(format!("{unit}: the statement on line {line} has been running for {elapsed}"));
+            next_note *= 2;
+        }
+    }
+}
+
+async fn look(
+    cx: &Context,
+    reader: &Session,
+    pid: i32,
+    unit: &str,
+    blockers: &Blockers,
+    reported: &mut String,
+) -> Result<()> {
+    let rows = reader
+        .query(
+            "select pid, coalesce(usename::text, '?'), coalesce(state, '?'),
+                    coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8,
+                    left(coalesce(query, ''), 80)
+             from pg_stat_activity where pid = any (pg_blocking_pids($1))",
+            &[&pid],
+        )
+        .await?;
+    if !rows.is_empty() {
+        let who: Vec<(i32, String)> = rows
+            .iter()
+            .map(|row| {
+                let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+                let (age, query): (f64, String) = (row.get(3), row.get(4));
+                (pid, format!("pid {pid} ({user}, {state}, open for {age:.0} s): {query}"))
+            })
+            .collect();
+        let text = who.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
+        let pids = format!("{:?}", who.iter().map(|(pid, _)| pid).collect::<Vec<_>>());
+        if *reported != pids {
+            cx.warn(format!("{unit} waits for {text}"));
+            *reported = pids;
+        }
+        blockers.set(text);
+    }
+    // The server tells how far it is for these statements only
+    // (https://www.postgresql.org/docs/current/progress-reporting.html).
+    let progress = reader
+        .query_opt(
+            "select 'building the index', blocks_done, blocks_total from pg_stat_progress_create_index where pid = $1
+             union all
+             select 'rewriting the table', heap_blks_scanned, heap_blks_total from pg_stat_progress_cluster where pid = $1
+             union all
+             select 'vacuuming', heap_blks_scanned, heap_blks_total from pg_stat_progress_vacuum where pid = $1
+             limit 1",
+            &[&pid],
+        )
+        .await?;
+    if let Some(row) = progress {
+        let (what, done, total): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
+        let total = Some(total.unsigned_abs()).filter(|n| *n > 0);
+        cx.progress(&format!("{unit}: {what}"), done.unsigned_abs(), total, Measure::Blocks);
+    }
+    Ok(())
+}
