@@ -299,3 +299,43 @@ async fn what_cannot_work_is_refused_before_anything_is_done() {
     let error = kind("copy", json!({ "from": "blue", "to": "green" })).run(&same).await.unwrap_err();
     assert!(error.message().contains("one and the same database"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_moment_is_copied_while_others_write_and_alter() {
+    let pair = Pair::new(
+        "create table a as select i as id, 100 as amount, repeat('x', 300) as filler from generate_series(1, 8000) i;
+         create table b as table a; create table altered (id int); insert into altered values (1)",
+    )
+    .await;
+    let (cx, _events) = context("copy", &pair.urls(), &["green"]).await;
+    // A schema change is under way when the copy begins.
+    let mut alters = pair.blue.admin().await;
+    let change = tokio::spawn(async move {
+        let tx = alters.transaction().await.unwrap();
+        tx.batch_execute("alter table altered add column late int default 7").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        tx.commit().await.unwrap();
+    });
+    // Amounts move from one table to the other, each time in one transaction.
+    let writer = pair.blue.admin().await;
+    let moves = tokio::spawn(async move {
+        for i in 1.. {
+            let sql = format!(
+                "begin; update a set amount = amount - 1 where id = {0}; update b set amount = amount + 1 where id = {0}; commit",
+                1 + i * 37 % 8000
+            );
+            writer.batch_execute(&sql).await.unwrap();
+        }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 2, "chunk_mb": 1 }));
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    change.await.unwrap();
+    moves.abort();
+    let sum = "select (select sum(amount) from a) + (select sum(amount) from b), (select sum(amount) from a)";
+    assert_eq!(pair.green.value(sum).await.as_deref(), Some("1600000"));
+    let moved = pair.green.value("select 800000 - sum(amount) from a").await.unwrap();
+    assert_ne!(moved, "0", "the writer was busy before the snapshot");
+    assert_eq!(pair.green.value("select late from altered").await.as_deref(), Some("7"));
+}
