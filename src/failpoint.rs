@@ -102,6 +102,22 @@ failpoints! {
     MIGRATE_UNDO_BEFORE_COMMIT = "migrate.undo-before-commit";
     /// A migration is taken back and forgotten; the one before it not yet begun.
     MIGRATE_UNDO_COMMITTED = "migrate.undo-committed";
+    /// A table's capture triggers are committed; the next table's are not made yet.
+    CAPTURE_TRIGGER = "capture.trigger-created";
+    /// A capture's triggers are dropped; its queue and outbox rows are still there.
+    CAPTURE_DROPPED = "capture.triggers-dropped";
+    /// The relay has numbered events that the queue does not have.
+    RELAY_NUMBERED = "relay.numbered-not-published";
+    /// The queue has confirmed events that the outbox does not know to be published.
+    RELAY_PUBLISHED = "relay.published-not-marked";
+    /// Replay has executed a batch and not committed it.
+    REPLAY_BEFORE_COMMIT = "replay.before-commit";
+    /// Replay has committed a batch and not acknowledged it.
+    REPLAY_APPLIED = "replay.applied-not-acked";
+    /// Applied events were trimmed from the outbox.
+    REPLAY_TRIMMED = "replay.trimmed";
+    /// Replay has caught up; its step is not recorded as done.
+    REPLAY_CAUGHT_UP = "replay.caught-up";
 }
 
 struct Armed {

@@ -1,0 +1,295 @@
+//! The outbox's book-keeping on the old side: numbering, what was published, trimming.
+//!
+//! Each writing call is one fenced transaction that locks the capture's row first, so that an older relay whose
+//! last transaction is still under way and a newer one take turns.
+
+use super::{MARKER, Stream};
+use crate::error::{Error, Result};
+use crate::failpoint;
+use crate::postgres::{Session, Tx};
+use crate::queue::Message;
+
+/// How one partition stands on the old side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PartitionBooks {
+    /// The partition.
+    pub partition: u32,
+    /// The highest number given.
+    pub last: i64,
+    /// The highest number known to the queue.
+    pub published: i64,
+    /// The highest number that was trimmed.
+    pub trimmed: i64,
+    /// How many fence markers are among the trimmed.
+    pub trimmed_markers: i64,
+}
+
+/// How all partitions stand, in order.
+///
+/// # Errors
+/// What the server says.
+pub async fn read(blue: &Session, stream: &Stream) -> Result<Vec<PartitionBooks>> {
+    let rows = blue
+        .query(
+            "select partition, last_number, published, trimmed, trimmed_markers
+             from handover.outbox_partition where capture = $1 order by partition",
+            &[&stream.id],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| PartitionBooks {
+            partition: row.get::<_, i32>(0).unsigned_abs(),
+            last: row.get(1),
+            published: row.get(2),
+            trimmed: row.get(3),
+            trimmed_markers: row.get(4),
+        })
+        .collect())
+}
+
+/// Below which id nothing can turn up any more, as far as the relay knows.
+///
+/// A pass that began at id 0 each time would walk over the index entries of all rows that were moved away since
+/// the last vacuum, and a long snapshot elsewhere (a copy's) keeps vacuum from removing them. Skipping rows of
+/// `id <= last seen` would be wrong, since ids commit out of order. What is right: note the sequence's value,
+/// then a transaction id of our own; each writer that drew an id up to that value has a transaction id below
+/// ours (an AFTER trigger runs in a transaction that has written). Once all transactions below ours have ended
+/// and a later look has found nothing left, ids up to the noted value are done with.
+#[derive(Debug, Default)]
+pub struct Floor {
+    id: i64,
+    candidate: Option<(i64, i64)>,
+}
+
+impl Floor {
+    /// Forgets everything, as when rows may have been put back.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
+    let row = tx.query_opt("select 1 from handover.capture where id = $1 for update", &[&stream.id]).await?;
+    row.map(drop).ok_or_else(|| {
+        Error::data("the capture's records are gone from the outbox")
+            .hint("the capture was undone by somebody else; see `handover status`")
+    })
+}
+
+/// Whether an event waits for its number.
+///
+/// # Errors
+/// What the server says.
+pub async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Result<bool> {
+    Ok(blue
+        .query_one(
+            "select exists (select from handover.outbox where capture = $1 and id > $2)",
+            &[&stream.id, &floor.id],
+        )
+        .await?
+        .get(0))
+}
+
+/// Gives the next visible events, at most `limit` in the order of their ids, their numbers. Returns how many.
+///
+/// Per key, order of ids is order of change: the id is drawn while the row's lock is held, and the next change
+/// of the key draws its id only after it got that lock, which is after our commit. So whenever a later event of
+/// a key is visible, the earlier ones are too, and have lower ids.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limit: i64) -> Result<i64> {
+    let last_value: i64 = blue.query_one("select last_value from handover.outbox_id", &[]).await?.get(0);
+    let tx = blue.transaction().await?;
+    lock(&tx, stream).await?;
+    let ids = tx
+        .query_one(
+            "select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(pg_current_snapshot())::text::bigint",
+            &[],
+        )
+        .await?;
+    let (ours, oldest): (i64, i64) = (ids.get(0), ids.get(1));
+    let row = tx
+        .query_one(
+            "with moved as (
+                 delete from handover.outbox o
+                 using (select id from handover.outbox where capture = $1 and id > $2 order by id limit $3) b
+                 where o.capture = $1 and o.id = b.id
+                 returning o.*
+             ), numbered as (
+                 insert into handover.outbox_numbered (capture, partition, number, id, tbl, op, key, old, new, at, txid)
+                 select $1, m.partition, p.last_number + row_number() over (partition by m.partition order by m.id),
+                        m.id, m.tbl, m.op, m.key, m.old, m.new, m.at, m.txid
+                 from moved m join handover.outbox_partition p on p.capture = $1 and p.partition = m.partition
+                 returning partition, number, op
+             ), counted as (
+                 update handover.outbox_partition p
+                 set last_number = n.last, markers = p.markers + n.markers
+                 from (select partition, max(number) last, count(*) filter (where op = $4) markers
+                       from numbered group by partition) n
+                 where p.capture = $1 and p.partition = n.partition
+             )
+             select (select count(*) from moved), (select count(*) from numbered)",
+            &[&stream.id, &floor.id, &limit, &MARKER],
+        )
+        .await?;
+    let (moved, numbered): (i64, i64) = (row.get(0), row.get(1));
+    if moved != numbered {
+        return Err(Error::internal(format!("{moved} events were to be numbered, and {numbered} were")));
+    }
+    tx.commit().await?;
+    if moved < limit {
+        match floor.candidate {
+            // `oldest` was read before the statement above took its own, later snapshot.
+            Some((id, xid)) if oldest >= xid => {
+                floor.id = id;
+                floor.candidate = Some((last_value, ours));
+            }
+            Some(_) => {}
+            None => floor.candidate = Some((last_value, ours)),
+        }
+    }
+    Ok(moved)
+}
+
+/// Events of a partition that the queue does not have yet, at most `limit`.
+///
+/// # Errors
+/// What the server says.
+pub async fn unpublished(
+    blue: &Session,
+    stream: &Stream,
+    books: &PartitionBooks,
+    limit: i64,
+) -> Result<Vec<Message>> {
+    let partition = i32::try_from(books.partition).unwrap_or(i32::MAX);
+    // The limit is also on bytes: events carry whole rows.
+    let rows = blue
+        .query(
+            "select number, payload from (
+                 select number, payload, sum(length(payload)) over (order by number) - length(payload) as before
+                 from (
+                     select number, json_build_object('stream', $3::text, 'partition', partition, 'number', number,
+                                'table', tbl, 'op', op, 'key', key, 'old', old, 'new', new, 'at', at,
+                                'txid', txid::text)::text as payload
+                     from handover.outbox_numbered
+                     where capture = $1 and partition = $2 and number > $4 order by number limit $5
+                 ) e
+             ) s where before < 8388608 order by number",
+            &[&stream.id, &partition, &stream.name, &books.published.max(books.trimmed), &limit],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| Message {
+            partition: books.partition,
+            number: row.get(0),
+            payload: row.get::<_, String>(1).into_bytes(),
+        })
+        .collect())
+}
+
+/// Records what the queue has confirmed: for each partition, from what was read to what it has now. A value that
+/// was changed meanwhile (lowered by [`publish_again`]) stays.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn mark_published(blue: &mut Session, stream: &Stream, marks: &[(PartitionBooks, i64)]) -> Result<()> {
+    let partitions: Vec<i32> =
+        marks.iter().map(|(b, _)| i32::try_from(b.partition).unwrap_or(i32::MAX)).collect();
+    let from: Vec<i64> = marks.iter().map(|(b, _)| b.published).collect();
+    let to: Vec<i64> = marks.iter().map(|(_, to)| *to).collect();
+    let tx = blue.transaction().await?;
+    lock(&tx, stream).await?;
+    tx.execute(
+        "update handover.outbox_partition p set published = m.new
+         from unnest($2::int[], $3::bigint[], $4::bigint[]) m(partition, old, new)
+         where p.capture = $1 and p.partition = m.partition and p.published = m.old",
+        &[&stream.id, &partitions, &from, &to],
+    )
+    .await?;
+    tx.commit().await
+}
+
+/// Has the relay publish again what lies above a number: the queue lost it.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn publish_again(blue: &mut Session, stream: &Stream, partition: u32, above: i64) -> Result<()> {
+    let partition = i32::try_from(partition).unwrap_or(i32::MAX);
+    let tx = blue.transaction().await?;
+    lock(&tx, stream).await?;
+    tx.execute(
+        "update handover.outbox_partition set published = greatest(trimmed, least(published, $3))
+         where capture = $1 and partition = $2",
+        &[&stream.id, &partition, &above],
+    )
+    .await?;
+    tx.commit().await
+}
+
+/// Has the relay publish everything again that was not trimmed: the queue lost the stream.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn publish_all_again(blue: &mut Session, stream: &Stream) -> Result<()> {
+    let tx = blue.transaction().await?;
+    lock(&tx, stream).await?;
+    tx.execute("update handover.outbox_partition set published = trimmed where capture = $1", &[&stream.id])
+        .await?;
+    tx.commit().await
+}
+
+/// Deletes events that the new side holds the mark of, in pieces. Returns how many went.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, done: i64) -> Result<i64> {
+    const PIECE: i64 = 10_000;
+    let partition = i32::try_from(books.partition).unwrap_or(i32::MAX);
+    let done = done.min(books.last);
+    let mut trimmed = books.trimmed;
+    while trimmed < done {
+        let to = done.min(trimmed + PIECE);
+        let tx = blue.transaction().await?;
+        lock(&tx, stream).await?;
+        let moved = tx
+            .execute(
+            "with gone as (
+                 delete from handover.outbox_numbered n using handover.outbox_partition p
+                 where p.capture = $1 and p.partition = $2 and p.trimmed = $3
+                   and n.capture = $1 and n.partition = $2 and n.number > $3 and n.number <= $4
+                 returning n.op
+             )
+             update handover.outbox_partition
+             set trimmed = $4, published = greatest(published, $4),
+                 trimmed_markers = trimmed_markers + (select count(*) from gone where op = $5)
+             where capture = $1 and partition = $2 and trimmed = $3",
+            &[&stream.id, &partition, &trimmed, &to, &MARKER],
+        )
+        .await?;
+        tx.commit().await?;
+        if moved == 0 {
+            // Somebody else trims too; the next look finds how far that went.
+            break;
+        }
+        failpoint::hit(failpoint::REPLAY_TRIMMED);
+        trimmed = to;
+    }
+    Ok(trimmed - books.trimmed)
+}
+
+/// Bytes that the outbox takes on disk, of all captures together.
+///
+/// # Errors
+/// What the server says.
+pub async fn size(blue: &Session) -> Result<i64> {
+    Ok(blue
+        .query_one(
+            "select pg_total_relation_size('handover.outbox') + pg_total_relation_size('handover.outbox_numbered')",
+            &[],
+        )
+        .await?
+        .get(0))
+}
