@@ -105,7 +105,7 @@ failpoints! {
     /// A table's capture triggers are committed; the next table's are not made yet.
     CAPTURE_TRIGGER = "capture.trigger-created";
     /// A capture's triggers are dropped; its queue and outbox rows are still there.
-    CAPTURE_DROPPED = "capture.triggers-dropped";
+    CAPTURE_DROPPED = "capture.undo-dropped";
     /// The relay has numbered events that the queue does not have.
     RELAY_NUMBERED = "relay.numbered-not-published";
     /// The queue has confirmed events that the outbox does not know to be published.

@@ -8,6 +8,7 @@ pub mod failpoint;
 pub mod journal;
 pub mod local;
 pub mod outside;
+pub mod outbox;
 pub mod plan;
 pub mod postgres;
 pub mod problem;

@@ -1,7 +1,7 @@
 -- Capture on the old side (capture, outbox, outbox_numbered, outbox_partition) and replay on the new one
 -- (replay, event_quarantine). Every database gets all of them; each side uses its own.
 create table handover.capture (
-    id         bigint generated always as identity primary key,
+    id         bigint primary key,
     run        uuid not null,
     step       text not null,
     stream     text not null unique,

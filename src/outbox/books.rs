@@ -195,7 +195,11 @@ pub async fn unpublished(
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn mark_published(blue: &mut Session, stream: &Stream, marks: &[(PartitionBooks, i64)]) -> Result<()> {
+pub async fn mark_published(
+    blue: &mut Session,
+    stream: &Stream,
+    marks: &[(PartitionBooks, i64)],
+) -> Result<()> {
     let partitions: Vec<i32> =
         marks.iter().map(|(b, _)| i32::try_from(b.partition).unwrap_or(i32::MAX)).collect();
     let from: Vec<i64> = marks.iter().map(|(b, _)| b.published).collect();
@@ -256,7 +260,7 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
         lock(&tx, stream).await?;
         let moved = tx
             .execute(
-            "with gone as (
+                "with gone as (
                  delete from handover.outbox_numbered n using handover.outbox_partition p
                  where p.capture = $1 and p.partition = $2 and p.trimmed = $3
                    and n.capture = $1 and n.partition = $2 and n.number > $3 and n.number <= $4
@@ -266,9 +270,9 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
              set trimmed = $4, published = greatest(published, $4),
                  trimmed_markers = trimmed_markers + (select count(*) from gone where op = $5)
              where capture = $1 and partition = $2 and trimmed = $3",
-            &[&stream.id, &partition, &trimmed, &to, &MARKER],
-        )
-        .await?;
+                &[&stream.id, &partition, &trimmed, &to, &MARKER],
+            )
+            .await?;
         tx.commit().await?;
         if moved == 0 {
             // Somebody else trims too; the next look finds how far that went.

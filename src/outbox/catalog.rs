@@ -100,6 +100,8 @@ impl TableFacts {
     #[must_use]
     pub fn identifies(&self, key: &[String]) -> bool {
         self.unique.iter().any(|index| index.iter().all(|column| key.contains(column)))
-            && key.iter().all(|column| self.columns.iter().any(|(name, not_null)| name == column && *not_null))
+            && key
+                .iter()
+                .all(|column| self.columns.iter().any(|(name, not_null)| name == column && *not_null))
     }
 }

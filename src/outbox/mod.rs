@@ -10,8 +10,9 @@
 //! 3. If changes will flow back from the new side, [`close`] in the deciding transaction keeps the triggers from
 //!    capturing those; [`reopen`] in its undo.
 
-pub mod catalog;
 pub mod books;
+pub mod catalog;
+pub mod marks;
 pub mod trigger;
 
 use crate::error::{Error, Result};
@@ -74,8 +75,12 @@ impl Stream {
         partitions: u32,
     ) -> Result<Stream> {
         let count = i32::try_from(partitions).unwrap_or(i32::MAX);
+        // The lowest id that is free rather than one from a sequence: triggers are named by it, and a run that
+        // was rolled back leaves no trace in the names of the next.
+        tx.execute("lock table handover.capture in share row exclusive mode", &[]).await?;
         tx.execute(
-            "insert into handover.capture (run, step, stream, partitions) values ($1, $2, $3, $4)
+            "insert into handover.capture (id, run, step, stream, partitions)
+             select coalesce(max(id), 0) + 1, $1, $2, $3, $4 from handover.capture
              on conflict (run, step) do nothing",
             &[&run.0, &step.as_str(), &name, &count],
         )
@@ -86,11 +91,8 @@ impl Stream {
                 &[&run.0, &step.as_str()],
             )
             .await?;
-        let stream = Stream {
-            id: row.get(0),
-            name: row.get(1),
-            partitions: row.get::<_, i32>(2).unsigned_abs(),
-        };
+        let stream =
+            Stream { id: row.get(0), name: row.get(1), partitions: row.get::<_, i32>(2).unsigned_abs() };
         tx.execute(
             "insert into handover.outbox_partition (capture, partition)
              select $1, p from generate_series(0, $2::int - 1) p on conflict do nothing",

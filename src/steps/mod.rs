@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod approve;
+pub mod capture;
 pub mod cleanup;
 pub mod context;
 pub mod copy;
@@ -24,6 +25,7 @@ pub mod migrate;
 pub mod monitor;
 pub mod restore;
 pub mod verify;
+pub mod replay;
 
 pub use context::{Context, Ledger};
 
@@ -49,6 +51,9 @@ kinds! {
     "approve" => approve::Approve,
     "verify" => verify::Verify,
     "migrate" => migrate::Migrate,
+    "capture" => capture::Capture,
+    "create_index" => create_index::CreateIndex,
+    "replay" => replay::Replay,
 }
 
 /// How the plan layer meets a kind.

@@ -32,6 +32,7 @@ proofs! {
     approve => crate::approve::scenario(),
     verify => crate::verify::scenario(),
     migrate => crate::migrate::scenario(),
+    capture_and_replay => crate::replay::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

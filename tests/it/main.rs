@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod approve;
+mod capture;
 mod cleanup;
 mod copy;
 mod crash;
@@ -17,5 +18,6 @@ mod monitor;
 mod plans;
 mod queue;
 mod restore;
+mod replay;
 mod support;
 mod verify;

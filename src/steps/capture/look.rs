@@ -12,16 +12,22 @@ use crate::steps::{Context, Description};
 pub(super) fn check_table(name: &TableName, table: &Table, problems: &mut Problems) {
     let at = |field: &str| [Segment::from("tables"), name.to_string().into(), field.into()];
     if table.on.is_empty() {
-        problems.error(at("on"), "no operation is captured").hint("write e.g. `on: [insert, update, delete]`");
+        problems
+            .error(at("on"), "no operation is captured")
+            .hint("write e.g. `on: [insert, update, delete]`");
     }
     if table.key.as_ref().is_some_and(Vec::is_empty) {
         problems.error(at("key"), "the key has no columns").hint("leave `key` out to use the primary key");
     }
     if table.key.as_ref().is_some_and(|key| key.len() > 32) {
-        problems.error(at("key"), "a key has at most 32 columns").hint("name the columns of one unique index");
+        problems
+            .error(at("key"), "a key has at most 32 columns")
+            .hint("name the columns of one unique index");
     }
     if table.columns.as_ref().is_some_and(Vec::is_empty) {
-        problems.error(at("columns"), "an event carries at least one column").hint("leave `columns` out for all");
+        problems
+            .error(at("columns"), "an event carries at least one column")
+            .hint("leave `columns` out for all");
     }
     if let Some(When::Each(each)) = &table.when {
         for operation in each.keys().filter(|operation| !table.on.contains(operation)) {
@@ -36,12 +42,18 @@ pub(super) fn check_table(name: &TableName, table: &Table, problems: &mut Proble
         let each = "give each operation its own: `when: { update: \"…\", delete: \"…\" }`";
         if !operation.has_old() && words.iter().any(|w| w == "old") {
             problems
-                .error(at("when"), format!("the condition speaks of `old`, which an {operation} does not have"))
+                .error(
+                    at("when"),
+                    format!("the condition speaks of `old`, which an {operation} does not have"),
+                )
                 .hint(each);
         }
         if !operation.has_new() && words.iter().any(|w| w == "new") {
             problems
-                .error(at("when"), format!("the condition speaks of `new`, which a {operation} does not have"))
+                .error(
+                    at("when"),
+                    format!("the condition speaks of `new`, which a {operation} does not have"),
+                )
                 .hint(each);
         }
         if words.iter().any(|w| w == "select") {
@@ -96,7 +108,11 @@ pub(super) fn key_of(table: &Table, facts: Option<&TableFacts>) -> Vec<String> {
 }
 
 /// Why a table cannot be captured as asked, each with what to do about it.
-pub(super) fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFacts>) -> Vec<(String, String)> {
+pub(super) fn obstacles(
+    name: &TableName,
+    table: &Table,
+    facts: Option<&TableFacts>,
+) -> Vec<(String, String)> {
     let Some(facts) = facts else {
         return vec![(format!("there is no table {name}"), "correct its name, or its schema".into())];
     };
@@ -115,7 +131,9 @@ pub(super) fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFac
     }
     if facts.kind == "p" && table.operations().len() < 3 {
         out.push((
-            format!("{name} is partitioned, and an update that moves a row is a delete and an insert to triggers"),
+            format!(
+                "{name} is partitioned, and an update that moves a row is a delete and an insert to triggers"
+            ),
             "capture all three: `on: [insert, update, delete]`".into(),
         ));
     }
@@ -142,11 +160,10 @@ pub(super) fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFac
 pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Description> {
     let session = cx.reader(&capture.from).await?;
     let mut out = Description::default();
-    let role = cx
-        .databases
-        .url(&capture.from)
-        .ok()
-        .and_then(|url| url.expose().parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_owned));
+    let role =
+        cx.databases.url(&capture.from).ok().and_then(|url| {
+            url.expose().parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_owned)
+        });
     for (name, table) in &capture.tables {
         let facts = inspect(&session, name).await?;
         for (problem, hint) in obstacles(name, table, facts.as_ref()) {
@@ -187,10 +204,14 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
                 .await;
             if let Ok(row) = row {
                 if !row.get::<_, bool>(0) {
-                    out.blocker(format!("the role {role} may not create triggers on {name}; run scripts/grants.sql"));
+                    out.blocker(format!(
+                        "the role {role} may not create triggers on {name}; run scripts/grants.sql"
+                    ));
                 }
                 if !row.get::<_, bool>(1) {
-                    out.blocker(format!("the role {role} may not create the schema `handover`; run scripts/grants.sql"));
+                    out.blocker(format!(
+                        "the role {role} may not create the schema `handover`; run scripts/grants.sql"
+                    ));
                 }
             }
         }
@@ -251,7 +272,10 @@ mod tests {
 
     #[test]
     fn conditions_are_read_by_their_words() {
-        assert_eq!(words("old.a and \"new\".b -- new\n or 'new' = NEW.c"), ["old", "a", "and", "b", "or", "new", "c"]);
+        assert_eq!(
+            words("old.a and \"new\".b -- new\n or 'new' = NEW.c"),
+            ["old", "a", "and", "b", "or", "new", "c"]
+        );
         assert!(balanced("(a) and (b = ')')"));
         assert!(!balanced("a) or (b"));
     }

@@ -10,6 +10,7 @@ mod relay;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
+use crate::event::{RunId, StepId};
 use crate::failpoint;
 use crate::outbox::catalog::{TableFacts, inspect};
 use crate::outbox::trigger::{FIND, Operation, Spec, function_pattern};
@@ -137,11 +138,15 @@ impl StepKind for Capture {
             look::check_table(name, table, problems);
         }
         for (id, other) in super::of_kind::<Capture>(cx.earlier()) {
-            for name in self.tables.keys().filter(|name| other.from == self.from && other.tables.contains_key(name)) {
+            for name in
+                self.tables.keys().filter(|name| other.from == self.from && other.tables.contains_key(name))
+            {
                 problems
                     .warning(
                         [Segment::from("tables"), name.to_string().into()],
-                        format!("the table {name} is captured by step `{id}` too, and each writer pays twice"),
+                        format!(
+                            "the table {name} is captured by step `{id}` too, and each writer pays twice"
+                        ),
                     )
                     .hint("one capture can serve several replays");
             }
@@ -168,10 +173,11 @@ impl StepKind for Capture {
         let mut session = cx.writer(&self.from).await?;
         let tx = session.transaction().await?;
         let stream =
-            Stream::register(&tx, cx.run, &cx.step, &self.stream_name(cx), self.partitions).await?;
+            Stream::register(&tx, cx.run, &cx.step, &self.stream_name(cx.run, &cx.step), self.partitions)
+                .await?;
         tx.commit().await?;
         connect_queue(cx).await?.declare(&stream.name, stream.partitions).await?;
-        session.set("lock_timeout", &self.lock_timeout.to_string()).await?;
+        session.set("lock_timeout", &format!("{}ms", self.lock_timeout.0.as_millis())).await?;
         for (index, (name, table)) in self.tables.iter().enumerate() {
             cx.proceed()?;
             let facts = inspect(&session, name).await?;
@@ -191,7 +197,10 @@ impl StepKind for Capture {
                 }
                 // Writers that queued up behind us pass before the next attempt.
                 let holders = look::holders(&session, name).await?;
-                cx.warn(format!("the triggers on {name} wait for {}", if holders.is_empty() { "a lock".into() } else { holders.join("; ") }));
+                cx.warn(format!(
+                    "the triggers on {name} wait for {}",
+                    if holders.is_empty() { "a lock".into() } else { holders.join("; ") }
+                ));
                 cx.sleep(rest).await?;
                 rest = (rest * 2).min(std::time::Duration::from_secs(5));
             }
@@ -246,10 +255,11 @@ impl StepKind for Capture {
 }
 
 impl Capture {
-    fn stream_name(&self, cx: &Context) -> String {
+    /// What the stream of this step is called in a run.
+    #[must_use]
+    pub fn stream_name(&self, run: RunId, step: &StepId) -> String {
         let prefix = self.stream.clone().unwrap_or_else(|| {
-            let step: String = cx
-                .step
+            let step: String = step
                 .as_str()
                 .chars()
                 .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
@@ -257,7 +267,7 @@ impl Capture {
                 .collect();
             format!("handover.{step}")
         });
-        format!("{prefix}.{}", cx.run.0.simple())
+        format!("{prefix}.{}", run.0.simple())
     }
 
     fn spec<'a>(
@@ -289,7 +299,7 @@ impl Capture {
     }
 
     async fn remove(&self, cx: &Context, session: &mut Session, stream: &Stream) -> Result<usize> {
-        session.set("lock_timeout", &self.lock_timeout.to_string()).await?;
+        session.set("lock_timeout", &format!("{}ms", self.lock_timeout.0.as_millis())).await?;
         let found = session.query(FIND, &[&function_pattern(stream.id)]).await?;
         for row in &found {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
@@ -353,9 +363,10 @@ async fn install(session: &mut Session, spec: &Spec<'_>) -> Result<()> {
 
 /// Connects to the plan's queue.
 pub(super) async fn connect_queue(cx: &Context) -> Result<Arc<dyn Queue>> {
-    let url = cx.queue.as_ref().ok_or_else(|| {
-        Error::usage("the plan has no queue").hint("add `queue: ${QUEUE_URL}` to the plan")
-    })?;
+    let url = cx
+        .queue
+        .as_ref()
+        .ok_or_else(|| Error::usage("the plan has no queue").hint("add `queue: ${QUEUE_URL}` to the plan"))?;
     let options = queue::Options { name: format!("handover {}", cx.step), ..Default::default() };
     queue::connect(url.resolve()?.expose(), options).await
 }

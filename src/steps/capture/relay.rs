@@ -7,8 +7,8 @@
 use super::{Capture, connect_queue, unsent};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
-use crate::outbox::books::{self, Floor, PartitionBooks};
 use crate::outbox::Stream;
+use crate::outbox::books::{self, Floor, PartitionBooks};
 use crate::postgres::Session;
 use crate::queue::{Message, Queue};
 use crate::steps::Context;
@@ -49,7 +49,6 @@ async fn pump(capture: &Capture, cx: &Context) -> Result<()> {
     let mut blue = cx.writer(&capture.from).await?;
     let stream = Stream::get(&blue, cx.run, &cx.step).await?;
     let mut report = Report { capture, cx, next: Instant::now(), next_size: Instant::now(), over: false };
-    // Numbering goes on while the queue cannot be reached; it keeps the look for arrivals cheap.
     let mut queue = None;
     let mut floor = Floor::default();
     let mut pause = PAUSE.0;
@@ -93,7 +92,8 @@ async fn publish(
     let mut marks = Vec::new();
     for partition in behind {
         let batch = books::unpublished(blue, stream, &partition, BATCH).await?;
-        marks.push((partition, batch.last().map_or(partition.trimmed.max(partition.published), |m| m.number)));
+        marks
+            .push((partition, batch.last().map_or(partition.trimmed.max(partition.published), |m| m.number)));
         messages.extend(batch);
     }
     // The queue is outside the databases: no fence row guards it.
@@ -132,7 +132,9 @@ impl Report<'_> {
         let waiting = unsent(blue, stream).await?;
         let text = match trouble {
             None => format!("{waiting} events to relay"),
-            Some(error) => format!("relay waits with {waiting} events, {} serves on: {error}", self.capture.from),
+            Some(error) => {
+                format!("relay waits with {waiting} events, {} serves on: {error}", self.capture.from)
+            }
         };
         self.cx.standing(text, u64::try_from(waiting).ok());
         if now < self.next_size {

@@ -1,0 +1,365 @@
+//! Applying a batch of events: effects and mark in one transaction.
+//!
+//! The fast way sends all statements of a batch without waiting for answers in between. When one fails or
+//! changes nothing, the batch is rolled back and done again event by event, which finds the one and settles
+//! what is to become of it.
+
+use super::mapping::{Effects, Prepared, PreparedEffect};
+use crate::error::{Class, Error, Result};
+use crate::failpoint;
+use crate::outbox::marks::{self, Quarantined, Tally};
+use crate::outbox::{MARKER, Stream};
+use crate::postgres::{Session, Tx};
+use futures_util::future::BoxFuture;
+use futures_util::poll;
+use serde::Deserialize;
+use std::collections::HashSet;
+use std::task::Poll;
+
+/// An event whose turn it is.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub number: i64,
+    pub payload: String,
+    pub table: String,
+    pub op: String,
+    /// The key as text, to tell keys apart.
+    pub key: String,
+    /// The fence marker's identity, if it is one.
+    pub marker: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    number: i64,
+    table: String,
+    op: String,
+    key: serde_json::Value,
+}
+
+impl Event {
+    /// Reads a message's payload.
+    pub fn parse(number: i64, payload: &[u8]) -> Result<Event> {
+        let broken = |why: String| {
+            Error::internal(format!("message {number} is not an event of ours ({why})"))
+                .hint("somebody else publishes to this stream? The outbox still has the event")
+        };
+        let payload = std::str::from_utf8(payload).map_err(|e| broken(e.to_string()))?;
+        // The error would quote the payload's values.
+        let envelope: Envelope =
+            serde_json::from_str(payload).map_err(|e| broken(format!("at column {}", e.column())))?;
+        if envelope.number != number {
+            return Err(broken("it has another number inside".into()));
+        }
+        let marker = if envelope.op == MARKER { envelope.key["marker"].as_i64() } else { None };
+        Ok(Event {
+            number,
+            payload: payload.to_owned(),
+            table: envelope.table,
+            op: envelope.op,
+            key: envelope.key.to_string(),
+            marker,
+        })
+    }
+}
+
+/// Why an event could not be applied.
+#[derive(Debug, Clone)]
+pub(super) struct Stuck {
+    pub number: i64,
+    pub table: String,
+    pub op: String,
+    pub cause: Cause,
+}
+
+/// What stands in an event's way.
+#[derive(Debug, Clone)]
+pub(super) enum Cause {
+    /// It changed nothing, and its effect is not there.
+    Missing(&'static str),
+    /// The server refused it.
+    Refused(Error),
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Cause::Missing(why) => f.write_str(why),
+            Cause::Refused(error) => f.write_str(error.message()),
+        }
+    }
+}
+
+/// Applies the events of one partition.
+pub(super) struct Applier<'a> {
+    pub stream: &'a Stream,
+    pub partition: i32,
+    pub effects: Effects,
+    /// Keys with an event in quarantine.
+    pub blocked: HashSet<(String, String)>,
+    /// Whether to ask each `already` along with its event, because the last batch had some that changed nothing.
+    pub ask: bool,
+    pub on_missing: super::OnPoison,
+    pub on_error: super::OnPoison,
+}
+
+/// What a batch came to.
+pub(super) struct Applied {
+    pub tally: Tally,
+    /// The event that it stopped at.
+    pub stuck: Option<Stuck>,
+}
+
+enum Answer {
+    Rows(u64),
+    Already(bool),
+}
+
+impl Applier<'_> {
+    /// Applies as much of a batch as can be. `settled`: an event that is stuck is not given more time but
+    /// treated as the plan says.
+    pub async fn batch(&mut self, green: &mut Session, events: &[Event], settled: bool) -> Result<Applied> {
+        if !settled {
+            if let Some(tally) = self.fast(green, events).await? {
+                return Ok(Applied { tally, stuck: None });
+            }
+            if !self.ask {
+                self.ask = true;
+                if let Some(tally) = self.fast(green, events).await? {
+                    return Ok(Applied { tally, stuck: None });
+                }
+            }
+        }
+        self.slow(green, events, settled).await
+    }
+
+    async fn begin<'t>(&self, green: &'t mut Session, events: &[Event]) -> Result<Tx<'t>> {
+        let tx = green.transaction().await?;
+        let done = marks::lock(&tx, self.stream, self.partition).await?;
+        if events.first().is_some_and(|event| event.number != done + 1) {
+            // Another replay of the same stream got ahead of us; with the mark read again all is well.
+            return Err(Error::new(Class::Contention, "the partition's mark moved meanwhile")
+                .hint("it is read again by itself"));
+        }
+        Ok(tx)
+    }
+
+    async fn commit(&self, tx: Tx<'_>, tally: &Tally) -> Result<()> {
+        marks::advance(&tx, self.stream, self.partition, tally).await?;
+        failpoint::hit(failpoint::REPLAY_BEFORE_COMMIT);
+        tx.commit().await
+    }
+
+    fn effect(&self, event: &Event) -> Option<&PreparedEffect> {
+        let op = match event.op.as_str() {
+            "insert" => "insert",
+            "update" => "update",
+            "delete" => "delete",
+            _ => return None,
+        };
+        self.effects.get(&(event.table.clone(), op))
+    }
+
+    fn is_blocked(&self, event: &Event) -> bool {
+        !self.blocked.is_empty() && self.blocked.contains(&(event.table.clone(), event.key.clone()))
+    }
+
+    /// All at once; none if that did not work out and nothing was changed.
+    async fn fast(&mut self, green: &mut Session, events: &[Event]) -> Result<Option<Tally>> {
+        let mut tally = Tally::default();
+        let tx = self.begin(green, events).await?;
+        let mut sent: Vec<(usize, BoxFuture<'_, Result<Answer>>, Option<Result<Answer>>)> = Vec::new();
+        let mut unanswered = Vec::new();
+        for (index, event) in events.iter().enumerate() {
+            if let Some(marker) = event.marker {
+                tally.markers += 1;
+                tally.marker = tally.marker.max(marker);
+                continue;
+            }
+            if self.is_blocked(event) {
+                return Ok(None);
+            }
+            let Some(effect) = self.effect(event) else { return Ok(None) };
+            if effect.ignore {
+                tally.ignored += 1;
+                continue;
+            }
+            unanswered.push(index);
+            // The first poll of a future sends its request, and requests are answered in the order of sending.
+            for statement in &effect.apply {
+                let mut future: BoxFuture<'_, _> = Box::pin(execute(&tx, statement, &event.payload));
+                let first = ready(poll!(future.as_mut()));
+                sent.push((index, future, first));
+            }
+            if let Some(already) = effect.already.as_ref().filter(|_| self.ask) {
+                let mut future: BoxFuture<'_, _> = Box::pin(ask(&tx, already, &event.payload));
+                let first = ready(poll!(future.as_mut()));
+                sent.push((index, future, first));
+            }
+        }
+        let mut changed = vec![0_u64; events.len()];
+        let mut already = vec![false; events.len()];
+        for (index, future, first) in sent {
+            let answer = match first {
+                Some(answer) => answer,
+                None => future.await,
+            };
+            match answer {
+                Ok(Answer::Rows(rows)) => changed[index] += rows,
+                Ok(Answer::Already(so)) => already[index] = so,
+                Err(error) if is_about_data(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        let mut unchanged = 0;
+        for index in unanswered {
+            if changed[index] > 0 {
+                tally.applied += 1;
+            } else if already[index] {
+                tally.already += 1;
+                unchanged += 1;
+            } else {
+                return Ok(None);
+            }
+        }
+        self.commit(tx, &tally).await?;
+        // Worth a query for each event only while some need it.
+        self.ask = unchanged > 0;
+        Ok(Some(tally))
+    }
+
+    /// One event after the other, up to one that is stuck.
+    async fn slow(&mut self, green: &mut Session, events: &[Event], settled: bool) -> Result<Applied> {
+        let mut tally = Tally::default();
+        let mut newly = Vec::new();
+        let mut stuck = None;
+        let tx = self.begin(green, events).await?;
+        for event in events {
+            if let Some(marker) = event.marker {
+                tally.markers += 1;
+                tally.marker = tally.marker.max(marker);
+                continue;
+            }
+            let key = (event.table.clone(), event.key.clone());
+            if self.is_blocked(event) || newly.contains(&key) {
+                self.set_aside(&tx, event, "an earlier event of its key is in quarantine").await?;
+                tally.quarantined += 1;
+                continue;
+            }
+            let cause = match self.one(&tx, event, &mut tally).await? {
+                None => continue,
+                Some(cause) => cause,
+            };
+            let policy = match cause {
+                Cause::Missing(_) => self.on_missing,
+                Cause::Refused(_) => self.on_error,
+            };
+            if settled && policy == super::OnPoison::Quarantine {
+                self.set_aside(&tx, event, &cause.to_string()).await?;
+                tally.quarantined += 1;
+                newly.push(key);
+                continue;
+            }
+            stuck =
+                Some(Stuck { number: event.number, table: event.table.clone(), op: event.op.clone(), cause });
+            break;
+        }
+        if tally.total() > 0 {
+            self.commit(tx, &tally).await?;
+            self.blocked.extend(newly);
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(Applied { tally, stuck })
+    }
+
+    async fn set_aside(&self, tx: &Tx<'_>, event: &Event, reason: &str) -> Result<()> {
+        let event = Quarantined {
+            number: event.number,
+            table: &event.table,
+            key: &event.key,
+            payload: &event.payload,
+            reason,
+        };
+        marks::quarantine(tx, self.stream, self.partition, &event).await
+    }
+
+    /// One event under a savepoint; counts it, or says why not.
+    async fn one(&self, tx: &Tx<'_>, event: &Event, tally: &mut Tally) -> Result<Option<Cause>> {
+        let Some(effect) = self.effect(event) else {
+            return Ok(Some(Cause::Missing("the plan does not say what it means")));
+        };
+        if effect.ignore {
+            tally.ignored += 1;
+            return Ok(None);
+        }
+        tx.batch("savepoint handover_event").await?;
+        let outcome = self.attempt(tx, event, effect).await;
+        match outcome {
+            Ok(Answer::Rows(0)) => {
+                tx.batch("rollback to savepoint handover_event").await?;
+                Ok(Some(Cause::Missing("it changes nothing, and nothing says that it is so already")))
+            }
+            Ok(answer) => {
+                tx.batch("release savepoint handover_event").await?;
+                match answer {
+                    Answer::Rows(_) => tally.applied += 1,
+                    Answer::Already(_) => tally.already += 1,
+                }
+                Ok(None)
+            }
+            Err(error) if is_about_data(&error) => {
+                tx.batch("rollback to savepoint handover_event").await?;
+                Ok(Some(Cause::Refused(error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn attempt(&self, tx: &Tx<'_>, event: &Event, effect: &PreparedEffect) -> Result<Answer> {
+        let mut rows = 0;
+        for statement in &effect.apply {
+            if let Answer::Rows(n) = execute(tx, statement, &event.payload).await? {
+                rows += n;
+            }
+        }
+        if rows == 0
+            && let Some(already) = &effect.already
+            && let Answer::Already(true) = ask(tx, already, &event.payload).await?
+        {
+            return Ok(Answer::Already(true));
+        }
+        Ok(Answer::Rows(rows))
+    }
+}
+
+/// Whether an error is about this event, rather than about the connection, a lock or the server.
+fn is_about_data(error: &Error) -> bool {
+    matches!(error.class(), Class::Data | Class::Privilege | Class::Timeout)
+}
+
+fn ready<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
+async fn execute(tx: &Tx<'_>, prepared: &Prepared, payload: &str) -> Result<Answer> {
+    let rows = if prepared.uses_event {
+        tx.execute(&prepared.statement, &[&payload]).await?
+    } else {
+        tx.execute(&prepared.statement, &[]).await?
+    };
+    Ok(Answer::Rows(rows))
+}
+
+async fn ask(tx: &Tx<'_>, prepared: &Prepared, payload: &str) -> Result<Answer> {
+    let rows = if prepared.uses_event {
+        tx.query(&prepared.statement, &[&payload]).await?
+    } else {
+        tx.query(&prepared.statement, &[]).await?
+    };
+    let so = rows.first().and_then(|row| row.get::<_, Option<bool>>(0)).unwrap_or(false);
+    Ok(Answer::Already(so))
+}
