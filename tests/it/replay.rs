@@ -49,16 +49,17 @@ steps:
   - id: tail
     replay:
       to: green
+      caught_up: 0
       batch: 40
       events:
         account:
           apply: update account set version = $new.version::int where id = $key.id::int and version <> $new.version::int
-          already: select version = $new.version::int from account where id = $key.id::int
+          already: select not exists (select from account where id = $key.id::int and version <> $new.version::int)
           delete: { apply: 'delete from account where id = $key.id::int', already: 'select not exists (select from account where id = $key.id::int)' }
         token:
           apply: update token set active = $new.active::bool where id = $key.id::int
   - id: writes
-    cleanup: { on: blue, table: account, action: update, set: { version: version + 1 }, batch: 70, pause: 0ms }
+    cleanup: { on: blue, table: account, action: update, set: { version: '1' }, where: version = 0, batch: 70, pause: 0ms }
   - id: deletes
     cleanup: { on: blue, table: account, action: delete, where: id % 5 = 0, batch: 70, pause: 0ms }
   - id: drain
@@ -69,7 +70,7 @@ steps:
       events:
         account:
           apply: update account set version = $new.version::int where id = $key.id::int and version <> $new.version::int
-          already: select version = $new.version::int from account where id = $key.id::int
+          already: select not exists (select from account where id = $key.id::int and version <> $new.version::int)
           delete: { apply: 'delete from account where id = $key.id::int', already: 'select not exists (select from account where id = $key.id::int)' }
         token:
           apply: update token set active = $new.active::bool where id = $key.id::int
