@@ -23,9 +23,9 @@ pub mod create_index;
 pub mod lever;
 pub mod migrate;
 pub mod monitor;
+pub mod replay;
 pub mod restore;
 pub mod verify;
-pub mod replay;
 
 pub use context::{Context, Ledger};
 

@@ -17,7 +17,7 @@ mod migrate;
 mod monitor;
 mod plans;
 mod queue;
-mod restore;
 mod replay;
+mod restore;
 mod support;
 mod verify;
