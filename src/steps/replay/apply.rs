@@ -115,6 +115,9 @@ enum Answer {
     Already(bool),
 }
 
+/// A statement on its way: its event's place in the batch, and its answer, now or later.
+type Sent<'a> = (usize, BoxFuture<'a, Result<Answer>>, Option<Result<Answer>>);
+
 impl Applier<'_> {
     /// Applies as much of a batch as can be. `settled`: an event that is stuck is not given more time but
     /// treated as the plan says.
@@ -168,7 +171,7 @@ impl Applier<'_> {
     async fn fast(&mut self, green: &mut Session, events: &[Event]) -> Result<Option<Tally>> {
         let mut tally = Tally::default();
         let tx = self.begin(green, events).await?;
-        let mut sent: Vec<(usize, BoxFuture<'_, Result<Answer>>, Option<Result<Answer>>)> = Vec::new();
+        let mut sent: Vec<Sent<'_>> = Vec::new();
         let mut unanswered = Vec::new();
         for (index, event) in events.iter().enumerate() {
             if let Some(marker) = event.marker {
