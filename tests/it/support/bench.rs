@@ -19,11 +19,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// How to stop a standing task, and its result.
+type Standing = (CancellationToken, JoinHandle<Result<()>>);
+
 /// Facts and standing tasks of one run.
 #[derive(Default)]
 pub struct MemoryLedger {
     facts: Mutex<HashMap<(StepId, String), Value>>,
-    standing: Mutex<HashMap<StepId, (CancellationToken, JoinHandle<Result<()>>)>>,
+    standing: Mutex<HashMap<StepId, Standing>>,
     /// Steps whose standing task was ended.
     pub ended: Mutex<Vec<StepId>>,
 }
