@@ -12,6 +12,43 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Shown under `--help`.
+pub const RUN_EXAMPLES: &str = "Examples:
+  handover run plan.yaml
+  handover run plan.yaml --wait 1m              # for a runner that just died elsewhere
+  handover run plan.yaml --format json | jq -c 'select(.event == \"recorded\")'
+
+Ctrl-C stops at the next safe place; `handover resume` goes on from there.";
+
+/// Shown under `--help`.
+pub const RESUME_EXAMPLES: &str = "Examples:
+  handover resume plan.yaml
+  handover resume plan.yaml --accept-changes    # after the plan was mended";
+
+/// Shown under `--help`.
+pub const ROLLBACK_EXAMPLES: &str = "Examples:
+  handover rollback plan.yaml
+  handover rollback plan.yaml --to copy         # `copy` and what is before it stays
+  handover rollback plan.yaml --accept-loss     # past the point of no return";
+
+/// Shown under `--help`.
+pub const APPROVE_EXAMPLES: &str = "Examples:
+  handover approve plan.yaml go-live
+  handover approve plan.yaml go-live --by alice --note 'support is standing by'";
+
+/// Shown under `--help`.
+pub const ABORT_EXAMPLES: &str = "Examples:
+  handover abort plan.yaml
+
+A living runner stops at the next safe place. `handover rollback` then undoes the run, `handover finish` leaves it
+as it is.";
+
+/// Shown under `--help`.
+pub const FINISH_EXAMPLES: &str = "Examples:
+  handover finish plan.yaml
+
+After this there is no rollback.";
+
 /// What every command that takes the lease has in common.
 #[derive(Debug, clap::Args)]
 struct Common {

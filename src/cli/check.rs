@@ -4,19 +4,37 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::steps::Undo;
 use crate::ui::{self, Format, out};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Shown under `--help`.
+pub const EXAMPLES: &str = "Examples:
+  handover check plan.yaml
+  handover check plans/*.yaml
+  handover check plan.yaml --format json | jq '.problems[].message'
+
+No connection is opened, and no environment variable needs to be set.";
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The plan.
-    plan: PathBuf,
+    /// The plans.
+    #[arg(required = true, value_name = "PLAN")]
+    plans: Vec<PathBuf>,
 }
 
-/// Checks. As JSON, one object on standard output: `ok`, `plan`, `steps`, `point_of_no_return` and `problems`.
+/// Checks. As JSON, one object a plan and line on standard output: `file`, `ok`, `plan`, `steps`,
+/// `point_of_no_return` and `problems`.
 pub fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let loaded = Plan::load(&args.plan);
+    let mut ok = true;
+    for path in &args.plans {
+        ok &= one(format, path);
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+fn one(format: Format, path: &Path) -> bool {
+    let loaded = Plan::load(path);
     let problems = match &loaded {
         Ok(plan) => &plan.warnings,
         Err(errors) => &errors.problems,
@@ -25,6 +43,7 @@ pub fn run(format: Format, args: &Args) -> Result<ExitCode> {
     let barrier = plan.and_then(Plan::point_of_no_return);
     match format {
         Format::Json => out(serde_json::json!({
+            "file": path.display().to_string(),
             "ok": plan.is_some(),
             "plan": plan.map(|plan| &plan.name),
             "steps": plan.map(|plan| plan.steps.len()),
@@ -35,10 +54,10 @@ pub fn run(format: Format, args: &Args) -> Result<ExitCode> {
             ui::problems(format, problems);
             if let Some(plan) = plan {
                 out(format_args!(
-                    "{}: plan `{}` is sound ({} steps)",
-                    args.plan.display(),
+                    "{}: plan `{}` is sound ({})",
+                    path.display(),
                     plan.name,
-                    plan.steps.len()
+                    ui::words::count(plan.steps.len(), "step")
                 ));
             }
             match barrier {
@@ -52,5 +71,5 @@ pub fn run(format: Format, args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    Ok(if plan.is_some() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    plan.is_some()
 }

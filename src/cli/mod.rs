@@ -2,51 +2,140 @@
 
 mod act;
 mod check;
+mod completions;
+mod doctor;
+mod dry_run;
+mod events;
 mod exit;
+mod man;
+mod report;
+mod runs;
+mod schema;
+mod select;
+mod status;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ui::{self, Format};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Zero-downtime database migrations from a declarative plan.
+///
+/// Handover executes an upgrade plan, a YAML file, against live Postgres databases and a message queue. Every
+/// intention is in a journal before it is acted on, so a run that was stopped or killed goes on where it was, and
+/// can be rolled back as far as `check` and `dry-run` say.
 #[derive(Debug, Parser)]
-#[command(name = "handover", version, propagate_version = true, max_term_width = 110, after_help = exit::HELP)]
+#[command(
+    name = "handover",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    after_help = exit::HELP,
+    after_long_help = exit::LONG_HELP
+)]
 pub struct Cli {
-    /// How output is written.
-    #[arg(long, global = true, value_enum, default_value_t)]
-    pub format: Format,
     #[command(subcommand)]
     command: Command,
 }
 
+/// A command's own arguments and `--format`. `report` has formats of its own, so this cannot be a global option.
+#[derive(Debug, clap::Args)]
+pub struct With<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    /// How output is written.
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    format: Format,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Look for problems in a plan without connecting to anything
-    Check(check::Args),
+    /// Look for problems in plans without connecting to anything
+    #[command(after_help = check::EXAMPLES)]
+    Check(With<check::Args>),
+    /// Show what a run would do, without changing anything
+    #[command(after_help = dry_run::EXAMPLES)]
+    DryRun(With<dry_run::Args>),
     /// Execute a plan from its beginning
-    Run(act::RunArgs),
+    #[command(after_help = act::RUN_EXAMPLES)]
+    Run(With<act::RunArgs>),
     /// Go on with the last run of a plan, after a failure, a stop or a crash
-    Resume(act::ResumeArgs),
+    #[command(after_help = act::RESUME_EXAMPLES)]
+    Resume(With<act::ResumeArgs>),
     /// Undo the last run of a plan, from its last step to its first
-    Rollback(act::RollbackArgs),
-    /// Give the last run of a plan up where it stands
-    Abort(act::AbortArgs),
-    /// End the last run of a plan for good: drop what was kept for rollback
-    Finish(act::FinishArgs),
+    #[command(after_help = act::ROLLBACK_EXAMPLES)]
+    Rollback(With<act::RollbackArgs>),
     /// Approve a step that waits for it
-    Approve(act::ApproveArgs),
+    #[command(after_help = act::APPROVE_EXAMPLES)]
+    Approve(With<act::ApproveArgs>),
+    /// Give the last run of a plan up where it stands
+    #[command(after_help = act::ABORT_EXAMPLES)]
+    Abort(With<act::AbortArgs>),
+    /// End the last run of a plan for good: drop what was kept for rollback
+    #[command(after_help = act::FINISH_EXAMPLES)]
+    Finish(With<act::FinishArgs>),
+    /// Show where a run stands, who acts on it, what it still holds, and what to do next
+    #[command(after_help = status::EXAMPLES)]
+    Status(With<status::Args>),
+    /// List the runs of a plan
+    #[command(after_help = runs::EXAMPLES)]
+    Runs(With<runs::Args>),
+    /// Print the journal of a run
+    #[command(after_help = events::EXAMPLES)]
+    Events(With<events::Args>),
+    /// Write the report of a run
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Args),
+    /// Print the JSON Schema of plans, for editors
+    #[command(after_help = schema::EXAMPLES)]
+    Schema,
+    /// Look at everything a plan needs: connections, versions, privileges, settings, programs, clocks
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(With<doctor::Args>),
+    /// Print a script that completes commands and options in a shell
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(completions::Args),
+    /// Write the manual pages
+    #[command(after_help = man::EXAMPLES)]
+    Man(man::Args),
+}
+
+impl Command {
+    /// How errors are written.
+    fn format(&self) -> Format {
+        match self {
+            Command::Check(with) => with.format,
+            Command::DryRun(with) => with.format,
+            Command::Run(with) => with.format,
+            Command::Resume(with) => with.format,
+            Command::Rollback(with) => with.format,
+            Command::Approve(with) => with.format,
+            Command::Abort(with) => with.format,
+            Command::Finish(with) => with.format,
+            Command::Status(with) => with.format,
+            Command::Runs(with) => with.format,
+            Command::Events(with) => with.format,
+            Command::Doctor(with) => with.format,
+            Command::Report(args) => args.error_format(),
+            Command::Schema | Command::Completions(_) | Command::Man(_) => Format::Text,
+        }
+    }
 }
 
 /// Parses the arguments, does what they say, and reports how it went.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let format = cli.format;
+    ui::on_panic(asked_format());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
+    let format = cli.command.format();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            let error = crate::Error::internal(format!("cannot start the runtime ({e})"));
+            let error = Error::internal(format!("cannot start the runtime ({e})"));
             ui::error(format, &error);
             return exit::code(&error);
         }
@@ -60,15 +149,68 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The format that the arguments ask for, as far as it can be told before they are understood.
+fn asked_format() -> Format {
+    let mut args = std::env::args_os();
+    while let Some(arg) = args.next() {
+        if arg == "--format=json" || (arg == "--format" && args.next().is_some_and(|value| value == "json")) {
+            return Format::Json;
+        }
+    }
+    Format::Text
+}
+
+/// Help and version are answers; anything else is an error of the command line.
+fn refused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A reader that went away is no reason to fail.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if asked_format() == Format::Json && !help {
+        let text = error.to_string();
+        let mut lines = text.trim().lines();
+        let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        ui::error(Format::Json, &Error::usage(message).hint("`handover help` shows commands and options"));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(2)
+}
+
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let format = cli.format;
     match cli.command {
-        Command::Check(args) => check::run(format, &args),
-        Command::Run(args) => act::run(format, args).await,
-        Command::Resume(args) => act::resume(format, args).await,
-        Command::Rollback(args) => act::rollback(format, args).await,
-        Command::Abort(args) => act::abort(format, args).await,
-        Command::Finish(args) => act::finish(format, args).await,
-        Command::Approve(args) => act::approve(format, args).await,
+        Command::Check(with) => check::run(with.format, &with.args),
+        Command::DryRun(with) => dry_run::run(with.format, &with.args).await,
+        Command::Run(with) => act::run(with.format, with.args).await,
+        Command::Resume(with) => act::resume(with.format, with.args).await,
+        Command::Rollback(with) => act::rollback(with.format, with.args).await,
+        Command::Approve(with) => act::approve(with.format, with.args).await,
+        Command::Abort(with) => act::abort(with.format, with.args).await,
+        Command::Finish(with) => act::finish(with.format, with.args).await,
+        Command::Status(with) => status::run(with.format, &with.args).await,
+        Command::Runs(with) => runs::run(with.format, &with.args).await,
+        Command::Events(with) => events::run(with.format, &with.args).await,
+        Command::Report(args) => report::run(&args).await,
+        Command::Schema => schema::run(),
+        Command::Doctor(with) => doctor::run(with.format, &with.args).await,
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_an_example() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("handover {}", command.get_name())), "{}", command.get_name());
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! The engine: one pure decision, one loop that acts on it, and the guards around them.
 
 pub mod decide;
+pub mod dry_run;
 mod heartbeat;
 pub mod policy;
 mod recorder;
 pub mod run;
 mod standing;
+pub mod status;
 
 pub use run::{Command, Ended, Options, Outcome, execute};

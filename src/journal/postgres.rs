@@ -50,6 +50,7 @@ pub struct Journal {
     url: Secret,
     client: Mutex<Option<Client>>,
     patience: Duration,
+    read_only: bool,
 }
 
 impl Journal {
@@ -61,7 +62,7 @@ impl Journal {
         let client = connect::open(&url, CONTROL, "handover/journal").await?;
         let mut session = Session::unleased(client, CONTROL);
         install(&mut session, Part::Control).await?;
-        Ok(Journal { url, client: Mutex::new(Some(session.into_client())), patience })
+        Ok(Journal { url, client: Mutex::new(Some(session.into_client())), patience, read_only: false })
     }
 
     /// Connects without creating anything: for commands that only look.
@@ -79,7 +80,20 @@ impl Journal {
                 .on_database(CONTROL)
                 .hint("check `control:` in the plan, or begin with `handover run`"));
         }
-        Ok(Journal { url, client: Mutex::new(Some(client)), patience })
+        Ok(Journal { url, client: Mutex::new(Some(client)), patience, read_only: false })
+    }
+
+    /// Connects for looking only: every transaction is read-only. None when the control database has no journal.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn look(url: Secret, patience: Duration) -> Result<Option<Self>> {
+        let client = reach(&url, true).await?;
+        let found = client
+            .query_opt("select 1 where to_regclass('handover.record') is not null", &[])
+            .await
+            .map_err(|e| from_postgres(&e, CONTROL))?;
+        Ok(found.map(|_| Journal { url, client: Mutex::new(Some(client)), patience, read_only: true }))
     }
 
     /// Executes one statement, over a new connection if the old one broke. Everything sent through here can
@@ -91,7 +105,7 @@ impl Journal {
             let attempt = async {
                 let client = match guard.take() {
                     Some(client) if !client.is_closed() => client,
-                    _ => connect::open(&self.url, CONTROL, "handover/journal").await?,
+                    _ => reach(&self.url, self.read_only).await?,
                 };
                 let client = guard.insert(client);
                 client.query(sql, params).await.map_err(|e| from_postgres(&e, CONTROL))
@@ -174,8 +188,19 @@ impl Journal {
     /// # Errors
     /// The control database failing, or records of a newer Handover.
     pub async fn entries(&self, run: RunId) -> Result<Vec<Entry>> {
+        self.entries_after(run, 0).await
+    }
+
+    /// The records of a run that follow number `after`, in order.
+    ///
+    /// # Errors
+    /// The control database failing, or records of a newer Handover.
+    pub async fn entries_after(&self, run: RunId, after: i64) -> Result<Vec<Entry>> {
         let rows = self
-            .rows("select seq, at, record from handover.record where run = $1 order by seq", &[&run.0])
+            .rows(
+                "select seq, at, record from handover.record where run = $1 and seq > $2 order by seq",
+                &[&run.0, &after],
+            )
             .await?;
         rows.iter()
             .map(|row| Ok(Entry { seq: row.get(0), at: row.get(1), record: decode(row, 2)? }))
@@ -329,6 +354,18 @@ impl Journal {
             })
             .transpose()
     }
+}
+
+/// A connection of the journal's.
+async fn reach(url: &Secret, read_only: bool) -> Result<Client> {
+    let client = connect::open(url, CONTROL, "handover/journal").await?;
+    if read_only {
+        client
+            .batch_execute("set default_transaction_read_only = on")
+            .await
+            .map_err(|e| from_postgres(&e, CONTROL))?;
+    }
+    Ok(client)
 }
 
 fn decode(row: &Row, column: usize) -> Result<Record> {

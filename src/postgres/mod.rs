@@ -8,6 +8,7 @@ pub mod ident;
 pub mod identity;
 pub mod index;
 pub mod install;
+pub mod leftovers;
 pub mod session;
 pub mod sql;
 

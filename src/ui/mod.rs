@@ -1,8 +1,14 @@
 //! Everything that reaches a screen: listeners to events, and the only place that may print.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod bars;
+pub mod doctor;
+pub mod dry_run;
+pub mod hint;
 pub mod json;
 pub mod plain;
+pub mod report;
+pub mod status;
 pub mod words;
 
 use crate::error::Error;
@@ -26,26 +32,42 @@ pub enum Format {
 pub trait Listener: Send {
     /// Shows one.
     fn on(&mut self, event: &Event);
+
+    /// Nothing more comes.
+    fn end(&mut self) {}
 }
 
 /// Starts showing events; ends when every emitter is gone.
 pub fn listen(format: Format, mut events: UnboundedReceiver<Event>) -> JoinHandle<()> {
     let mut listener: Box<dyn Listener> = match format {
         Format::Json => Box::new(json::Json),
+        Format::Text if bars::wanted() => Box::new(bars::Bars::new()),
         Format::Text => Box::new(plain::Plain::default()),
     };
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             listener.on(&event);
         }
+        listener.end();
     })
 }
 
 /// Prints a line of a command's result.
 pub fn out(text: impl std::fmt::Display) {
     use std::io::Write;
-    // A reader that went away (`| head`) is no reason to fail.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    // A reader that went away (`| head`) is no reason to fail: a run goes on without its listener.
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        DEAF.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Whether standard output could not be written to.
+static DEAF: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Whether somebody still reads standard output, as far as the last line told.
+#[must_use]
+pub fn heard() -> bool {
+    !DEAF.load(std::sync::atomic::Ordering::Relaxed)
 }
 
 /// Prints what is wrong with a plan, or worth knowing about it, on standard error: as text with a count below, or
@@ -68,19 +90,63 @@ pub fn problems(format: Format, problems: &[Diagnostic]) {
     let _ = writeln!(stderr, "{}, {}", count(errors, "error"), count(problems.len() - errors, "warning"));
 }
 
-/// Prints an error with what to do next, on standard error.
+/// Prints an error with what to do next, on standard error: as text, or as one object `{"error": {…}}`.
 pub fn error(format: Format, error: &Error) {
     use std::io::Write;
     let mut stderr = std::io::stderr();
+    let next = hint::next_step(error);
     let _ = match format {
-        Format::Json => writeln!(
-            stderr,
-            "{}",
-            serde_json::json!({ "error": { "class": error.class(), "message": error.to_string(), "next": error.next_step() } })
-        ),
-        Format::Text => match error.next_step() {
-            Some(next) => writeln!(stderr, "error: {error}\n  next: {next}"),
-            None => writeln!(stderr, "error: {error}"),
-        },
+        Format::Json => {
+            let place = error.place();
+            let object = serde_json::json!({ "error": {
+                "class": error.class(),
+                "message": error.to_string(),
+                "next": next,
+                "file": place.file,
+                "line": place.line,
+                "step": place.step,
+                "database": place.database,
+            } });
+            writeln!(stderr, "{object}")
+        }
+        Format::Text => {
+            let label = console::style("error:").red().bold().for_stderr();
+            writeln!(stderr, "{label} {error}\n  {} {next}", console::style("next:").bold().for_stderr())
+        }
     };
+}
+
+/// Prints a remark on standard error, where it does not mix with results.
+pub fn remark(text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Prints one object on standard output.
+pub fn object(value: &impl serde::Serialize) -> crate::Result<()> {
+    let text = serde_json::to_string(value)
+        .map_err(|e| Error::internal(format!("the answer cannot be written as JSON ({e})")))?;
+    out(text);
+    Ok(())
+}
+
+/// Writes bytes to standard output as they are.
+pub fn raw(bytes: &[u8]) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush());
+}
+
+/// Prints a defect as an error, in place of Rust's own message. The exit code stays 101.
+pub fn on_panic(format: Format) {
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload_as_str().unwrap_or("an unknown panic");
+        let place = info.location().map_or_else(String::new, |l| format!(" at {}:{}", l.file(), l.line()));
+        error(
+            format,
+            &Error::new(crate::Class::Internal, format!("a defect in Handover: {text}{place}")).hint(
+                "what was done is in the journal: `handover status` shows where the run stands, and `handover \
+                 resume` goes on; please report this message",
+            ),
+        );
+    }));
 }

@@ -2,6 +2,7 @@
 
 use crate::event::{Measure, Record};
 use indicatif::{BinaryBytes, HumanCount};
+use serde_json::Value;
 
 /// A record as a line for people; none for those only machines need.
 #[must_use]
@@ -19,7 +20,10 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::StepStarted { step, attempt: 1 } => format!("{step}: started"),
         Record::StepStarted { step, attempt } => format!("{step}: started again (attempt {attempt})"),
         Record::StepFact { .. } => return None,
-        Record::StepDone { step, summary } => format!("{step}: done {summary}"),
+        Record::StepDone { step, summary } => match summary_words(summary) {
+            words if words.is_empty() => format!("{step}: done"),
+            words => format!("{step}: done ({words})"),
+        },
         Record::StepFailed { step, failure } => format!("{step}: failed: {}", failure.message),
         Record::StandingEnded { step } => format!("{step}: standing task ended"),
         Record::PointOfNoReturn { step } => format!("{step}: point of no return passed"),
@@ -59,5 +63,77 @@ pub fn amount(done: u64, total: Option<u64>, measure: Measure) -> String {
             format!("{} of {} ({:.0} %)", one(done), one(total), done as f64 * 100.0 / total as f64)
         }
         _ => one(done),
+    }
+}
+
+/// A step's summary as a line: `rows: 1,200, built: a b`. Empty when it says nothing.
+#[must_use]
+pub fn summary_words(summary: &Value) -> String {
+    let Value::Object(map) = summary else { return one(summary) };
+    let parts: Vec<String> = map
+        .iter()
+        .filter_map(|(key, value)| {
+            let text = one(value);
+            (!text.is_empty()).then(|| format!("{}: {text}", key.replace('_', " ")))
+        })
+        .collect();
+    parts.join(", ")
+}
+
+fn one(value: &Value) -> String {
+    /// More items than this are counted instead of named.
+    const NAMED: usize = 5;
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Number(n) => n.as_u64().map_or_else(|| n.to_string(), |n| HumanCount(n).to_string()),
+        Value::Bool(b) => if *b { "yes" } else { "no" }.into(),
+        Value::Array(items) if items.is_empty() => "none".into(),
+        Value::Array(items) if items.len() > NAMED => format!("{} of them", items.len()),
+        Value::Array(items) => {
+            items.iter().map(|item| if item.is_object() { format!("({})", summary_words(item)) } else { one(item) }).collect::<Vec<_>>().join(" ")
+        }
+        Value::Object(map) if map.len() > NAMED => format!("{} of them", map.len()),
+        Value::Object(_) => format!("({})", summary_words(value)),
+    }
+}
+
+/// A length of time for people: `320 ms`, `4.2 s`, `3 min 20 s`, `2 h 5 min`.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round();
+    match whole {
+        _ if seconds < 1.0 => format!("{:.0} ms", seconds.max(0.0) * 1000.0),
+        w if w < 60.0 => format!("{seconds:.1} s"),
+        w if w < 3600.0 => format!("{:.0} min {:.0} s", (w / 60.0).floor(), w % 60.0),
+        w => format!("{:.0} h {:.0} min", (w / 3600.0).floor(), (w % 3600.0 / 60.0).floor()),
+    }
+}
+
+/// A time for people.
+#[must_use]
+pub fn time(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// A count with its noun.
+#[must_use]
+pub fn count(n: usize, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn summaries_and_durations_read_as_people_write() {
+        assert_eq!(summary_words(&json!({ "rows": 1200, "built": ["a", "b"], "none": null })), "rows: 1,200, built: a b");
+        assert_eq!(summary_words(&json!({})), "");
+        assert_eq!(duration(0.32), "320 ms");
+        assert_eq!(duration(4.23), "4.2 s");
+        assert_eq!(duration(200.0), "3 min 20 s");
+        assert_eq!(duration(7500.0), "2 h 5 min");
     }
 }

@@ -7,6 +7,8 @@ mod approve;
 mod capture;
 mod cleanup;
 mod copy;
+mod bad_input;
+mod cli;
 mod crash;
 mod create_index;
 mod decide;

@@ -1,0 +1,44 @@
+//! `handover man`: manual pages.
+
+use super::Cli;
+use crate::error::{Error, Result};
+use crate::ui::{self, out};
+use clap::CommandFactory;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Shown under `--help`.
+pub const EXAMPLES: &str = "Examples:
+  handover man | man -l -
+  handover man --into /usr/local/share/man/man1";
+
+/// Arguments of `man`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Write the page of every command into this folder, instead of the main page to standard output.
+    #[arg(long, value_name = "FOLDER")]
+    into: Option<PathBuf>,
+}
+
+/// Writes the pages.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let Some(folder) = &args.into else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command())
+            .render(&mut page)
+            .map_err(|e| Error::internal(format!("cannot write the page ({e})")))?;
+        ui::raw(&page);
+        return Ok(ExitCode::SUCCESS);
+    };
+    let write = || {
+        std::fs::create_dir_all(folder)?;
+        clap_mangen::generate_to(Cli::command(), folder)
+    };
+    write().map_err(|e| {
+        Error::external(format!("cannot write the manual pages ({e})"))
+            .in_file(folder.display(), None)
+            .hint("name a folder that you may write to")
+    })?;
+    out(format_args!("manual pages are in {}", folder.display()));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,193 @@
+//! Looks at everything a plan needs before it is run: connections, versions, privileges, settings, programs,
+//! clocks, and what dead runs left. Only reads.
+
+mod database;
+mod needs;
+mod programs;
+
+use crate::error::{Error, Result};
+use crate::journal::Journal;
+use crate::plan::Plan;
+use crate::postgres::Databases;
+use crate::postgres::connect::Target;
+use crate::queue;
+use crate::steps::Access;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Worth a look before the run.
+    Warning,
+    /// The plan cannot run like this.
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// What it is about: a database's name, `control`, `queue`, `programs`.
+    pub about: String,
+    /// How bad.
+    pub severity: Severity,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub next: Option<String>,
+}
+
+/// Everything that was found: one object, which `docs/cli.md` documents.
+#[derive(Debug, Clone, Serialize)]
+pub struct Diagnosis {
+    /// The plan's name.
+    pub plan: String,
+    /// Whether there is no error among the findings.
+    pub ok: bool,
+    /// The findings, by what they are about.
+    pub findings: Vec<Finding>,
+}
+
+/// Collects findings about one thing.
+pub(crate) struct Notes {
+    about: String,
+    findings: Vec<Finding>,
+}
+
+impl Notes {
+    fn new(about: impl Into<String>) -> Self {
+        Notes { about: about.into(), findings: Vec::new() }
+    }
+
+    fn add(&mut self, severity: Severity, what: impl Into<String>, next: Option<String>) {
+        self.findings.push(Finding { about: self.about.clone(), severity, what: what.into(), next });
+    }
+
+    fn ok(&mut self, what: impl Into<String>) {
+        self.add(Severity::Ok, what, None);
+    }
+
+    fn warning(&mut self, what: impl Into<String>, next: impl Into<String>) {
+        self.add(Severity::Warning, what, Some(next.into()));
+    }
+
+    fn error(&mut self, what: impl Into<String>, next: impl Into<String>) {
+        self.add(Severity::Error, what, Some(next.into()));
+    }
+
+    fn failure(&mut self, error: &Error) {
+        let next = error.next_step().unwrap_or("see what the server's log says").to_owned();
+        self.error(error.to_string(), next);
+    }
+}
+
+/// Looks.
+///
+/// # Errors
+/// An environment variable that is not set; everything else is a finding.
+pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
+    let targets = plan.targets()?;
+    let control = plan.control.resolve()?;
+    let mut findings = Vec::new();
+    let mut versions = BTreeMap::new();
+    let acting = acting(&control, plan).await;
+    for (name, target) in &targets {
+        let mut notes = Notes::new(name);
+        let working = Databases::new(BTreeMap::from([(
+            name.clone(),
+            Target { url: target.url.clone(), reader: None },
+        )]));
+        let kinds: Vec<(&str, Access)> = plan
+            .steps
+            .iter()
+            .flat_map(|step| step.kind.databases().into_iter().map(move |(db, access)| (db, (step.kind_name, access))))
+            .filter(|(db, _)| db == name)
+            .map(|(_, kind)| kind)
+            .collect();
+        match database::examine(&working, name, &kinds, acting, &mut notes).await {
+            Ok(version) => drop(versions.insert(name.clone(), version)),
+            Err(e) => notes.failure(&e),
+        }
+        if let Some(url) = &target.reader {
+            let reading = Databases::new(BTreeMap::from([(
+                name.clone(),
+                Target { url: url.clone(), reader: None },
+            )]));
+            if let Err(e) = database::examine_reader(&reading, name, &mut notes).await {
+                notes.failure(&e.context("the reader"));
+            }
+        }
+        findings.extend(notes.findings);
+    }
+    findings.extend(examine_control(control, plan).await);
+    if let Some(url) = &plan.queue {
+        findings.extend(examine_queue(url.resolve()?.expose()).await);
+    }
+    findings.extend(programs::examine(plan, &versions).await);
+    let ok = findings.iter().all(|finding| finding.severity != Severity::Error);
+    Ok(Diagnosis { plan: plan.name.clone(), ok, findings })
+}
+
+/// Whether a living runner holds the plan's lease: what it holds then is no leftover.
+async fn acting(control: &crate::value::Secret, plan: &Plan) -> bool {
+    let look = async {
+        let journal = Journal::look(control.clone(), Duration::from_secs(5)).await?;
+        match journal {
+            Some(journal) => journal.lease(&plan.name).await,
+            None => Ok(None),
+        }
+    };
+    let row = look.await.ok().flatten();
+    crate::engine::status::LeaseLook::new(row).status == crate::engine::status::LeaseStatus::Held
+}
+
+async fn examine_control(control: crate::value::Secret, plan: &Plan) -> Vec<Finding> {
+    use crate::engine::status::{LeaseLook, LeaseStatus};
+    let mut notes = Notes::new("control");
+    let targets = BTreeMap::from([("control".to_owned(), Target { url: control.clone(), reader: None })]);
+    if let Err(e) = database::examine_control(&Databases::new(targets), &mut notes).await {
+        notes.failure(&e);
+        return notes.findings;
+    }
+    let journal = match Journal::look(control, Duration::from_secs(5)).await {
+        Ok(Some(journal)) => journal,
+        Ok(None) => {
+            notes.ok("no journal yet; the first run makes it");
+            return notes.findings;
+        }
+        Err(e) => {
+            notes.failure(&e);
+            return notes.findings;
+        }
+    };
+    match journal.lease(&plan.name).await {
+        Ok(row) => {
+            let look = LeaseLook::new(row);
+            let who = look.row.as_ref().and_then(|row| row.holder.as_ref()).map_or_else(String::new, ToString::to_string);
+            match look.status {
+                LeaseStatus::Free => notes.ok("nobody acts on the plan"),
+                LeaseStatus::Held => notes.ok(format!("{who} acts on the plan")),
+                LeaseStatus::Expired | LeaseStatus::HolderDead => notes.warning(
+                    format!("{who} acted on the plan and is gone"),
+                    "`handover status` shows where the run stands, `handover resume` goes on",
+                ),
+            }
+        }
+        Err(e) => notes.failure(&e),
+    }
+    notes.findings
+}
+
+async fn examine_queue(url: &str) -> Vec<Finding> {
+    let mut notes = Notes::new("queue");
+    let options = queue::Options { name: "handover/doctor".into(), ..queue::Options::default() };
+    match queue::connect(url, options).await {
+        Ok(_) => notes.ok("answers"),
+        Err(e) => notes.failure(&e),
+    }
+    notes.findings
+}

@@ -1,0 +1,357 @@
+//! What a run would do, read from the databases without touching them.
+//!
+//! READ ONLY transactions alone would still let through slot creation, `pg_terminate_backend` and
+//! `COPY … TO PROGRAM`, so a plan can name a role for each database that holds no right to any of that; without
+//! one, the dry run says so. There is no lease here, and without a lease no connection that writes is opened.
+
+use super::decide::{Outline, losses};
+use crate::error::{Class, Error, Result};
+use crate::event::{Emitter, RunId, StepId};
+use crate::journal::{Journal, Phase, RunState, Status, StepState};
+use crate::plan::Plan;
+use crate::postgres::Databases;
+use crate::steps::context::Request;
+use crate::steps::{Access, Context, Description, Ledger, Step, Undo};
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The answer of a dry run: one object, which `docs/cli.md` documents.
+#[derive(Debug, Clone, Serialize)]
+pub struct DryRun {
+    /// The plan's name.
+    pub plan: String,
+    /// Whether nothing stands in the way.
+    pub ok: bool,
+    /// The digest a run would carry; none when a database could not be asked.
+    pub digest: Option<String>,
+    /// The run that `resume` would go on with, when there is one.
+    pub unfinished: Option<Unfinished>,
+    /// The databases as they were found.
+    pub databases: Vec<DatabaseLook>,
+    /// What stands in the way of the whole plan.
+    pub blockers: Vec<String>,
+    /// What to look at that concerns no single step.
+    pub warnings: Vec<String>,
+    /// The steps, in order.
+    pub steps: Vec<StepLook>,
+    /// The first step after which a rollback loses something or stops.
+    pub point_of_no_return: Option<Loss>,
+}
+
+/// A run that is not over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unfinished {
+    /// Which.
+    pub run: RunId,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub phase: Phase,
+}
+
+/// A database as the dry run found it.
+#[derive(Debug, Clone, Serialize)]
+pub struct DatabaseLook {
+    /// Its name in the plan.
+    pub name: String,
+    /// The server's version, e.g. `18.1`.
+    pub version: Option<String>,
+    /// The role that looked.
+    pub role: Option<String>,
+    /// Whether the plan names a role that may only read.
+    pub reader: bool,
+}
+
+/// Whether a step could be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outlook {
+    /// It would run as described.
+    Described,
+    /// An earlier step has to make what it works on; nothing can be said before.
+    Later,
+    /// The unfinished run has done it already.
+    Done,
+    /// It cannot run as things stand.
+    Blocked,
+}
+
+/// A step as the dry run sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepLook {
+    /// Its id.
+    pub id: StepId,
+    /// A few words of the plan's.
+    pub title: Option<String>,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Whether it could be looked at.
+    pub outlook: Outlook,
+    /// Why not, for [`Outlook::Later`].
+    pub why: Option<String>,
+    /// Actions, warnings, blockers and the estimate.
+    #[serde(flatten)]
+    pub description: Description,
+    /// Whether it leaves a standing task.
+    pub stands: bool,
+    /// How it is taken back.
+    #[serde(flatten)]
+    pub undo: Undo,
+    /// What a rollback of the whole run would lose or could not do once this step is done.
+    pub rollback_loses: Vec<Loss>,
+}
+
+/// What a rollback would lose or could not do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// The step whose undo it is.
+    pub step: StepId,
+    /// In words: `loses …` or `cannot be undone: …`.
+    pub what: String,
+}
+
+/// Looks.
+///
+/// # Errors
+/// An environment variable that is not set. What the databases say is part of the answer.
+pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
+    let databases = Databases::new(plan.targets()?);
+    let control = plan.control.resolve()?;
+    let mut out = DryRun {
+        plan: plan.name.clone(),
+        ok: false,
+        digest: None,
+        unfinished: None,
+        databases: Vec::new(),
+        blockers: Vec::new(),
+        warnings: Vec::new(),
+        steps: Vec::new(),
+        point_of_no_return: None,
+    };
+    let state = match unfinished(plan, control).await {
+        Ok(Some((run, state))) => {
+            out.unfinished = Some(Unfinished { run, phase: state.phase.clone() });
+            state
+        }
+        Ok(None) => RunState::new(),
+        Err(e) => {
+            out.blockers.push(with_hint(&e));
+            RunState::new()
+        }
+    };
+    let mut unreachable = Vec::new();
+    for (name, spec) in &plan.databases {
+        let (look, warnings) = match look_at(&databases, name, spec.reader.is_some()).await {
+            Ok(found) => found,
+            Err(e) => {
+                out.blockers.push(with_hint(&e));
+                unreachable.push(name.as_str());
+                let look =
+                    DatabaseLook { name: name.clone(), version: None, role: None, reader: spec.reader.is_some() };
+                (look, Vec::new())
+            }
+        };
+        out.databases.push(look);
+        out.warnings.extend(warnings);
+    }
+    if unreachable.is_empty() {
+        match plan.digest(&databases).await {
+            Ok(digest) => out.digest = Some(digest),
+            Err(e) => out.blockers.push(with_hint(&e)),
+        }
+    }
+    if let (Some(digest), true) = (&out.digest, out.unfinished.is_some())
+        && *digest != state.digest
+    {
+        out.warnings.push(
+            "the plan, a file it names, or a database is not what the unfinished run began with; it goes on only \
+             with `--accept-changes`"
+                .into(),
+        );
+    }
+    let ledger = Arc::new(Frozen(state));
+    for (place, step) in plan.steps.iter().enumerate() {
+        let look = look_at_step(plan, place, step, &databases, &unreachable, &ledger).await;
+        out.steps.push(look);
+    }
+    out.point_of_no_return = out.steps.iter().find_map(|step| step.rollback_loses.first().cloned());
+    out.ok = out.blockers.is_empty() && out.steps.iter().all(|step| step.outlook != Outlook::Blocked);
+    Ok(out)
+}
+
+/// The run that is not over, with its state.
+async fn unfinished(plan: &Plan, control: crate::value::Secret) -> Result<Option<(RunId, RunState)>> {
+    let Some(journal) = Journal::look(control, Duration::from_secs(5)).await? else { return Ok(None) };
+    let Some(row) = journal.runs(Some(&plan.name)).await?.into_iter().next() else { return Ok(None) };
+    let state = RunState::fold(&journal.entries(row.run).await?)?;
+    Ok((state.seq > 0 && !state.phase.is_over()).then_some((row.run, state)))
+}
+
+async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(DatabaseLook, Vec<String>)> {
+    let session = databases.labelled("dry-run").reader(name).await?;
+    let row = session
+        .query_one(
+            "select split_part(current_setting('server_version'), ' ', 1), current_user::text,
+                    rolsuper, has_database_privilege(current_database(), 'create')
+             from pg_roles where rolname = current_user",
+            &[],
+        )
+        .await?;
+    let (version, role): (String, String) = (row.get(0), row.get(1));
+    let mut warnings = Vec::new();
+    if !reader {
+        warnings.push(format!(
+            "the plan names no `reader:` for {name}: the working role {role} looks, in read-only transactions; \
+             docs/grants.md has a role that may only read"
+        ));
+    } else if row.get::<_, bool>(2) || row.get::<_, bool>(3) {
+        warnings.push(format!("the reader {role} of {name} may write; docs/grants.md has a role that may only read"));
+    }
+    Ok((DatabaseLook { name: name.to_owned(), version: Some(version), role: Some(role), reader }, warnings))
+}
+
+async fn look_at_step(
+    plan: &Plan,
+    place: usize,
+    step: &Step,
+    databases: &Databases,
+    unreachable: &[&str],
+    ledger: &Arc<Frozen>,
+) -> StepLook {
+    let undo = step.kind.reversibility();
+    let mut look = StepLook {
+        id: step.id.clone(),
+        title: step.title.clone(),
+        kind: step.kind_name,
+        outlook: Outlook::Described,
+        why: None,
+        description: Description::default(),
+        stands: step.kind.stands(),
+        undo,
+        rollback_loses: losses_after(plan, place),
+    };
+    if *ledger.0.status(&step.id) == Status::Done {
+        look.outlook = Outlook::Done;
+        return look;
+    }
+    let missing: Vec<&str> =
+        step.kind.databases().into_iter().map(|(name, _)| name).filter(|n| unreachable.contains(n)).collect();
+    if !missing.is_empty() {
+        look.outlook = Outlook::Blocked;
+        look.description.blocker(format!("{} cannot be reached", missing.join(" and ")));
+        return look;
+    }
+    let cx = context(plan, step, databases, ledger);
+    match step.kind.describe(&cx).await {
+        Ok(description) => look.description = description,
+        Err(e) => drop(look.description.blocker(with_hint(&e))),
+    }
+    let makers = makers(plan, place, ledger);
+    if let Some(maker) = makers.last()
+        && !look.description.blockers.is_empty()
+        && look.description.blockers.iter().all(|text| speaks_of_absence(text))
+    {
+        look.outlook = Outlook::Later;
+        look.why = Some(format!(
+            "cannot be looked at before step `{maker}` has run: {}",
+            look.description.blockers.join("; ")
+        ));
+        look.description = Description::default();
+    } else if !look.description.blockers.is_empty() {
+        look.outlook = Outlook::Blocked;
+    }
+    look
+}
+
+/// Earlier steps, not done yet, that change a database this step uses.
+fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> {
+    let Some(step) = plan.steps.get(place) else { return Vec::new() };
+    let used: Vec<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
+    plan.steps
+        .iter()
+        .take(place)
+        .filter(|earlier| *ledger.0.status(&earlier.id) != Status::Done)
+        .filter(|earlier| {
+            earlier.kind.databases().iter().any(|(name, access)| *access == Access::Write && used.contains(name))
+        })
+        .map(|earlier| &earlier.id)
+        .collect()
+}
+
+/// Whether a blocker only says that something is not there: what an earlier step is yet to make.
+fn speaks_of_absence(text: &str) -> bool {
+    // Undefined table, column, function, object, schema.
+    const STATES: &[&str] = &["42P01", "42703", "42883", "42704", "3F000"];
+    STATES.iter().any(|state| text.contains(&format!("[SQLSTATE {state}]")))
+        || ["does not exist", "there is no ", "is not there", "has no table", "has no column"]
+            .iter()
+            .any(|words| text.contains(words))
+}
+
+/// What rolling everything back would lose once the steps up to `place` are done.
+fn losses_after(plan: &Plan, place: usize) -> Vec<Loss> {
+    let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
+    let mut state = RunState::new();
+    for step in plan.steps.iter().take(place + 1) {
+        state.steps.insert(step.id.clone(), StepState { status: Status::Done, ..StepState::default() });
+    }
+    losses(&outline, &state, None).into_iter().map(|(step, what)| Loss { step, what }).collect()
+}
+
+fn with_hint(error: &Error) -> String {
+    match error.next_step() {
+        Some(next) => format!("{error}; {next}"),
+        None => error.to_string(),
+    }
+}
+
+fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>) -> Context {
+    Context {
+        run: RunId::new(),
+        step: step.id.clone(),
+        plan: plan.name.as_str().into(),
+        base: Arc::new(plan.base.clone()),
+        databases: databases.labelled(step.id.as_str()),
+        queue: plan.queue.clone(),
+        steps: plan.steps.clone(),
+        emitter: Emitter::silent(),
+        stop: CancellationToken::new(),
+        ledger: ledger.clone(),
+        accept_loss: false,
+        may_wait: false,
+    }
+}
+
+/// A journal as it stands, that cannot be written.
+struct Frozen(RunState);
+
+fn refused() -> Error {
+    Error::new(Class::Internal, "a dry run tried to write")
+        .hint("this is a defect in Handover; nothing was written. Please report it")
+}
+
+#[async_trait]
+impl Ledger for Frozen {
+    async fn remember(&self, _: &StepId, _: &str, _: Value) -> Result<()> {
+        Err(refused())
+    }
+
+    fn recall(&self, step: &StepId, key: &str) -> Option<Value> {
+        self.0.fact(step, key).cloned()
+    }
+
+    async fn approval(&self, _: &StepId) -> Result<Option<Request>> {
+        Ok(None)
+    }
+
+    async fn end_standing(&self, _: &StepId) -> Result<()> {
+        Err(refused())
+    }
+
+    async fn point_of_no_return(&self, _: &StepId) -> Result<()> {
+        Err(refused())
+    }
+}

@@ -1,0 +1,268 @@
+//! Where a run stands, who acts on it, what it still holds, and what to do next.
+
+use crate::error::Result;
+use crate::event::{RunId, StepId};
+use crate::journal::state::Halt;
+use crate::journal::{Journal, LeaseRow, Phase, RunState, Status, StepState};
+use crate::plan::Plan;
+use crate::postgres::Databases;
+use crate::postgres::leftovers::{self, Leftover};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+/// The answer of `handover status`: one object, which `docs/cli.md` documents.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunStatus {
+    /// The plan's name.
+    pub plan: String,
+    /// The run; none when the plan was never run.
+    pub run: Option<RunId>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub phase: Option<Phase>,
+    /// When it began.
+    pub started: Option<Timestamp>,
+    /// When its last record was written.
+    pub updated: Option<Timestamp>,
+    /// The digest it carries.
+    pub digest: Option<String>,
+    /// Why it stopped, while it is stopped.
+    pub halted: Option<Halt>,
+    /// The step that passed the point of no return.
+    pub no_return: Option<StepId>,
+    /// Who may act.
+    pub lease: LeaseLook,
+    /// The plan's steps, in order.
+    pub steps: Vec<StepLine>,
+    /// What the run still holds, in and outside the databases.
+    pub held: Vec<Held>,
+    /// What could not be looked at.
+    pub unknown: Vec<String>,
+    /// What to do next.
+    pub next: String,
+}
+
+/// Whether anybody acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseStatus {
+    /// Nobody does.
+    Free,
+    /// Somebody does.
+    Held,
+    /// Its time has run out: the holder is dead, stopped or cut off.
+    Expired,
+    /// The holder was a process of this host, and it is gone.
+    HolderDead,
+}
+
+/// The lease as it stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseLook {
+    /// Whether anybody acts.
+    pub status: LeaseStatus,
+    /// The row, if the plan ever had a lease.
+    #[serde(flatten)]
+    pub row: Option<LeaseRow>,
+}
+
+impl LeaseLook {
+    /// Judges a lease's row.
+    #[must_use]
+    pub fn new(row: Option<LeaseRow>) -> Self {
+        let status = match &row {
+            None => LeaseStatus::Free,
+            Some(row) if row.holder.is_none() => LeaseStatus::Free,
+            Some(row) if row.holder_is_dead() => LeaseStatus::HolderDead,
+            Some(row) if row.expired => LeaseStatus::Expired,
+            Some(_) => LeaseStatus::Held,
+        };
+        LeaseLook { status, row }
+    }
+}
+
+/// A step's line.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepLine {
+    /// Its id.
+    pub id: StepId,
+    /// A few words of the plan's.
+    pub title: Option<String>,
+    /// Its kind.
+    pub kind: &'static str,
+    /// Where it stands, attempts, times and summary.
+    #[serde(flatten)]
+    pub state: StepState,
+    /// How long it took, or has been taking, by the control database's clock.
+    pub seconds: Option<f64>,
+    /// Its standing task, if it leaves one.
+    pub standing: Option<StandingStatus>,
+}
+
+/// Where a standing task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StandingStatus {
+    /// Begins when its step is done.
+    NotYet,
+    /// The lease's holder runs it.
+    Running,
+    /// Nobody runs it; resume starts it again.
+    Stopped,
+    /// A later step ended it, or the run is over.
+    Ended,
+}
+
+/// Something that is still held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// The database's name in the plan, or `outside`.
+    pub place: String,
+    /// What.
+    pub what: String,
+}
+
+/// Looks at a run of the plan: its newest unless one is named.
+///
+/// # Errors
+/// The control database failing. A database of the plan that cannot be reached is part of the answer.
+pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
+    let control = plan.control.resolve()?;
+    let journal = Journal::look(control, std::time::Duration::from_secs(5)).await?;
+    let (run, entries, lease) = match &journal {
+        None => (None, Vec::new(), None),
+        Some(journal) => {
+            let run = match run {
+                Some(run) => Some(run),
+                None => journal.runs(Some(&plan.name)).await?.first().map(|row| row.run),
+            };
+            let entries = match run {
+                Some(run) => journal.entries(run).await?,
+                None => Vec::new(),
+            };
+            (run, entries, journal.lease(&plan.name).await?)
+        }
+    };
+    let state = RunState::fold(&entries)?;
+    let lease = LeaseLook::new(lease);
+    let acts = lease.status == LeaseStatus::Held && lease.row.as_ref().and_then(|row| row.run) == run;
+    let steps = plan.steps.iter().map(|step| line(step, &state, acts)).collect();
+    let mut out = RunStatus {
+        plan: plan.name.clone(),
+        run,
+        phase: run.map(|_| state.phase.clone()),
+        started: state.started,
+        updated: state.updated,
+        digest: run.map(|_| state.digest.clone()),
+        halted: state.halted.clone(),
+        no_return: state.no_return.clone(),
+        next: next(plan, run, &state, &lease, acts),
+        lease,
+        steps,
+        held: levers(plan, &state),
+        unknown: Vec::new(),
+    };
+    let databases = Databases::new(plan.targets()?).labelled("status");
+    for name in plan.databases.keys() {
+        let found = async { leftovers::find(&databases.reader(name).await?).await };
+        match found.await {
+            Ok(found) => out.held.extend(found.iter().map(|l| Held { place: name.clone(), what: words(l) })),
+            Err(e) => out.unknown.push(format!("{e}")),
+        }
+    }
+    Ok(out)
+}
+
+fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
+    let known = state.steps.get(&step.id).cloned().unwrap_or_default();
+    let until = match known.status {
+        Status::Done | Status::Undone => known.ended,
+        _ => state.updated,
+    };
+    let seconds = known.started.zip(until).map(|(from, to)| to.duration_since(from).as_secs_f64().max(0.0));
+    let standing = step.kind.stands().then(|| match known.status {
+        Status::Pending | Status::Running | Status::Failed { .. } => StandingStatus::NotYet,
+        Status::Done if state.standing_ended.contains(&step.id) => StandingStatus::Ended,
+        Status::Done if acts => StandingStatus::Running,
+        Status::Done if state.phase == Phase::Forward => StandingStatus::Stopped,
+        _ => StandingStatus::Ended,
+    });
+    StepLine {
+        id: step.id.clone(),
+        title: step.title.clone(),
+        kind: step.kind_name,
+        state: known,
+        seconds,
+        standing,
+    }
+}
+
+/// Levers that the journal says are up: what they moved is outside every catalog we could ask.
+fn levers(plan: &Plan, state: &RunState) -> Vec<Held> {
+    plan.steps
+        .iter()
+        .filter(|step| step.kind_name == "lever" && state.phase != Phase::Finished)
+        .filter(|step| {
+            let phase = state.fact(&step.id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
+            matches!(phase, Some("applying" | "held" | "reverting"))
+        })
+        .map(|step| Held { place: "outside".into(), what: format!("the lever of step `{}` is up", step.id) })
+        .collect()
+}
+
+/// A leftover in words.
+#[must_use]
+pub fn words(leftover: &Leftover) -> String {
+    use crate::postgres::leftovers::LeftoverKind as Kind;
+    let kind = match leftover.kind {
+        Kind::Session => "connection",
+        Kind::Trigger => "trigger",
+        Kind::Table => "table handover.",
+        Kind::Slot => "replication slot",
+        Kind::Publication => "publication",
+        Kind::Subscription => "subscription",
+    };
+    let space = if leftover.kind == Kind::Table { "" } else { " " };
+    match leftover.detail.as_str() {
+        "" => format!("{kind}{space}{}", leftover.name),
+        detail => format!("{kind}{space}{} ({detail})", leftover.name),
+    }
+}
+
+fn next(plan: &Plan, run: Option<RunId>, state: &RunState, lease: &LeaseLook, acts: bool) -> String {
+    let file = plan.file.display();
+    if acts {
+        return match state.steps.iter().find(|(id, s)| {
+            s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind_name == "approve")
+        }) {
+            Some((id, _)) => format!("it waits for an approval: `handover approve {file} {id}`"),
+            None => format!("it is being worked on; follow it with `handover events {file} --follow`"),
+        };
+    }
+    if run.is_none() {
+        return format!("it was never run; `handover dry-run {file}`, then `handover run {file}`");
+    }
+    let wait = match (lease.status, &lease.row) {
+        (LeaseStatus::Held, Some(row)) => {
+            format!(" (the lease is held by another run until {})", row.expires.strftime("%H:%M:%S UTC"))
+        }
+        _ => String::new(),
+    };
+    let text = match state.phase {
+        Phase::Forward | Phase::Back { .. } => {
+            format!("`handover resume {file}` goes on, `handover rollback {file}` undoes it")
+        }
+        Phase::Done => format!(
+            "`handover finish {file}` drops what is kept for rollback, `handover rollback {file}` undoes the run"
+        ),
+        Phase::RolledBack { to: Some(_) } => {
+            format!("`handover resume {file}` goes forward again, `handover rollback {file}` undoes the rest")
+        }
+        Phase::Aborted => format!("`handover rollback {file}` undoes it, `handover finish {file}` leaves it as it is"),
+        Phase::RolledBack { to: None } | Phase::Finished => {
+            format!("nothing is left to do; `handover run {file}` begins anew")
+        }
+    };
+    text + &wait
+}

@@ -1,0 +1,31 @@
+//! The doctor's findings as text.
+
+use super::words::count;
+use crate::doctor::{Diagnosis, Severity};
+use console::style;
+use std::fmt::Write;
+
+/// All findings, and a count.
+#[must_use]
+pub fn text(diagnosis: &Diagnosis) -> String {
+    let mut out = String::new();
+    let mut about = "";
+    for finding in &diagnosis.findings {
+        if finding.about != about {
+            about = &finding.about;
+            let _ = writeln!(out, "{}", style(about).bold());
+        }
+        let mark = match finding.severity {
+            Severity::Ok => style("ok      ").green(),
+            Severity::Warning => style("warning ").yellow(),
+            Severity::Error => style("error   ").red().bold(),
+        };
+        let _ = writeln!(out, "  {mark} {}", finding.what);
+        if let Some(next) = &finding.next {
+            let _ = writeln!(out, "           next: {next}");
+        }
+    }
+    let of = |severity| diagnosis.findings.iter().filter(|f| f.severity == severity).count();
+    let _ = write!(out, "\n{}, {}", count(of(Severity::Error), "error"), count(of(Severity::Warning), "warning"));
+    out
+}

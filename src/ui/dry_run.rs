@@ -1,0 +1,125 @@
+//! A dry run as text.
+
+use super::words::count;
+use crate::engine::dry_run::{DryRun, Outlook, StepLook};
+use crate::steps::Undo;
+use console::style;
+use std::fmt::Write;
+
+/// The whole answer.
+#[must_use]
+pub fn text(run: &DryRun) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "Dry run of plan `{}`: nothing is changed.", run.plan);
+    if let Some(digest) = &run.digest {
+        let _ = writeln!(out, "digest {digest}");
+    }
+    if let Some(unfinished) = &run.unfinished {
+        let _ = writeln!(
+            out,
+            "run {} is {}; this is what is left of it",
+            unfinished.run,
+            unfinished.phase.word()
+        );
+    }
+    for database in &run.databases {
+        let _ = match (&database.version, &database.role) {
+            (Some(version), Some(role)) => {
+                writeln!(out, "{}: Postgres {version}, looked at as {role}", database.name)
+            }
+            _ => writeln!(out, "{}: not reached", database.name),
+        };
+    }
+    lines(&mut out, "", &[], &run.warnings, &run.blockers);
+    for (i, step) in run.steps.iter().enumerate() {
+        let _ = writeln!(out);
+        one(&mut out, i + 1, step);
+    }
+    rollback(&mut out, run);
+    let blockers = run.blockers.len() + run.steps.iter().map(|s| s.description.blockers.len()).sum::<usize>();
+    let warnings = run.warnings.len() + run.steps.iter().map(|s| s.description.warnings.len()).sum::<usize>();
+    let later = run.steps.iter().filter(|s| s.outlook == Outlook::Later).count();
+    let _ = write!(out, "\n{}, {}", count(blockers, "blocker"), count(warnings, "warning"));
+    if later > 0 {
+        let _ = write!(out, ", {} that cannot be looked at yet", count(later, "step"));
+    }
+    let verdict = if run.ok { style("nothing stands in the way").green() } else { style("this plan cannot run as things stand").red() };
+    let _ = write!(out, ": {verdict}");
+    out
+}
+
+fn one(out: &mut String, number: usize, step: &StepLook) {
+    let title = step.title.as_ref().map_or_else(String::new, |title| format!(" – {title}"));
+    let _ = writeln!(out, "{number}. {} ({}){title}", style(&step.id).bold(), step.kind);
+    match step.outlook {
+        Outlook::Done => {
+            let _ = writeln!(out, "     done already");
+            return;
+        }
+        Outlook::Later => {
+            let _ = writeln!(out, "     later: {}", step.why.as_deref().unwrap_or_default());
+        }
+        Outlook::Described | Outlook::Blocked => {}
+    }
+    let description = &step.description;
+    lines(out, "     ", &description.actions, &description.warnings, &description.blockers);
+    if let Some(estimate) = &description.estimate {
+        let _ = writeln!(out, "     takes: {estimate}");
+    }
+    if step.stands {
+        let _ = writeln!(out, "     leaves a standing task until a later step ends it");
+    }
+    let _ = writeln!(out, "     undo: {}", undo(&step.undo));
+}
+
+fn lines(out: &mut String, indent: &str, actions: &[String], warnings: &[String], blockers: &[String]) {
+    for action in actions {
+        let _ = writeln!(out, "{indent}{}", indented(action, indent));
+    }
+    for warning in warnings {
+        let _ = writeln!(out, "{indent}{} {}", style("warning:").yellow(), indented(warning, indent));
+    }
+    for blocker in blockers {
+        let _ = writeln!(out, "{indent}{} {}", style("blocker:").red().bold(), indented(blocker, indent));
+    }
+}
+
+/// SQL comes in several lines; they stay under the first.
+fn indented(text: &str, indent: &str) -> String {
+    text.trim_end().replace('\n', &format!("\n{indent}"))
+}
+
+/// An undo in words.
+#[must_use]
+pub fn undo(undo: &Undo) -> String {
+    match undo {
+        Undo::Exact { how } => how.clone(),
+        Undo::Nothing => "nothing to take back".into(),
+        Undo::Lossy { how, loses } => format!("{how}, but loses {loses}"),
+        Undo::Impossible { why } => format!("impossible: {why}"),
+    }
+}
+
+fn rollback(out: &mut String, run: &DryRun) {
+    let _ = writeln!(out, "\nRollback:");
+    let Some(point) = &run.point_of_no_return else {
+        let _ = writeln!(out, "     free from every place: there is no point of no return");
+        return;
+    };
+    let mut before: Option<&StepLook> = None;
+    let mut said: usize = 0;
+    for step in &run.steps {
+        if step.rollback_loses.len() == said {
+            before = Some(step);
+            continue;
+        }
+        if let (0, Some(last)) = (said, before) {
+            let _ = writeln!(out, "     free up to and with `{}`", last.id);
+        }
+        for loss in step.rollback_loses.iter().filter(|loss| loss.step == step.id) {
+            let mark = if loss.step == point.step { " (the point of no return)" } else { "" };
+            let _ = writeln!(out, "     from `{}` on{mark}: its undo {}", step.id, loss.what);
+        }
+        said = step.rollback_loses.len();
+    }
+}

@@ -1,0 +1,348 @@
+//! From records to a report.
+
+use crate::error::{Class, Result};
+use crate::event::{Entry, Failure, Holder, Record, RunId, StepId};
+use crate::journal::{Phase, RequestRow, RunState, Status};
+use crate::plan::Plan;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+/// A run from its beginning to where it stands: one object, which `docs/cli.md` documents.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The plan's name.
+    pub plan: String,
+    /// The run.
+    pub run: RunId,
+    /// The Handover that began it.
+    pub version: String,
+    /// The digest it began with.
+    pub digest: String,
+    /// How it ended, or that it did not, in a sentence.
+    pub verdict: String,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// When it began.
+    pub started: Option<Timestamp>,
+    /// When its last record was written.
+    pub updated: Option<Timestamp>,
+    /// From the first to the last record.
+    pub seconds: f64,
+    /// What clients felt, in milliseconds, where a cutover measured it.
+    pub write_pause_ms: Option<f64>,
+    /// The step that passed the point of no return.
+    pub no_return: Option<StepId>,
+    /// Who acted, when.
+    pub actors: Vec<Actor>,
+    /// Approvals and requests to abort.
+    pub requests: Vec<RequestRow>,
+    /// The steps: in the plan's order, then those the plan has no more.
+    pub steps: Vec<StepReport>,
+    /// Halts, rollbacks and what else changed the run's way.
+    pub changes: Vec<Change>,
+}
+
+/// A runner's time at work.
+#[derive(Debug, Clone, Serialize)]
+pub struct Actor {
+    /// Who.
+    pub holder: Holder,
+    /// Its fencing token.
+    pub token: i64,
+    /// When it took over.
+    pub from: Timestamp,
+    /// Its last record.
+    pub until: Timestamp,
+    /// The changed digest it accepted.
+    pub accepted_digest: Option<String>,
+}
+
+/// Something that changed the run's way.
+#[derive(Debug, Clone, Serialize)]
+pub struct Change {
+    /// When.
+    pub at: Timestamp,
+    /// In words.
+    pub what: String,
+    /// The class of the failure behind a halt.
+    pub class: Option<Class>,
+}
+
+/// One step.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepReport {
+    /// Its id.
+    pub id: StepId,
+    /// A few words of the plan's.
+    pub title: Option<String>,
+    /// Its kind, while the plan has it.
+    pub kind: Option<&'static str>,
+    /// Where it stands.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Every attempt to run or to undo it.
+    pub attempts: Vec<Attempt>,
+    /// What it said of itself.
+    pub summary: Value,
+    /// The time of all its attempts.
+    pub seconds: f64,
+}
+
+/// Which way an attempt went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// It ran the step.
+    Run,
+    /// It took the step back.
+    Undo,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// As wanted.
+    Done,
+    /// With a failure.
+    Failed,
+    /// Without a word: stopped on request, or the runner died.
+    Interrupted,
+    /// Not yet.
+    Open,
+}
+
+/// One attempt.
+#[derive(Debug, Clone, Serialize)]
+pub struct Attempt {
+    /// Which way.
+    pub way: Way,
+    /// When it began.
+    pub started: Timestamp,
+    /// When its end was recorded.
+    pub ended: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// How long it took.
+    pub seconds: Option<f64>,
+}
+
+/// Folds a journal. `plan` gives order, titles and kinds.
+///
+/// # Errors
+/// A journal that cannot be.
+pub fn report(plan: &Plan, run: RunId, entries: &[Entry], requests: Vec<RequestRow>) -> Result<Report> {
+    let state = RunState::fold(entries)?;
+    let (version, digest) = entries
+        .iter()
+        .find_map(|entry| match &entry.record {
+            Record::RunStarted { version, digest, .. } => Some((version.clone(), digest.clone())),
+            _ => None,
+        })
+        .unwrap_or_default();
+    let mut ids: Vec<StepId> = plan.steps.iter().map(|step| step.id.clone()).collect();
+    for id in state.steps.keys() {
+        if !ids.contains(id) {
+            ids.push(id.clone());
+        }
+    }
+    let steps: Vec<StepReport> = ids.into_iter().map(|id| step(plan, &state, entries, id)).collect();
+    let write_pause_ms = steps
+        .iter()
+        .filter(|step| step.status == Status::Done)
+        .filter_map(|step| find_number(&step.summary, "write_pause_ms"))
+        .fold(None, |most: Option<f64>, ms| Some(most.map_or(ms, |m| m.max(ms))));
+    let seconds = match (state.started, state.updated) {
+        (Some(from), Some(to)) => between(from, to),
+        _ => 0.0,
+    };
+    Ok(Report {
+        plan: state.plan.clone(),
+        run,
+        version,
+        digest,
+        verdict: verdict(&state),
+        phase: state.phase.clone(),
+        started: state.started,
+        updated: state.updated,
+        seconds,
+        write_pause_ms,
+        no_return: state.no_return.clone(),
+        actors: actors(entries),
+        requests,
+        steps,
+        changes: changes(entries),
+    })
+}
+
+fn between(from: Timestamp, to: Timestamp) -> f64 {
+    to.duration_since(from).as_secs_f64().max(0.0)
+}
+
+fn verdict(state: &RunState) -> String {
+    let failed = state.steps.iter().find_map(|(id, s)| match &s.status {
+        Status::Failed { failure } => Some(format!("; step `{id}` failed: {}", failure.message)),
+        Status::UndoFailed { failure } => Some(format!("; the undo of `{id}` failed: {}", failure.message)),
+        _ => None,
+    });
+    let base = match &state.phase {
+        Phase::Forward if state.halted.is_some() => "Halted before its end".to_owned(),
+        Phase::Forward => "Not ended: at work, or its runner died".to_owned(),
+        Phase::Back { .. } => "Being rolled back".to_owned(),
+        Phase::Done => "Every step is done; it can still be rolled back".to_owned(),
+        Phase::RolledBack { to: None } => "Rolled back as a whole".to_owned(),
+        Phase::RolledBack { to: Some(to) } => format!("Rolled back to step `{to}`"),
+        Phase::Aborted => "Given up where it stood".to_owned(),
+        Phase::Finished => "Finished for good".to_owned(),
+    };
+    base + &failed.unwrap_or_default()
+}
+
+fn actors(entries: &[Entry]) -> Vec<Actor> {
+    let mut out: Vec<Actor> = Vec::new();
+    for entry in entries {
+        if let Record::Attached { token, holder, accepted_digest } = &entry.record {
+            out.push(Actor {
+                holder: holder.clone(),
+                token: *token,
+                from: entry.at,
+                until: entry.at,
+                accepted_digest: accepted_digest.clone(),
+            });
+        }
+        if let Some(actor) = out.last_mut() {
+            actor.until = entry.at;
+        }
+    }
+    out
+}
+
+fn changes(entries: &[Entry]) -> Vec<Change> {
+    let mut out = Vec::new();
+    for entry in entries {
+        let class = match &entry.record {
+            Record::Halted { class, .. } => Some(*class),
+            Record::RollbackStarted { .. }
+            | Record::RunRolledBack { .. }
+            | Record::PointOfNoReturn { .. }
+            | Record::StandingEnded { .. }
+            | Record::RunDone
+            | Record::RunAborted { .. }
+            | Record::Finished => None,
+            _ => continue,
+        };
+        if let Some(what) = crate::ui::words::sentence(&entry.record) {
+            out.push(Change { at: entry.at, what, class });
+        }
+    }
+    out
+}
+
+fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepReport {
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let close = |attempts: &mut Vec<Attempt>, at: Timestamp, outcome: Outcome, failure: Option<&Failure>| {
+        if let Some(last) = attempts.last_mut().filter(|last| last.outcome == Outcome::Open) {
+            last.outcome = outcome;
+            last.ended = Some(at);
+            last.seconds = Some(between(last.started, at));
+            last.failure = failure.cloned();
+        }
+    };
+    for (place, entry) in entries.iter().enumerate() {
+        let at = entry.at;
+        match &entry.record {
+            Record::StepStarted { step, .. } | Record::UndoStarted { step, .. } if *step == id => {
+                let way = if matches!(entry.record, Record::StepStarted { .. }) { Way::Run } else { Way::Undo };
+                let before = entries.get(place.saturating_sub(1)).map_or(at, |e| e.at);
+                close(&mut attempts, before, Outcome::Interrupted, None);
+                attempts.push(Attempt {
+                    way,
+                    started: at,
+                    ended: None,
+                    outcome: Outcome::Open,
+                    failure: None,
+                    seconds: None,
+                });
+            }
+            Record::StepDone { step, .. } | Record::UndoDone { step, .. } if *step == id => {
+                close(&mut attempts, at, Outcome::Done, None);
+            }
+            Record::StepFailed { step, failure } | Record::UndoFailed { step, failure } if *step == id => {
+                close(&mut attempts, at, Outcome::Failed, Some(failure));
+            }
+            // Whoever attaches anew found the old runner gone; a halt says that this one stopped.
+            Record::Halted { .. } | Record::RunAborted { .. } | Record::Attached { .. } => {
+                let end = if matches!(entry.record, Record::Attached { .. }) {
+                    entries.get(place.saturating_sub(1)).map_or(at, |e| e.at)
+                } else {
+                    at
+                };
+                close(&mut attempts, end, Outcome::Interrupted, None);
+            }
+            _ => {}
+        }
+    }
+    let known = plan.step(&id);
+    let seconds = attempts.iter().filter_map(|attempt| attempt.seconds).sum();
+    StepReport {
+        title: known.and_then(|step| step.title.clone()),
+        kind: known.map(|step| step.kind_name),
+        status: state.status(&id).clone(),
+        summary: state.steps.get(&id).map_or(Value::Null, |s| s.summary.clone()),
+        attempts,
+        seconds,
+        id,
+    }
+}
+
+/// The number under a key, however deep it is.
+fn find_number(value: &Value, key: &str) -> Option<f64> {
+    match value {
+        Value::Object(map) => map
+            .get(key)
+            .and_then(Value::as_f64)
+            .or_else(|| map.values().find_map(|inner| find_number(inner, key))),
+        Value::Array(items) => items.iter().find_map(|inner| find_number(inner, key)),
+        _ => None,
+    }
+}
+
+impl StepReport {
+    /// Where it stands, in a word or two.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.status {
+            Status::Pending => "not begun",
+            Status::Running => "begun",
+            Status::Failed { .. } => "failed",
+            Status::Done => "done",
+            Status::Undoing => "being undone",
+            Status::UndoFailed { .. } => "undo failed",
+            Status::Undone => "undone",
+        }
+    }
+}
+
+impl Attempt {
+    /// The attempt in a line.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let way = if self.way == Way::Run { "run" } else { "undo" };
+        let outcome = match self.outcome {
+            Outcome::Done => "done",
+            Outcome::Failed => "failed",
+            Outcome::Interrupted => "interrupted",
+            Outcome::Open => "not ended",
+        };
+        let took = self.seconds.map_or_else(String::new, |s| format!(" after {}", crate::ui::words::duration(s)));
+        let why = self.failure.as_ref().map_or_else(String::new, |f| match &f.hint {
+            Some(hint) => format!(": {} (next: {hint})", f.message),
+            None => format!(": {}", f.message),
+        });
+        format!("{way} {outcome}{took}{why}")
+    }
+}

@@ -1,0 +1,115 @@
+//! A report as Markdown.
+
+use super::Report;
+use crate::journal::RequestRow;
+use crate::ui::words::{duration, summary_words, time};
+use std::fmt::Write;
+
+/// The report as Markdown (tables as GitHub and most wikis read them).
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "# {}\n\n**{}**\n", escape(&report.plan), escape(&report.verdict));
+    let _ = writeln!(out, "| | |\n| --- | --- |");
+    let _ = writeln!(out, "| run | `{}` |", report.run);
+    let _ = writeln!(out, "| digest | `{}` |", escape(&report.digest));
+    let _ = writeln!(out, "| Handover | {} |", escape(&report.version));
+    if let (Some(started), Some(updated)) = (report.started, report.updated) {
+        let _ = writeln!(out, "| from | {} |\n| to | {} |", time(started), time(updated));
+    }
+    let _ = writeln!(out, "| took | {} |", duration(report.seconds));
+    if let Some(ms) = report.write_pause_ms {
+        let _ = writeln!(out, "| write pause | {ms:.0} ms |");
+    }
+    if let Some(step) = &report.no_return {
+        let _ = writeln!(out, "| point of no return | `{step}` |");
+    }
+    let _ = writeln!(out, "\n## Steps\n\n| step | kind | state | time | |\n| --- | --- | --- | ---: | --- |");
+    for step in &report.steps {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} |",
+            escape(step.id.as_str()),
+            step.kind.unwrap_or("–"),
+            step.word(),
+            if step.attempts.is_empty() { String::new() } else { duration(step.seconds) },
+            escape(&summary_words(&step.summary)),
+        );
+    }
+    let troubled: Vec<_> = report
+        .steps
+        .iter()
+        .filter(|step| step.attempts.len() > 1 || step.attempts.iter().any(|a| a.failure.is_some()))
+        .collect();
+    if !troubled.is_empty() {
+        let _ = writeln!(out, "\n## Attempts\n");
+        for step in troubled {
+            for attempt in &step.attempts {
+                let _ = writeln!(
+                    out,
+                    "- {} `{}`: {}",
+                    time(attempt.started),
+                    step.id,
+                    escape(&attempt.words())
+                );
+            }
+        }
+    }
+    let _ = writeln!(out, "\n## Who acted\n");
+    for actor in &report.actors {
+        let _ = writeln!(
+            out,
+            "- {} to {}: {} (token {})",
+            time(actor.from),
+            time(actor.until),
+            escape(&actor.holder.to_string()),
+            actor.token
+        );
+    }
+    for asked in &report.requests {
+        let _ = writeln!(out, "- {}", escape(&request(asked)));
+    }
+    if !report.changes.is_empty() {
+        let _ = writeln!(out, "\n## What happened to the run\n");
+        for change in &report.changes {
+            let _ = writeln!(out, "- {}: {}", time(change.at), escape(&change.what));
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+/// A request in words.
+pub(super) fn request(request: &RequestRow) -> String {
+    let what = match (request.kind.as_str(), &request.step) {
+        ("approve", Some(step)) => format!("approved step {step}"),
+        ("abort", _) => "asked to abort".into(),
+        (other, _) => other.to_owned(),
+    };
+    let note = request.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
+    format!("{} {} {what}{note}", time(request.at), request.by)
+}
+
+/// Text that means nothing but itself, on one line.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\r' => out.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn nothing_in_a_name_becomes_markup() {
+        assert_eq!(super::escape("a|b\n<script> `x`"), "a\\|b \\<script\\> \\`x\\`");
+    }
+}

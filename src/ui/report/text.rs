@@ -1,0 +1,56 @@
+//! A report for a terminal.
+
+use super::Report;
+use crate::ui::words::{duration, summary_words, time};
+use std::fmt::Write;
+
+/// The report as text.
+#[must_use]
+pub fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "{}", report.verdict);
+    let _ = writeln!(out, "plan {}, run {}", report.plan, report.run);
+    let _ = writeln!(out, "digest {}, Handover {}", report.digest, report.version);
+    if let (Some(started), Some(updated)) = (report.started, report.updated) {
+        let _ = writeln!(out, "{} to {} ({})", time(started), time(updated), duration(report.seconds));
+    }
+    if let Some(ms) = report.write_pause_ms {
+        let _ = writeln!(out, "write pause {ms:.0} ms");
+    }
+    if let Some(step) = &report.no_return {
+        let _ = writeln!(out, "point of no return passed in step {step}");
+    }
+    let _ = writeln!(out, "\nWho acted");
+    for actor in &report.actors {
+        let _ = writeln!(out, "  {} to {}  {} (token {})", time(actor.from), time(actor.until), actor.holder, actor.token);
+    }
+    for request in &report.requests {
+        let _ = writeln!(out, "  {}", super::markdown::request(request));
+    }
+    let _ = writeln!(out, "\nSteps");
+    let width = report.steps.iter().map(|s| s.id.as_str().len()).max().unwrap_or(0);
+    for step in &report.steps {
+        let words = summary_words(&step.summary);
+        let _ = writeln!(
+            out,
+            "  {:width$}  {:12}  {:9}  {:>12}  {words}",
+            step.id.as_str(),
+            step.kind.unwrap_or("-"),
+            step.word(),
+            if step.attempts.is_empty() { String::new() } else { duration(step.seconds) },
+        );
+        if step.attempts.len() > 1 || step.attempts.iter().any(|a| a.failure.is_some()) {
+            for attempt in &step.attempts {
+                let _ = writeln!(out, "      {}  {}", time(attempt.started), attempt.words());
+            }
+        }
+    }
+    if !report.changes.is_empty() {
+        let _ = writeln!(out, "\nWhat happened to the run");
+        for change in &report.changes {
+            let _ = writeln!(out, "  {}  {}", time(change.at), change.what);
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}

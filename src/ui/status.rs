@@ -1,0 +1,103 @@
+//! A run's status, the list of runs and the journal as text.
+
+use super::words::{duration, sentence, summary_words, time};
+use crate::engine::status::{LeaseLook, LeaseStatus, RunStatus, StandingStatus, StepLine};
+use crate::event::Entry;
+use crate::journal::Status;
+use console::style;
+use std::fmt::Write;
+
+/// The whole status.
+#[must_use]
+pub fn text(status: &RunStatus) -> String {
+    let mut out = String::new();
+    match (&status.run, &status.phase) {
+        (Some(run), Some(phase)) => {
+            let _ = writeln!(out, "plan `{}`, run {run}: {}", status.plan, style(phase.word()).bold());
+        }
+        _ => {
+            let _ = writeln!(out, "plan `{}` was never run", status.plan);
+        }
+    }
+    if let (Some(started), Some(updated)) = (status.started, status.updated) {
+        let _ = writeln!(out, "started {}, last record {}", time(started), time(updated));
+    }
+    let _ = writeln!(out, "{}", lease(&status.lease));
+    if let Some(halt) = &status.halted {
+        let _ = writeln!(out, "{} {}", style("halted:").red().bold(), halt.reason);
+    }
+    if let Some(step) = &status.no_return {
+        let _ = writeln!(out, "{} passed in step `{step}`", style("point of no return").yellow());
+    }
+    let width = status.steps.iter().map(|s| s.id.as_str().len()).max().unwrap_or(0);
+    if status.run.is_some() {
+        let _ = writeln!(out);
+        for step in &status.steps {
+            let _ = writeln!(out, "{}", line(step, width));
+        }
+    }
+    if !status.held.is_empty() {
+        let _ = writeln!(out, "\nstill held:");
+        for held in &status.held {
+            let _ = writeln!(out, "  {}: {}", held.place, held.what);
+        }
+    }
+    for unknown in &status.unknown {
+        let _ = writeln!(out, "{} {unknown}", style("not looked at:").yellow());
+    }
+    let _ = write!(out, "\nnext: {}", status.next);
+    out
+}
+
+fn lease(look: &LeaseLook) -> String {
+    let Some((row, holder)) = look.row.as_ref().and_then(|row| Some((row, row.holder.as_ref()?))) else {
+        return "nobody acts on it".into();
+    };
+    let since = time(row.since);
+    match look.status {
+        LeaseStatus::Free => "nobody acts on it".into(),
+        LeaseStatus::Held => format!("{holder} acts on it since {since}"),
+        LeaseStatus::Expired => {
+            format!("{holder} acted on it since {since}, but its lease ran out at {}", time(row.expires))
+        }
+        LeaseStatus::HolderDead => format!("{holder} acted on it since {since}, but that process is gone"),
+    }
+}
+
+fn line(step: &StepLine, width: usize) -> String {
+    let state = &step.state;
+    let took = step.seconds.map_or_else(String::new, |s| format!(", {}", duration(s)));
+    let (mark, mut text) = match &state.status {
+        Status::Pending => (style("·").dim(), "not begun".to_owned()),
+        Status::Running => (style("▸").cyan(), format!("begun{took}")),
+        Status::Failed { failure } => (style("✗").red(), format!("failed: {}", failure.message)),
+        Status::Done => (style("✓").green(), format!("done{took}")),
+        Status::Undoing => (style("◂").cyan(), "being undone".into()),
+        Status::UndoFailed { failure } => (style("✗").red(), format!("undo failed: {}", failure.message)),
+        Status::Undone => (style("·").dim(), "undone".into()),
+    };
+    if state.attempts > 1 {
+        let _ = write!(text, " (attempt {})", state.attempts);
+    }
+    if state.status == Status::Done {
+        let words = summary_words(&state.summary);
+        if !words.is_empty() {
+            let _ = write!(text, " – {words}");
+        }
+    }
+    match step.standing {
+        Some(StandingStatus::Running) => text.push_str("; its standing task runs"),
+        Some(StandingStatus::Stopped) => text.push_str("; its standing task is stopped until `handover resume`"),
+        Some(StandingStatus::Ended) => text.push_str("; its standing task has ended"),
+        Some(StandingStatus::NotYet) | None => {}
+    }
+    format!("{mark} {:width$}  {:12}  {text}", step.id.as_str(), step.kind)
+}
+
+/// A record as a line; every record has one here, also those that a running command leaves out.
+#[must_use]
+pub fn entry(entry: &Entry) -> String {
+    let text = sentence(&entry.record)
+        .unwrap_or_else(|| serde_json::to_string(&entry.record).unwrap_or_else(|_| "a record".into()));
+    format!("{:>5}  {}  {text}", entry.seq, time(entry.at))
+}
