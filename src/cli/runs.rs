@@ -66,7 +66,12 @@ pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
             for (row, state) in &found {
                 let name = if args.all { format!("  {}", row.plan) } else { String::new() };
                 let took = duration(seconds(row, state));
-                out(format_args!("{}  {}  {:18}  {took:>12}{name}", row.run, time(row.started), state.phase.word()));
+                out(format_args!(
+                    "{}  {}  {:18}  {took:>12}{name}",
+                    row.run,
+                    time(row.started),
+                    state.phase.word()
+                ));
             }
         }
     }

@@ -32,7 +32,8 @@ pub async fn run(journal: &Journal, plan: &Plan, prefix: Option<&str>) -> Result
     match (found.next(), found.next()) {
         (Some(row), None) => Ok(row.run),
         (Some(_), Some(_)) => {
-            Err(Error::usage(format!("several runs of plan `{}` begin with `{prefix}`", plan.name)).hint(list))
+            Err(Error::usage(format!("several runs of plan `{}` begin with `{prefix}`", plan.name))
+                .hint(list))
         }
         (None, _) => {
             Err(Error::usage(format!("no run of plan `{}` begins with `{prefix}`", plan.name)).hint(list))
@@ -42,8 +43,6 @@ pub async fn run(journal: &Journal, plan: &Plan, prefix: Option<&str>) -> Result
 
 /// The error for a plan without a run.
 pub fn never(plan: &Plan) -> Error {
-    Error::usage(format!("plan `{}` was never run from this control database", plan.name)).hint(format!(
-        "check `control:` in the plan, or begin with `handover run {}`",
-        plan.file.display()
-    ))
+    Error::usage(format!("plan `{}` was never run from this control database", plan.name))
+        .hint(format!("check `control:` in the plan, or begin with `handover run {}`", plan.file.display()))
 }

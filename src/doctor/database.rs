@@ -194,7 +194,9 @@ async fn settings(session: &Session, kinds: &[(&str, Access)], notes: &mut Notes
     let isolation: String = row.get(6);
     if isolation != "read committed" {
         notes.warning(
-            format!("default_transaction_isolation is {isolation}: fenced transactions may fail to serialize"),
+            format!(
+                "default_transaction_isolation is {isolation}: fenced transactions may fail to serialize"
+            ),
             "alter role … in database … set default_transaction_isolation = 'read committed'",
         );
     }
@@ -283,7 +285,9 @@ async fn left(session: &Session, acting: bool, notes: &mut Notes) -> Result<()> 
             LeftoverKind::Slot => {
                 "it keeps WAL until it goes: `handover resume`, `handover rollback` or `handover finish` drops it"
             }
-            _ => "`handover status` shows whose it is; `handover rollback` or `handover finish` takes it away",
+            _ => {
+                "`handover status` shows whose it is; `handover rollback` or `handover finish` takes it away"
+            }
         };
         notes.warning(format!("of an earlier run: {}", words(leftover)), next);
     }

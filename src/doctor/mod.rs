@@ -104,7 +104,9 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
         let kinds: Vec<(&str, Access)> = plan
             .steps
             .iter()
-            .flat_map(|step| step.kind.databases().into_iter().map(move |(db, access)| (db, (step.kind_name, access))))
+            .flat_map(|step| {
+                step.kind.databases().into_iter().map(move |(db, access)| (db, (step.kind_name, access)))
+            })
             .filter(|(db, _)| db == name)
             .map(|(_, kind)| kind)
             .collect();
@@ -113,10 +115,8 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
             Err(e) => notes.failure(&e),
         }
         if let Some(url) = &target.reader {
-            let reading = Databases::new(BTreeMap::from([(
-                name.clone(),
-                Target { url: url.clone(), reader: None },
-            )]));
+            let reading =
+                Databases::new(BTreeMap::from([(name.clone(), Target { url: url.clone(), reader: None })]));
             if let Err(e) = database::examine_reader(&reading, name, &mut notes).await {
                 notes.failure(&e.context("the reader"));
             }
@@ -167,7 +167,11 @@ async fn examine_control(control: crate::value::Secret, plan: &Plan) -> Vec<Find
     match journal.lease(&plan.name).await {
         Ok(row) => {
             let look = LeaseLook::new(row);
-            let who = look.row.as_ref().and_then(|row| row.holder.as_ref()).map_or_else(String::new, ToString::to_string);
+            let who = look
+                .row
+                .as_ref()
+                .and_then(|row| row.holder.as_ref())
+                .map_or_else(String::new, ToString::to_string);
             match look.status {
                 LeaseStatus::Free => notes.ok("nobody acts on the plan"),
                 LeaseStatus::Held => notes.ok(format!("{who} acts on the plan")),

@@ -28,7 +28,8 @@ pub enum Need {
 /// What the kinds of a database's steps need, without repetition.
 #[must_use]
 pub fn of(kinds: &[(&str, Access)]) -> Vec<Need> {
-    let mut out: Vec<Need> = kinds.iter().flat_map(|(kind, access)| one(kind, *access).iter().copied()).collect();
+    let mut out: Vec<Need> =
+        kinds.iter().flat_map(|(kind, access)| one(kind, *access).iter().copied()).collect();
     if kinds.iter().any(|(_, access)| *access == Access::Write) {
         out.push(Need::CreateInDatabase);
     }
@@ -44,7 +45,9 @@ fn one(kind: &str, access: Access) -> &'static [Need] {
     };
     match (kind, access) {
         ("lever" | "approve", _) => &[],
-        ("copy", Access::Write) => &[ActAsOwners, BecomeOwners, CreateInSchemas, ReplicationRole, ReadEverything],
+        ("copy", Access::Write) => {
+            &[ActAsOwners, BecomeOwners, CreateInSchemas, ReplicationRole, ReadEverything]
+        }
         (_, Access::Read) => &[ReadEverything, Monitor],
         ("create_index", _) => &[ActAsOwners, CreateInSchemas, Monitor],
         ("migrate", _) => &[ActAsOwners, BecomeOwners, CreateInSchemas],

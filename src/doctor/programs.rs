@@ -29,7 +29,11 @@ pub(super) async fn examine(plan: &Plan, versions: &BTreeMap<String, u32>) -> Ve
             None => {
                 let seen: Vec<String> =
                     found.iter().map(|(major, path)| format!("{major} ({})", path.display())).collect();
-                let seen = if seen.is_empty() { "none was found".to_owned() } else { format!("found {}", seen.join(", ")) };
+                let seen = if seen.is_empty() {
+                    "none was found".to_owned()
+                } else {
+                    format!("found {}", seen.join(", "))
+                };
                 notes.error(
                     format!("step `{}` needs a pg_dump of version {blue} to {green}; {seen}", step.id),
                     format!("install the client programs of Postgres {green}, or name their folder with `programs:`"),
@@ -47,7 +51,9 @@ async fn installed() -> Vec<(u32, PathBuf)> {
         .map(PathBuf::from)
         .collect();
     folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    for (parent, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")] {
+    for (parent, prefix) in
+        [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")]
+    {
         let Ok(children) = std::fs::read_dir(parent) else { continue };
         folders.extend(
             children

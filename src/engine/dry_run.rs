@@ -149,8 +149,12 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
             Err(e) => {
                 out.blockers.push(with_hint(&e));
                 unreachable.push(name.as_str());
-                let look =
-                    DatabaseLook { name: name.clone(), version: None, role: None, reader: spec.reader.is_some() };
+                let look = DatabaseLook {
+                    name: name.clone(),
+                    version: None,
+                    role: None,
+                    reader: spec.reader.is_some(),
+                };
                 (look, Vec::new())
             }
         };
@@ -208,7 +212,9 @@ async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(Dat
              docs/grants.md has a role that may only read"
         ));
     } else if row.get::<_, bool>(2) || row.get::<_, bool>(3) {
-        warnings.push(format!("the reader {role} of {name} may write; docs/grants.md has a role that may only read"));
+        warnings.push(format!(
+            "the reader {role} of {name} may write; docs/grants.md has a role that may only read"
+        ));
     }
     Ok((DatabaseLook { name: name.to_owned(), version: Some(version), role: Some(role), reader }, warnings))
 }
@@ -275,7 +281,11 @@ fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> 
         .take(place)
         .filter(|earlier| *ledger.0.status(&earlier.id) != Status::Done)
         .filter(|earlier| {
-            earlier.kind.databases().iter().any(|(name, access)| *access == Access::Write && used.contains(name))
+            earlier
+                .kind
+                .databases()
+                .iter()
+                .any(|(name, access)| *access == Access::Write && used.contains(name))
         })
         .map(|earlier| &earlier.id)
         .collect()

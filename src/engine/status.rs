@@ -204,7 +204,8 @@ fn levers(plan: &Plan, state: &RunState) -> Vec<Held> {
         .iter()
         .filter(|step| step.kind_name == "lever" && state.phase != Phase::Finished)
         .filter(|step| {
-            let phase = state.fact(&step.id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
+            let phase =
+                state.fact(&step.id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
             matches!(phase, Some("applying" | "held" | "reverting"))
         })
         .map(|step| Held { place: "outside".into(), what: format!("the lever of step `{}` is up", step.id) })
@@ -259,7 +260,9 @@ fn next(plan: &Plan, run: Option<RunId>, state: &RunState, lease: &LeaseLook, ac
         Phase::RolledBack { to: Some(_) } => {
             format!("`handover resume {file}` goes forward again, `handover rollback {file}` undoes the rest")
         }
-        Phase::Aborted => format!("`handover rollback {file}` undoes it, `handover finish {file}` leaves it as it is"),
+        Phase::Aborted => {
+            format!("`handover rollback {file}` undoes it, `handover finish {file}` leaves it as it is")
+        }
         Phase::RolledBack { to: None } | Phase::Finished => {
             format!("nothing is left to do; `handover run {file}` begins anew")
         }

@@ -208,7 +208,11 @@ impl Bars {
         let bad = style("✗").red().bold();
         match record {
             Record::StepStarted { step, attempt } => {
-                self.begin(step, at, &if *attempt > 1 { format!("attempt {attempt}") } else { String::new() });
+                self.begin(
+                    step,
+                    at,
+                    &if *attempt > 1 { format!("attempt {attempt}") } else { String::new() },
+                );
             }
             Record::UndoStarted { step, .. } => {
                 self.end_standing(step);
@@ -273,7 +277,9 @@ impl Listener for Bars {
 
 fn spinner(template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
     bar
 }
 

@@ -26,6 +26,7 @@ pub fn text(diagnosis: &Diagnosis) -> String {
         }
     }
     let of = |severity| diagnosis.findings.iter().filter(|f| f.severity == severity).count();
-    let _ = write!(out, "\n{}, {}", count(of(Severity::Error), "error"), count(of(Severity::Warning), "warning"));
+    let _ =
+        write!(out, "\n{}, {}", count(of(Severity::Error), "error"), count(of(Severity::Warning), "warning"));
     out
 }

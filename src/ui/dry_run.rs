@@ -43,7 +43,11 @@ pub fn text(run: &DryRun) -> String {
     if later > 0 {
         let _ = write!(out, ", {} that cannot be looked at yet", count(later, "step"));
     }
-    let verdict = if run.ok { style("nothing stands in the way").green() } else { style("this plan cannot run as things stand").red() };
+    let verdict = if run.ok {
+        style("nothing stands in the way").green()
+    } else {
+        style("this plan cannot run as things stand").red()
+    };
     let _ = write!(out, ": {verdict}");
     out
 }

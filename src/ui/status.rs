@@ -87,7 +87,9 @@ fn line(step: &StepLine, width: usize) -> String {
     }
     match step.standing {
         Some(StandingStatus::Running) => text.push_str("; its standing task runs"),
-        Some(StandingStatus::Stopped) => text.push_str("; its standing task is stopped until `handover resume`"),
+        Some(StandingStatus::Stopped) => {
+            text.push_str("; its standing task is stopped until `handover resume`")
+        }
         Some(StandingStatus::Ended) => text.push_str("; its standing task has ended"),
         Some(StandingStatus::NotYet) | None => {}
     }

@@ -90,9 +90,11 @@ fn one(value: &Value) -> String {
         Value::Bool(b) => if *b { "yes" } else { "no" }.into(),
         Value::Array(items) if items.is_empty() => "none".into(),
         Value::Array(items) if items.len() > NAMED => format!("{} of them", items.len()),
-        Value::Array(items) => {
-            items.iter().map(|item| if item.is_object() { format!("({})", summary_words(item)) } else { one(item) }).collect::<Vec<_>>().join(" ")
-        }
+        Value::Array(items) => items
+            .iter()
+            .map(|item| if item.is_object() { format!("({})", summary_words(item)) } else { one(item) })
+            .collect::<Vec<_>>()
+            .join(" "),
         Value::Object(map) if map.len() > NAMED => format!("{} of them", map.len()),
         Value::Object(_) => format!("({})", summary_words(value)),
     }
@@ -129,7 +131,10 @@ mod tests {
 
     #[test]
     fn summaries_and_durations_read_as_people_write() {
-        assert_eq!(summary_words(&json!({ "rows": 1200, "built": ["a", "b"], "none": null })), "rows: 1,200, built: a b");
+        assert_eq!(
+            summary_words(&json!({ "rows": 1200, "built": ["a", "b"], "none": null })),
+            "rows: 1,200, built: a b"
+        );
         assert_eq!(summary_words(&json!({})), "");
         assert_eq!(duration(0.32), "320 ms");
         assert_eq!(duration(4.23), "4.2 s");

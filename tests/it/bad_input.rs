@@ -46,7 +46,14 @@ async fn serves(blue: &Database) {
 async fn a_wrong_password() {
     let world = world().await;
     let url = world.blue.handover_url().replacen("handover:", "handover:wrong", 1);
-    fails(&world, "BLUE_URL", &url, 1, &["database blue", "password authentication failed", "check user and password"]).await;
+    fails(
+        &world,
+        "BLUE_URL",
+        &url,
+        1,
+        &["database blue", "password authentication failed", "check user and password"],
+    )
+    .await;
     let url = world.control.handover_url().replacen("handover:", "handover:wrong", 1);
     fails(&world, "CONTROL_URL", &url, 1, &["database control", "password authentication failed"]).await;
     world.handover("run", &[]).await.success();
@@ -57,7 +64,8 @@ async fn a_server_that_is_not_there() {
     let world = world().await;
     // Nobody listens on the discard port.
     let nobody = "postgres://handover:secret@127.0.0.1:9/nobody";
-    fails(&world, "BLUE_URL", nobody, 1, &["database blue", "no connection", "see that the server is up"]).await;
+    fails(&world, "BLUE_URL", nobody, 1, &["database blue", "no connection", "see that the server is up"])
+        .await;
     fails(&world, "CONTROL_URL", nobody, 1, &["database control", "no connection"]).await;
     let name = "postgres://handover:secret@no-such-host.invalid/nobody";
     fails(&world, "BLUE_URL", name, 1, &["database blue", "no connection"]).await;
@@ -91,7 +99,11 @@ async fn the_journal_is_lost_in_the_middle_of_a_run() {
     let control = Database::create(server, None).await;
     let command = |verb: &str| {
         let mut command = world.command();
-        command.env("CONTROL_URL", control.handover_url()).arg(verb).arg(world.plan()).args(["--lease-ttl", "4s"]);
+        command
+            .env("CONTROL_URL", control.handover_url())
+            .arg(verb)
+            .arg(world.plan())
+            .args(["--lease-ttl", "4s"]);
         command
     };
     // An old transaction holds the index build up, so that the server dies inside the step.
@@ -118,7 +130,11 @@ async fn the_journal_is_lost_in_the_middle_of_a_run() {
     let output = command("resume").args(["--wait", "20s"]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(
-        world.blue.value("select count(*) from pg_index where indrelid = 'token'::regclass and indisvalid").await.as_deref(),
+        world
+            .blue
+            .value("select count(*) from pg_index where indrelid = 'token'::regclass and indisvalid")
+            .await
+            .as_deref(),
         Some("3")
     );
     server.stop().await.unwrap();
@@ -129,7 +145,10 @@ async fn a_full_disk() {
     let options = PostgresOptions::new(servers::programs().await.green.clone()).limited_space(48 << 20);
     let server: &'static PostgresServer = Box::leak(Box::new(PostgresServer::start(options).await.unwrap()));
     let full = Database::with(server, TABLE).await;
-    full.execute("insert into token select n, repeat(md5(n::text), 4), true from generate_series(1001, 120000) n").await;
+    full.execute(
+        "insert into token select n, repeat(md5(n::text), 4), true from generate_series(1001, 120000) n",
+    )
+    .await;
     let world = world().await;
     let mut command = world.command();
     command.env("BLUE_URL", full.handover_url()).arg("run").arg(world.plan());

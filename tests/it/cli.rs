@@ -78,6 +78,11 @@ async fn what_the_commands_say_of_a_run() {
 
     // Killed between the two steps, as after a power cut.
     world.handover_failing("create_index.before-build:2", "run", &[]).await.killed();
+    let left = "select count(*) from pg_stat_activity
+        where starts_with(application_name, 'handover/') and datname = current_database()";
+    while world.blue.value(left).await.as_deref() != Some("0") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     shows!("status_killed", world.handover("status", &[]).await.success());
     shows!("status_killed_json", world.handover("status", &["--format", "json"]).await.success());
     shows!("dry_run_unfinished", world.handover("dry-run", &[]).await.success());
@@ -109,10 +114,7 @@ async fn what_the_commands_say_of_a_run() {
 
     // A report into a file, and into none.
     let file = world.path("report.html");
-    world
-        .handover("report", &["--format", "html", "--output", file.to_str().unwrap()])
-        .await
-        .success();
+    world.handover("report", &["--format", "html", "--output", file.to_str().unwrap()]).await.success();
     assert!(std::fs::read_to_string(file).unwrap().starts_with("<!doctype html>"));
     let nowhere = world.handover("report", &["--output", "/nowhere/report.txt"]).await.code(1);
     assert!(nowhere.stderr.contains("next: name a file in a folder that exists"), "{nowhere}");
@@ -125,7 +127,8 @@ async fn looking_leaves_no_trace() {
     for verb in ["check", "dry-run", "doctor", "status", "runs"] {
         world.handover(verb, &[]).await.success();
         for database in [&world.blue, &world.control] {
-            let schemas = database.value("select count(*) from pg_namespace where nspname like 'handover%'").await;
+            let schemas =
+                database.value("select count(*) from pg_namespace where nspname like 'handover%'").await;
             assert_eq!(schemas.as_deref(), Some("0"), "after {verb}");
         }
     }
@@ -173,7 +176,8 @@ async fn a_dry_run_says_what_stands_in_the_way() {
     assert_eq!(answer["steps"][0]["outlook"], "blocked", "{ended}");
     assert_eq!(answer["steps"][1]["outlook"], "described", "{ended}");
     let mut command = world.command();
-    command.env("BLUE_READER_URL", world.blue.reader_url().replacen("handover_reader:", "handover_reader:x", 1));
+    command
+        .env("BLUE_READER_URL", world.blue.reader_url().replacen("handover_reader:", "handover_reader:x", 1));
     let output = command.arg("dry-run").arg(world.plan()).output().await.unwrap();
     assert_eq!(output.status.code(), Some(8));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -234,9 +238,14 @@ async fn three_wrong_ways_into_each_command() {
     std::fs::write(&latin, b"handover: 1\nname: caf\xe9\n").unwrap();
     let latin = latin.to_str().unwrap().to_owned();
     let missing = world.path("missing.yaml").to_str().unwrap().to_owned();
-    let verbs = ["check", "dry-run", "run", "resume", "rollback", "abort", "finish", "status", "runs", "events", "report", "doctor"];
+    let verbs = [
+        "check", "dry-run", "run", "resume", "rollback", "abort", "finish", "status", "runs", "events",
+        "report", "doctor",
+    ];
     for verb in verbs {
-        for (path, says) in [(&folder, "name a file in it"), (&latin, "not UTF-8"), (&missing, "name the plan's file")] {
+        for (path, says) in
+            [(&folder, "name a file in it"), (&latin, "not UTF-8"), (&missing, "name the plan's file")]
+        {
             let output = world.command().args([verb, path]).output().await.unwrap();
             let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
             assert_eq!(output.status.code(), Some(2), "{verb} {path}: {text}");
@@ -250,7 +259,8 @@ async fn three_wrong_ways_into_each_command() {
     }
     // A variable that is not set, and a control database without a journal.
     for verb in ["run", "dry-run", "status", "doctor", "events"] {
-        let output = world.command().env_remove("CONTROL_URL").arg(verb).arg(world.plan()).output().await.unwrap();
+        let output =
+            world.command().env_remove("CONTROL_URL").arg(verb).arg(world.plan()).output().await.unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{verb}: {text}");
         assert!(text.contains("CONTROL_URL is not set") && text.contains("next: set it"), "{verb}: {text}");

@@ -256,7 +256,8 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepRep
         let at = entry.at;
         match &entry.record {
             Record::StepStarted { step, .. } | Record::UndoStarted { step, .. } if *step == id => {
-                let way = if matches!(entry.record, Record::StepStarted { .. }) { Way::Run } else { Way::Undo };
+                let way =
+                    if matches!(entry.record, Record::StepStarted { .. }) { Way::Run } else { Way::Undo };
                 let before = entries.get(place.saturating_sub(1)).map_or(at, |e| e.at);
                 close(&mut attempts, before, Outcome::Interrupted, None);
                 attempts.push(Attempt {
@@ -338,7 +339,8 @@ impl Attempt {
             Outcome::Interrupted => "interrupted",
             Outcome::Open => "not ended",
         };
-        let took = self.seconds.map_or_else(String::new, |s| format!(" after {}", crate::ui::words::duration(s)));
+        let took =
+            self.seconds.map_or_else(String::new, |s| format!(" after {}", crate::ui::words::duration(s)));
         let why = self.failure.as_ref().map_or_else(String::new, |f| match &f.hint {
             Some(hint) => format!(": {} (next: {hint})", f.message),
             None => format!(": {}", f.message),

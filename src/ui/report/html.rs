@@ -59,7 +59,11 @@ pub fn html(report: &Report) -> String {
     }
     out.push_str("<h2>Who acted</h2>\n<ul>\n");
     for actor in &report.actors {
-        item(&mut out, &time(actor.from), &format!("{}, token {}, until {}", actor.holder, actor.token, time(actor.until)));
+        item(
+            &mut out,
+            &time(actor.from),
+            &format!("{}, token {}, until {}", actor.holder, actor.token, time(actor.until)),
+        );
     }
     for request in &report.requests {
         let _ = writeln!(out, "<li>{}</li>", escape(&super::markdown::request(request)));

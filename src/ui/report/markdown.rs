@@ -45,13 +45,8 @@ pub fn markdown(report: &Report) -> String {
         let _ = writeln!(out, "\n## Attempts\n");
         for step in troubled {
             for attempt in &step.attempts {
-                let _ = writeln!(
-                    out,
-                    "- {} `{}`: {}",
-                    time(attempt.started),
-                    step.id,
-                    escape(&attempt.words())
-                );
+                let _ =
+                    writeln!(out, "- {} `{}`: {}", time(attempt.started), step.id, escape(&attempt.words()));
             }
         }
     }

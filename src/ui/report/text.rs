@@ -22,7 +22,14 @@ pub fn text(report: &Report) -> String {
     }
     let _ = writeln!(out, "\nWho acted");
     for actor in &report.actors {
-        let _ = writeln!(out, "  {} to {}  {} (token {})", time(actor.from), time(actor.until), actor.holder, actor.token);
+        let _ = writeln!(
+            out,
+            "  {} to {}  {} (token {})",
+            time(actor.from),
+            time(actor.until),
+            actor.holder,
+            actor.token
+        );
     }
     for request in &report.requests {
         let _ = writeln!(out, "  {}", super::markdown::request(request));
