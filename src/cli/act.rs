@@ -3,7 +3,7 @@
 use crate::engine::{self, Ended, Options, Outcome};
 use crate::error::{Error, Result};
 use crate::event::{Emitter, StepId};
-use crate::journal::{Journal, this_process};
+use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
 use crate::ui::{self, Format, out};
 use std::path::{Path, PathBuf};
@@ -193,6 +193,14 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
         Error::usage(format!("plan `{}` was never run from this control database", plan.name))
             .hint("begin with `handover run`")
     })?;
+    let state = RunState::fold(&journal.entries(run.run).await?)?;
+    // A word given before the step began would not count: what it spoke of may look different by then.
+    let hint = format!("`handover status {}` shows where the run stands", args.plan.display());
+    match state.status(&step) {
+        Status::Running | Status::Failed { .. } => {}
+        Status::Done => return Err(Error::usage(format!("step `{step}` is approved already")).hint(hint)),
+        _ => return Err(Error::usage(format!("step `{step}` does not wait for an approval yet")).hint(hint)),
+    }
     let by = args.by.unwrap_or_else(|| this_process().user);
     journal.request(run.run, "approve", Some(step.as_str()), &by, args.note.as_deref()).await?;
     out(match format {

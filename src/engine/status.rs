@@ -94,7 +94,7 @@ pub struct StepLine {
     /// Where it stands, attempts, times and summary.
     #[serde(flatten)]
     pub state: StepState,
-    /// How long it took, or has been taking, by the control database's clock.
+    /// How long it took, or has been taking.
     pub seconds: Option<f64>,
     /// Its standing task, if it leaves one.
     pub standing: Option<StandingStatus>,
@@ -178,6 +178,7 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
     let known = state.steps.get(&step.id).cloned().unwrap_or_default();
     let until = match known.status {
         Status::Done | Status::Undone => known.ended,
+        _ if acts => Some(Timestamp::now()),
         _ => state.updated,
     };
     let seconds = known.started.zip(until).map(|(from, to)| to.duration_since(from).as_secs_f64().max(0.0));
@@ -200,15 +201,23 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
 
 /// Levers that the journal says are up: what they moved is outside every catalog we could ask.
 fn levers(plan: &Plan, state: &RunState) -> Vec<Held> {
-    plan.steps
-        .iter()
-        .filter(|step| step.kind_name == "lever" && state.phase != Phase::Finished)
-        .filter(|step| {
-            let phase =
-                state.fact(&step.id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
+    let all = || crate::steps::of_kind::<crate::steps::lever::Lever>(&plan.steps);
+    all()
+        .filter(|(id, _)| {
+            let phase = state.fact(id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
             matches!(phase, Some("applying" | "held" | "reverting"))
         })
-        .map(|step| Held { place: "outside".into(), what: format!("the lever of step `{}` is up", step.id) })
+        .filter(|(id, _)| {
+            !all().any(|(other, lever)| {
+                lever.releases() == Some(id.as_str()) && *state.status(other) == Status::Done
+            })
+        })
+        .map(|(id, lever)| {
+            let stays = if state.phase == Phase::Finished { ", and stays so" } else { "" };
+            let what =
+                format!("the lever of step `{id}` is up{stays}; restored by: {}", lever.revert_words());
+            Held { place: "outside".into(), what }
+        })
         .collect()
 }
 

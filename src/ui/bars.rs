@@ -7,7 +7,9 @@ use super::words::{duration, sentence, summary_words};
 use super::{Listener, out};
 use crate::event::{Event, Level, Measure, Record, StepId};
 use console::{Term, style};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    BinaryBytes, HumanCount, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -26,6 +28,9 @@ pub fn wanted() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     std::io::stderr().is_terminal() && !dumb && !refused
 }
+
+/// How long a unit must have been in work before its rate and the time left are shown.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Draws bars.
 pub struct Bars {
@@ -285,24 +290,67 @@ fn spinner(template: &str) -> ProgressBar {
 
 /// Sets length and look: with a known end there is a bar and an ETA, without one only what is done and how fast.
 fn restyle(bar: &ProgressBar, total: Option<u64>, measure: Measure) {
-    let (amount, of, rate) = match measure {
-        Measure::Bytes => ("{binary_bytes}", "{binary_total_bytes}", "{binary_bytes_per_sec}"),
-        Measure::Seconds => ("{pos} s", "{len} s", ""),
-        Measure::Rows => ("{human_pos}", "{human_len} rows", "{per_sec:.0}"),
-        Measure::Blocks => ("{human_pos}", "{human_len} blocks", "{per_sec:.0}"),
-        Measure::Events => ("{human_pos}", "{human_len} events", "{per_sec:.0}"),
-        Measure::Items => ("{human_pos}", "{human_len}", ""),
+    let (amount, of) = match measure {
+        Measure::Bytes => ("{binary_bytes}", "{binary_total_bytes}"),
+        Measure::Seconds => ("{pos} s", "{len} s"),
+        Measure::Rows => ("{human_pos}", "{human_len} rows"),
+        Measure::Blocks => ("{human_pos}", "{human_len} blocks"),
+        Measure::Events => ("{human_pos}", "{human_len} events"),
+        Measure::Items => ("{human_pos}", "{human_len}"),
     };
     let template = match total {
         Some(total) if total > 0 => {
             bar.set_length(total);
-            format!("  {{prefix:24!}} {{bar:24.cyan/dim}} {amount} of {of} {rate} {{eta:.dim}}")
+            format!("  {{prefix:24!}} {{bar:24.cyan/dim}} {amount} of {of} {{rate}} {{left:.dim}}")
         }
         _ => {
             bar.unset_length();
-            format!("  {{prefix:24!}} {amount} {rate} {{elapsed:.dim}}")
+            format!("  {{prefix:24!}} {amount} {{rate}} {{elapsed:.dim}}")
         }
     };
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("━╸─"));
+    let rate = move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        if let Some(text) = rate_words(state.per_sec(), state.elapsed(), measure) {
+            let _ = write!(out, "{text}");
+        }
+    };
+    let left = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        if state.elapsed() >= SETTLED && state.pos() > 0 {
+            let _ = write!(out, "{} left", duration(state.eta().as_secs_f64().round()));
+        }
+    };
+    bar.set_style(style.progress_chars("━╸─").with_key("rate", rate).with_key("left", left));
+}
+
+/// How fast it goes, once there is something to judge by.
+fn rate_words(per_second: f64, elapsed: Duration, measure: Measure) -> Option<String> {
+    if elapsed < SETTLED || per_second < 1.0 || matches!(measure, Measure::Items | Measure::Seconds) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "at least one, and no rate is near the end of u64"
+    )]
+    let whole = per_second.round() as u64;
+    Some(match measure {
+        Measure::Bytes => format!("{}/s", BinaryBytes(whole)),
+        _ => format!("{}/s", HumanCount(whole)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_wait_until_they_mean_something() {
+        assert_eq!(rate_words(5000.4, Duration::from_millis(100), Measure::Rows), None);
+        assert_eq!(rate_words(5000.4, Duration::from_secs(3), Measure::Rows).as_deref(), Some("5,000/s"));
+        assert_eq!(
+            rate_words(2_097_152.0, Duration::from_secs(3), Measure::Bytes).as_deref(),
+            Some("2.00 MiB/s")
+        );
+        assert_eq!(rate_words(3.0, Duration::from_secs(3), Measure::Items), None);
+    }
 }

@@ -103,9 +103,11 @@ fn one(value: &Value) -> String {
 /// A length of time for people: `320 ms`, `4.2 s`, `3 min 20 s`, `2 h 5 min`.
 #[must_use]
 pub fn duration(seconds: f64) -> String {
-    let whole = seconds.max(0.0).round();
+    // The sum of nothing is -0.
+    let seconds = seconds.max(0.0) + 0.0;
+    let whole = seconds.round();
     match whole {
-        _ if seconds < 1.0 => format!("{:.0} ms", seconds.max(0.0) * 1000.0),
+        _ if seconds < 1.0 => format!("{:.0} ms", seconds * 1000.0),
         w if w < 60.0 => format!("{seconds:.1} s"),
         w if w < 3600.0 => format!("{:.0} min {:.0} s", (w / 60.0).floor(), w % 60.0),
         w => format!("{:.0} h {:.0} min", (w / 3600.0).floor(), (w % 3600.0 / 60.0).floor()),

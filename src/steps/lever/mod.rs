@@ -162,6 +162,18 @@ impl StepKind for Lever {
 }
 
 impl Lever {
+    /// The lever that this step restores, if that is what it does.
+    #[must_use]
+    pub fn releases(&self) -> Option<&str> {
+        self.revert.as_deref()
+    }
+
+    /// How the lever is restored, in words.
+    #[must_use]
+    pub fn revert_words(&self) -> String {
+        self.shown().1
+    }
+
     /// Raises the lever, unless it is up.
     async fn raise(&self, cx: &Context, outside: &Outside<'_>) -> Result<Value> {
         let before = cx.recall::<Hold>(UNIT)?;
