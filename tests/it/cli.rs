@@ -336,3 +336,23 @@ async fn events_follow_a_run_to_its_end() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.trim_end().ends_with("run done"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_tells_the_truth() {
+    let world = world().await;
+    let readme = include_str!("../../README.md");
+    let mut plans = 0;
+    for block in readme.split("```yaml\n").skip(1) {
+        let (plan, _) = block.split_once("```").unwrap();
+        world.write("plan.yaml", plan);
+        world.handover("check", &[]).await.success();
+        plans += 1;
+    }
+    assert!(plans > 0);
+    let help = world.command().arg("--help").output().await.unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for line in readme.lines().filter(|line| line.starts_with("handover ")) {
+        let verb = line.split_whitespace().nth(1).unwrap();
+        assert!(help.contains(&format!("  {verb} ")), "{line}");
+    }
+}
