@@ -179,3 +179,42 @@ async fn a_changed_plan_on_resume() {
     world.write("plan.yaml", PLAN);
     world.handover("resume", &[]).await.success();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_migration() {
+    let world = world().await;
+    world.write(
+        "plan.yaml",
+        "
+handover: 1
+name: bad
+databases: { blue: '${BLUE_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: migrate
+    retry: { attempts: 1 }
+    migrate: { on: blue, role: app, dir: steps }
+",
+    );
+    world.write("steps/V1__note.sql", "alter table token add column note text;");
+    world.write(
+        "steps/V2__broken.sql",
+        "alter table token add column kind text;\nupdate tokn set kind = 'x';",
+    );
+    let ended = world.handover("run", &[]).await.code(1);
+    for words in ["step `migrate` on blue", "V2__broken.sql", "tokn", "next: "] {
+        assert!(ended.stderr.contains(words), "{words}: {ended}");
+    }
+    serves(&world.blue).await;
+    // The first stays, of the second nothing does.
+    let columns = "select string_agg(attname, ' ' order by attnum) from pg_attribute
+        where attrelid = 'token'::regclass and attnum > 3";
+    assert_eq!(world.blue.value(columns).await.as_deref(), Some("note"));
+    world.write(
+        "steps/V2__broken.sql",
+        "alter table token add column kind text;\nupdate token set kind = 'x';",
+    );
+    world.handover("resume", &[]).await.code(6);
+    world.handover("resume", &["--accept-changes"]).await.success();
+    assert_eq!(world.blue.value(columns).await.as_deref(), Some("note kind"));
+}

@@ -4,10 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod approve;
-mod capture;
-mod cleanup;
-mod copy;
 mod bad_input;
+mod capture;
 mod cleanup;
 mod cli;
 mod copy;
