@@ -118,6 +118,18 @@ failpoints! {
     REPLAY_TRIMMED = "replay.trimmed";
     /// Replay has caught up; its step is not recorded as done.
     REPLAY_CAUGHT_UP = "replay.caught-up";
+    /// All participants are prepared; nothing is frozen.
+    CUTOVER_PREPARED = "cutover.prepared";
+    /// Writers on the old side are held off.
+    CUTOVER_FROZEN = "cutover.frozen";
+    /// Everything captured has reached the new side; nothing is decided.
+    CUTOVER_DRAINED = "cutover.drained";
+    /// The decision has fallen; no participant was told.
+    CUTOVER_DECIDED = "cutover.decided";
+    /// A participant is committed, others may not be.
+    CUTOVER_COMMITTED = "cutover.committed";
+    /// The old side is open again; no participant was turned back.
+    CUTOVER_UNDO_OPENED = "cutover.undo-opened";
 }
 
 struct Armed {

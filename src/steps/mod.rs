@@ -26,6 +26,7 @@ pub mod monitor;
 pub mod replay;
 pub mod restore;
 pub mod verify;
+pub mod cutover;
 
 pub use context::{Context, Ledger};
 
@@ -54,6 +55,7 @@ kinds! {
     "capture" => capture::Capture,
     "create_index" => create_index::CreateIndex,
     "replay" => replay::Replay,
+    "cutover" => cutover::Cutover,
 }
 
 /// How the plan layer meets a kind.

@@ -33,6 +33,7 @@ proofs! {
     verify => crate::verify::scenario(),
     migrate => crate::migrate::scenario(),
     capture_and_replay => crate::replay::scenario(),
+    cutover => crate::cutover::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

@@ -11,6 +11,7 @@ mod cli;
 mod copy;
 mod crash;
 mod create_index;
+mod cutover;
 mod decide;
 mod lease;
 mod lever;

@@ -1,0 +1,228 @@
+//! A system that flips: what prepares it, what commits it, what calls it off and what turns it back.
+
+use crate::error::{Class, Error, Result};
+use crate::outside::{Action, FileWrite, Original, Outside};
+use crate::problem::{Problems, Segment};
+use crate::steps::{CheckContext, Context};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// One system of the cutover. `commit` and `file` exclude each other.
+///
+/// Every action must be safe to repeat: after a crash nobody knows whether it took effect. A `prepare` that makes
+/// a system hold its requests needs a time limit of its own there, for a runner that dies cannot release it.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Participant {
+    /// Its name in messages.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// Proves that it is able to flip, before anything is paused.
+    pub check: Option<Action>,
+    /// Readies it; it may hold its clients from here.
+    pub prepare: Option<Action>,
+    /// Flips it.
+    pub commit: Option<Action>,
+    /// Lets it go on with the old side when the cutover is called off. Also sent where `prepare` failed.
+    pub abort: Option<Action>,
+    /// Turns it back after it was flipped.
+    pub revert: Option<Action>,
+    /// Proves that it flipped.
+    pub verify: Option<Action>,
+    /// A file that is its switch: replaced on commit, and what it was comes back when it is turned back.
+    pub file: Option<FileWrite>,
+}
+
+/// Finds what is wrong with the list.
+pub fn check(participants: &[Participant], cx: &CheckContext<'_>, problems: &mut Problems) {
+    let mut names = BTreeSet::new();
+    for (i, participant) in participants.iter().enumerate() {
+        let at = |key: &str| vec![Segment::from("participants"), i.into(), key.into()];
+        if !names.insert(&participant.name) {
+            problems
+                .error(at("name"), format!("the participant `{}` is named twice", participant.name))
+                .hint("names tell participants apart in the journal");
+        }
+        for (key, action) in participant.actions() {
+            action.check(&at(key), problems);
+            if let Some(database) = action.database()
+                && !cx.databases.contains(database)
+            {
+                let known: Vec<&str> = cx.databases.iter().map(String::as_str).collect();
+                problems
+                    .error(
+                        [at(key), vec!["sql".into(), "on".into()]].concat(),
+                        format!("there is no database `{database}` in this plan"),
+                    )
+                    .hint(format!("the plan has: {}", known.join(", ")));
+            }
+        }
+        let whole = vec![Segment::from("participants"), i.into()];
+        match (&participant.commit, &participant.file) {
+            (Some(_), Some(_)) => {
+                problems
+                    .error(at("file"), "`file` is a commit of its own")
+                    .at_key()
+                    .hint("keep either `file` or `commit`");
+            }
+            (None, None) => {
+                problems.error(whole, "a participant needs `commit` or `file`").hint("say what flips it");
+            }
+            (Some(_), None) if participant.revert.is_none() => {
+                problems
+                    .warning(
+                        whole,
+                        format!(
+                            "participant `{}` has no `revert`: the cutover cannot be undone",
+                            participant.name
+                        ),
+                    )
+                    .hint("say what turns it back");
+            }
+            _ => {}
+        }
+        if let Some(file) = &participant.file {
+            file.check(&at("file"), problems);
+        }
+        if participant.prepare.is_some() && participant.abort.is_none() {
+            problems
+                .error(at("prepare"), "`prepare` needs `abort`")
+                .at_key()
+                .hint("say what lets it go on with the old side when the cutover is called off");
+        }
+    }
+}
+
+impl Participant {
+    fn actions(&self) -> impl Iterator<Item = (&'static str, &Action)> {
+        [
+            ("check", &self.check),
+            ("prepare", &self.prepare),
+            ("commit", &self.commit),
+            ("abort", &self.abort),
+            ("revert", &self.revert),
+            ("verify", &self.verify),
+        ]
+        .into_iter()
+        .filter_map(|(key, action)| Some((key, action.as_ref()?)))
+    }
+
+    /// The databases that its actions write to.
+    pub fn databases(&self) -> impl Iterator<Item = &str> {
+        self.actions().filter_map(|(_, action)| action.database())
+    }
+
+    /// Whether it can be turned back.
+    pub fn can_revert(&self) -> bool {
+        self.revert.is_some() || self.file.is_some()
+    }
+
+    /// What it would do, in lines.
+    pub fn shown(&self) -> String {
+        let mut parts: Vec<String> =
+            self.actions().map(|(key, action)| format!("{key}: {}", action.shown())).collect();
+        if let Some(file) = &self.file {
+            parts.push(format!("commit: replace {}", file.path.display()));
+        }
+        format!("participant {}: {}", self.name, parts.join("; "))
+    }
+
+    fn unit(&self, what: &str) -> String {
+        format!("{} {what}", self.name)
+    }
+
+    fn fact(&self, what: &str) -> String {
+        format!("{}.{what}", self.name)
+    }
+
+    async fn perform(&self, outside: &Outside<'_>, what: &str, action: Option<&Action>) -> Result<()> {
+        let Some(action) = action else { return Ok(()) };
+        outside
+            .perform(&self.unit(what), action)
+            .await
+            .map(drop)
+            .map_err(|e| e.context(format!("participant {} cannot {what}", self.name)))
+    }
+
+    /// Proves that it is able to flip.
+    pub async fn check(&self, outside: &Outside<'_>) -> Result<()> {
+        self.perform(outside, "check", self.check.as_ref()).await
+    }
+
+    /// Readies it.
+    pub async fn prepare(&self, outside: &Outside<'_>) -> Result<()> {
+        self.perform(outside, "prepare", self.prepare.as_ref()).await
+    }
+
+    /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
+    pub async fn abort(&self, outside: &Outside<'_>) -> Result<()> {
+        let mut last = Ok(());
+        for wait in [0, 200, 1000] {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            last = self.perform(outside, "abort", self.abort.as_ref()).await;
+            if last.is_ok() {
+                break;
+            }
+        }
+        last.map_err(|e| {
+            e.with_class(Class::External).hint(format!(
+                "{} may still be holding its clients: release it by hand, then `handover resume`",
+                self.name
+            ))
+        })
+    }
+
+    /// Flips it, and remembers that it did.
+    pub async fn commit(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        if let Some(file) = &self.file {
+            if cx.recall::<Original>(&self.fact("original"))?.is_none() {
+                let tag = format!("{}-{}", cx.run, cx.step);
+                cx.remember(&self.fact("original"), &outside.file_keep(file, &tag)?).await?;
+            }
+            outside.file_write(&self.unit("commit"), file).await?;
+        }
+        self.perform(outside, "commit", self.commit.as_ref()).await?;
+        cx.remember(&self.fact("committed"), &true).await
+    }
+
+    /// Whether the journal says that it flipped.
+    pub fn is_committed(&self, cx: &Context) -> Result<bool> {
+        Ok(cx.recall(&self.fact("committed"))?.unwrap_or(false))
+    }
+
+    /// Proves that it flipped.
+    pub async fn verify(&self, outside: &Outside<'_>) -> Result<()> {
+        if let Some(file) = &self.file
+            && !outside.file_is(file)?
+        {
+            return Err(Error::external(format!(
+                "participant {}: {} is not what was written",
+                self.name,
+                file.path.display()
+            ))
+            .hint("see who else writes it, then `handover resume`"));
+        }
+        self.perform(outside, "verify", self.verify.as_ref()).await
+    }
+
+    /// Turns it back, if it may have been flipped.
+    pub async fn revert(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        if let Some(file) = &self.file
+            && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
+        {
+            outside.file_restore(&self.unit("revert"), file, &original).await?;
+            outside.file_forget(&original)?;
+        }
+        self.perform(outside, "revert", self.revert.as_ref()).await
+    }
+
+    /// Drops what was kept for turning it back.
+    pub fn forget(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        match cx.recall::<Original>(&self.fact("original"))? {
+            Some(original) => outside.file_forget(&original),
+            None => Ok(()),
+        }
+    }
+}

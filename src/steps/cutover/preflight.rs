@@ -1,0 +1,135 @@
+//! Everything that can be found out before anybody is paused.
+
+use super::{Cutover, freeze, protocol};
+use crate::error::{Class, Error, Result};
+use crate::event::Measure;
+use crate::outbox;
+use crate::outside::Outside;
+use crate::postgres::Session;
+use crate::steps::{Context, Description};
+use std::time::{Duration, Instant};
+
+/// Waits until a pause would be short, or fails with what is in the way.
+pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
+    let outside = Outside::new(cx);
+    for participant in &cutover.participants {
+        participant.check(&outside).await?;
+    }
+    let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
+    let (blue, green) = (cx.reader(freeze).await?, cx.reader(to).await?);
+    for table in never_analyzed(&green).await? {
+        cx.warn(format!(
+            "{table} on {to} was never analyzed: its first queries may be slow; `analyze {table}`"
+        ));
+    }
+    let begun = Instant::now();
+    loop {
+        let Some(obstacle) = obstacle(cutover, cx, &blue, &green).await? else { return Ok(()) };
+        if begun.elapsed() >= cutover.patience.0 {
+            return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))
+                .on_database(freeze)
+                .hint("nothing was paused and the old side serves on; remove what is in the way, then `handover resume`"));
+        }
+        cx.progress(
+            "waiting to begin",
+            begun.elapsed().as_secs(),
+            Some(cutover.patience.0.as_secs()),
+            Measure::Seconds,
+        );
+        cx.sleep(Duration::from_millis(250)).await?;
+    }
+}
+
+/// What would make a pause long, in words.
+async fn obstacle(
+    cutover: &Cutover,
+    cx: &Context,
+    blue: &Session,
+    green: &Session,
+) -> Result<Option<String>> {
+    for stream in protocol::streams(cutover, cx, blue).await? {
+        let counts = outbox::backlog(blue, green, &stream).await?;
+        if counts.missing > 0 {
+            return Err(Error::new(
+                Class::Invariant,
+                format!("replay of `{}` stands at an event that does not apply", stream.name),
+            )
+            .hint("see `handover status`; the replay step says which event and what to do"));
+        }
+        if counts.waiting > i64::from(cutover.max_backlog) {
+            return Ok(Some(format!("{} events wait for replay ({counts})", counts.waiting)));
+        }
+    }
+    let row = blue
+        .query_opt(
+            "select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
+                    extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 60)
+             from pg_stat_activity a
+             where a.datname = current_database() and a.pid <> pg_backend_pid()
+               and a.xact_start < clock_timestamp() - make_interval(secs => $1)
+               and exists (
+                   select from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
+                   where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
+                     and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+                                    'ExclusiveLock', 'AccessExclusiveLock')
+                     and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue'))
+             order by a.xact_start limit 1",
+            &[&cutover.max_transaction_age.0.as_secs_f64()],
+        )
+        .await?;
+    Ok(row.map(|row| {
+        let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+        let (age, query): (f64, String) = (row.get(3), row.get(4));
+        format!("pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {query}")
+    }))
+}
+
+/// Tables with content that the planner knows nothing of.
+async fn never_analyzed(green: &Session) -> Result<Vec<String>> {
+    let rows = green
+        .query(
+            "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind = 'r' and c.reltuples = -1 and pg_relation_size(c.oid) > 0
+               and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue', 'information_schema')
+             order by 1",
+            &[],
+        )
+        .await?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// What a dry run says.
+pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
+    let mut out = Description::default();
+    if let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) {
+        let blue = cx.reader(freeze).await?;
+        let tables = freeze::tables(&blue, cutover).await?;
+        out.action(format!(
+            "wait up to {} until nothing would make the pause long (backlog at most {} events, no writing transaction older than {})",
+            cutover.patience, cutover.max_backlog, cutover.max_transaction_age
+        ));
+        out.action(format!(
+            "lock {} tables of {freeze} in SHARE ROW EXCLUSIVE mode: readers go on, writers wait at most {}",
+            tables.len(),
+            cutover.write_pause
+        ));
+        out.action(format!("drain what was captured into {to} and carry sequences over"));
+        out.action(format!(
+            "refuse writes on {freeze} from then on, in the same transaction: the point of no return"
+        ));
+        if tables.is_empty() {
+            out.blocker(format!("{freeze} has no table to freeze"));
+        }
+        for stream in protocol::replayed(cutover, cx) {
+            out.action(format!("go on only when replay of step `{stream}` has passed the fence marker"));
+        }
+    }
+    for participant in &cutover.participants {
+        out.action(participant.shown());
+    }
+    out.estimate = Some(format!(
+        "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times",
+        cutover.write_pause, cutover.attempts
+    ));
+    Ok(out)
+}
