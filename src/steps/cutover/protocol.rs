@@ -210,7 +210,7 @@ pub fn replayed<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item
 
 /// Whether one of the steps replays what the capture step captures.
 pub fn is_replayed(steps: &[Step], capture: &StepId) -> bool {
-    of_kind::<Replay>(steps).any(|(_, replay)| replay.capture_of(steps) == Some(capture))
+    of_kind::<Replay>(steps).any(|(_, replay)| replay.capture(steps).is_some_and(|(id, _)| id == capture))
 }
 
 /// Their streams.
