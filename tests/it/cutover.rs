@@ -20,7 +20,7 @@ steps:
       to: green
       events:
         token:
-          insert: { apply: "insert into token select * from jsonb_populate_record(null::token, $new) on conflict (id) do update set active = excluded.active" }
+          insert: { apply: "insert into token select * from json_populate_record(null::token, $new) on conflict (id) do update set active = excluded.active" }
           update: { apply: "update token set active = $new.active::bool where id = $key.id::int" }
           delete: { apply: "delete from token where id = $key.id::int", already: "select not exists (select from token where id = $key.id::int)" }
   - id: flip
@@ -80,11 +80,15 @@ fn read(world: &World, name: &str) -> String {
     std::fs::read_to_string(world.path(name)).unwrap()
 }
 
-/// Inserts as the application until it is refused; returns the ids that were acknowledged.
+/// Inserts as the application, from when it is captured until it is refused; returns the ids that were acknowledged.
 async fn write_until_refused(blue: Database) -> Vec<i32> {
     let (client, connection) =
         tokio_postgres::connect(&blue.owner_url(), tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
+    let captured = "select from pg_trigger where tgrelid = 'token'::regclass and tgname like '%handover%insert'";
+    while client.query_opt(captured, &[]).await.unwrap().is_none() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let mut acknowledged = Vec::new();
     loop {
         match client.query_one("insert into token (active) values (true) returning id", &[]).await {

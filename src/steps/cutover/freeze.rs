@@ -20,7 +20,7 @@ pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableNam
             "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
              where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'information_schema'
                and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue')
-             order by 1 collate \"C\", 2 collate \"C\"",
+             order by n.nspname::text collate \"C\", c.relname::text collate \"C\"",
             &[],
         )
         .await?;
