@@ -20,13 +20,13 @@ pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
+pub mod cutover;
 pub mod lever;
 pub mod migrate;
 pub mod monitor;
 pub mod replay;
 pub mod restore;
 pub mod verify;
-pub mod cutover;
 
 pub use context::{Context, Ledger};
 

@@ -85,7 +85,8 @@ async fn write_until_refused(blue: Database) -> Vec<i32> {
     let (client, connection) =
         tokio_postgres::connect(&blue.owner_url(), tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
-    let captured = "select from pg_trigger where tgrelid = 'token'::regclass and tgname like '%handover%insert'";
+    let captured =
+        "select from pg_trigger where tgrelid = 'token'::regclass and tgname like '%handover%insert'";
     while client.query_opt(captured, &[]).await.unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -86,7 +86,8 @@ pub enum OnPoison {
 
 impl Replay {
     /// The capture that it replays.
-    fn capture<'a>(&self, earlier: &'a [Step]) -> Option<(&'a StepId, &'a Capture)> {
+    #[must_use]
+    pub fn capture<'a>(&self, earlier: &'a [Step]) -> Option<(&'a StepId, &'a Capture)> {
         let mut captures =
             of_kind::<Capture>(earlier).filter(|(id, _)| self.from.as_ref().is_none_or(|f| f == *id));
         let first = captures.next();
