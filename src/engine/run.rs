@@ -134,9 +134,14 @@ pub async fn execute(
     .await;
 
     done.cancel();
-    let _ = heart.await;
+    let silence = heart.await.ok().flatten();
     // If this fails the lease runs out by itself.
     let _ = journal.release(&plan.name, lease.token()).await;
+    // A lease that ran out because the journal was silent is a lost journal: that is what can be mended.
+    let result = match (result, silence) {
+        (Err(error), Some(journal)) if error.class() == Class::LeaseLost => Err(journal),
+        (result, _) => result,
+    };
     result.map(|ended| Outcome { run, ended })
 }
 

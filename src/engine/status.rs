@@ -1,6 +1,6 @@
 //! Where a run stands, who acts on it, what it still holds, and what to do next.
 
-use crate::error::Result;
+use crate::error::{Class, Result};
 use crate::event::{RunId, StepId};
 use crate::journal::state::Halt;
 use crate::journal::{Journal, LeaseRow, Phase, RunState, Status, StepState};
@@ -259,20 +259,28 @@ fn next(plan: &Plan, run: Option<RunId>, state: &RunState, lease: &LeaseLook, ac
         }
         _ => String::new(),
     };
-    let text = match state.phase {
-        Phase::Forward | Phase::Back { .. } => {
+    let asks = plan.steps.iter().find(|step| {
+        let waits =
+            matches!(state.status(&step.id), Status::Failed { failure } if failure.class == Class::Waiting);
+        step.kind_name == "approve" && waits
+    });
+    let text = match (&state.phase, asks) {
+        (Phase::Forward, Some(step)) => {
+            format!("`handover approve {file} {}`, then `handover resume {file}`", step.id)
+        }
+        (Phase::Forward | Phase::Back { .. }, _) => {
             format!("`handover resume {file}` goes on, `handover rollback {file}` undoes it")
         }
-        Phase::Done => format!(
+        (Phase::Done, _) => format!(
             "`handover finish {file}` drops what is kept for rollback, `handover rollback {file}` undoes the run"
         ),
-        Phase::RolledBack { to: Some(_) } => {
+        (Phase::RolledBack { to: Some(_) }, _) => {
             format!("`handover resume {file}` goes forward again, `handover rollback {file}` undoes the rest")
         }
-        Phase::Aborted => {
+        (Phase::Aborted, _) => {
             format!("`handover rollback {file}` undoes it, `handover finish {file}` leaves it as it is")
         }
-        Phase::RolledBack { to: None } | Phase::Finished => {
+        (Phase::RolledBack { to: None } | Phase::Finished, _) => {
             format!("nothing is left to do; `handover run {file}` begins anew")
         }
     };

@@ -123,7 +123,9 @@ impl Journal {
                 return Err(error);
             }
             if begun.elapsed() >= self.patience {
-                return Err(error.context("the journal cannot be written or read").with_class(Class::Journal).hint(
+                // Anew, because the error's own hint speaks of a server that is merely away.
+                let message = format!("the journal cannot be written or read: {}", error.message());
+                return Err(Error::new(Class::Journal, message).on_database(CONTROL).hint(
                     "the run stops here, and every database keeps serving; bring the control database back, then `handover resume`",
                 ));
             }

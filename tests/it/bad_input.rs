@@ -93,17 +93,26 @@ async fn a_missing_privilege() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_journal_is_lost_in_the_middle_of_a_run() {
+async fn the_journal_is_lost_when_a_step_ends() {
+    lose_the_journal(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_lost_inside_a_long_step() {
+    lose_the_journal(true).await;
+}
+
+/// Kills the control server during a run. With `inside`, the step is still at work when the lease runs out.
+async fn lose_the_journal(inside: bool) {
     let world = world().await;
     let server: &'static PostgresServer = Box::leak(Box::new(servers::own_green().await));
     let control = Database::create(server, None).await;
     let command = |verb: &str| {
         let mut command = world.command();
-        command
-            .env("CONTROL_URL", control.handover_url())
-            .arg(verb)
-            .arg(world.plan())
-            .args(["--lease-ttl", "4s"]);
+        command.env("CONTROL_URL", control.handover_url()).arg(verb).arg(world.plan());
+        if verb != "status" {
+            command.args(["--lease-ttl", "4s"]);
+        }
         command
     };
     // An old transaction holds the index build up, so that the server dies inside the step.
@@ -112,31 +121,33 @@ async fn the_journal_is_lost_in_the_middle_of_a_run() {
     old.query("select count(*) from token", &[]).await.unwrap();
     let run = tokio::spawn(command("run").output());
     let probe = world.blue.admin().await;
-    let waiting = "select 1 from pg_stat_progress_create_index where phase like 'waiting%'";
+    let waiting = "select 1 from pg_stat_progress_create_index
+        where phase like 'waiting%' and datname = current_database()";
     while probe.query_opt(waiting, &[]).await.unwrap().is_none() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     server.kill().await.unwrap();
     serves(&world.blue).await;
-    old.commit().await.unwrap();
+    let mut old = Some(old);
+    if !inside {
+        old.take().unwrap().commit().await.unwrap();
+    }
     let output = tokio::time::timeout(Duration::from_secs(60), run).await.unwrap().unwrap().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(matches!(output.status.code(), Some(4 | 5)), "{text}");
-    assert!(text.contains("next: "), "{text}");
+    assert_eq!(output.status.code(), Some(5), "{text}");
+    for words in ["the journal cannot be written or read", "next: ", "bring the control database back"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
     serves(&world.blue).await;
-    let lost = command("resume").output().await.unwrap();
-    assert!(String::from_utf8_lossy(&lost.stderr).contains("database control"), "{lost:?}");
+    drop(old);
+    let lost = command("status").output().await.unwrap();
+    let text = String::from_utf8_lossy(&lost.stderr).into_owned();
+    assert!(text.contains("database control") && text.contains("next: "), "{text}");
     server.start_again().await.unwrap();
     let output = command("resume").args(["--wait", "20s"]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(
-        world
-            .blue
-            .value("select count(*) from pg_index where indrelid = 'token'::regclass and indisvalid")
-            .await
-            .as_deref(),
-        Some("3")
-    );
+    let indexes = "select count(*) from pg_index where indrelid = 'token'::regclass and indisvalid";
+    assert_eq!(world.blue.value(indexes).await.as_deref(), Some("3"));
     server.stop().await.unwrap();
 }
 
@@ -193,7 +204,7 @@ control: ${CONTROL_URL}
 steps:
   - id: migrate
     retry: { attempts: 1 }
-    migrate: { on: blue, role: app, dir: steps }
+    migrate: { on: blue, role: app, dir: steps, undo: none }
 ",
     );
     world.write("steps/V1__note.sql", "alter table token add column note text;");

@@ -356,3 +356,79 @@ async fn the_readme_tells_the_truth() {
         assert!(help.contains(&format!("  {verb} ")), "{line}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_knows_what_is_yet_to_be_made_and_where_the_way_back_ends() {
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let plan = "
+handover: 1
+name: later
+databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: copy
+    copy: { from: blue, to: green }
+  - id: orphans
+    cleanup: { on: green, table: token, where: not active, action: quarantine }
+  - id: migrate
+    migrate: { on: blue, role: app, dir: steps, undo: none }
+  - id: go
+    approve: { message: go on }
+";
+    let files = [("steps/V1__note.sql", "alter table token add column note text;")];
+    let world = World::new(Some(&template.name), None, plan, &files).await;
+    let ended = world.handover("dry-run", &["--format", "json"]).await.success();
+    let answer = object(&ended);
+    assert_eq!(answer["steps"][1]["outlook"], "later", "{ended}");
+    assert!(answer["steps"][1]["why"].as_str().unwrap().contains("before step `copy` has run"), "{ended}");
+    assert_eq!(answer["point_of_no_return"]["step"], "migrate");
+    assert_eq!(answer["steps"][1]["rollback_loses"], serde_json::json!([]));
+    assert_eq!(answer["steps"][3]["rollback_loses"][0]["step"], "migrate");
+    assert!(answer["warnings"][0].as_str().unwrap().contains("names no `reader:`"), "{ended}");
+    let text = world.handover("dry-run", &[]).await.success().stdout;
+    assert!(text.contains("free up to and with `orphans`"), "{text}");
+    assert!(text.contains("from `migrate` on (the point of no return)"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_names_what_is_held_and_approve_refuses_what_would_not_count() {
+    let plan = "
+handover: 1
+name: held
+databases: { blue: '${BLUE_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: lifetime
+    lever: { file: { path: app.conf, content: \"lifetime = 30\\n\" } }
+  - id: index
+    create_index: { on: blue, indexes: [{ name: token_subject, table: token, columns: [subject] }] }
+  - id: go
+    approve: { message: go on }
+";
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, plan, &[("app.conf", "lifetime = 1\n")]).await;
+    world.handover_failing("engine.step-started:2", "run", &[]).await.killed();
+    let status = world.handover("status", &[]).await.success();
+    assert!(status.stdout.contains("outside: the lever of step `lifetime` is up"), "{status}");
+    let early = world.handover("approve", &["go"]).await.code(2);
+    assert!(
+        early.stderr.contains("does not wait for an approval yet") && early.stderr.contains("next:"),
+        "{early}"
+    );
+    world.handover("resume", &["--no-wait"]).await.code(7);
+    let waiting = object(&world.handover("status", &["--format", "json"]).await.success());
+    assert_eq!(waiting["halted"]["class"], "waiting");
+    let approved =
+        world.handover("approve", &["go", "--by", "<b>alice</b>", "--format", "json"]).await.success();
+    assert_eq!(object(&approved)["by"], "<b>alice</b>");
+    world.handover("resume", &["--no-wait"]).await.success();
+    let late = world.handover("approve", &["go"]).await.code(2);
+    assert!(late.stderr.contains("approved already"), "{late}");
+    let page = world.handover("report", &["--format", "html"]).await.success().stdout;
+    assert!(page.contains("&lt;b&gt;alice&lt;/b&gt;") && !page.contains("<b>alice"), "{page}");
+    let report = object(&world.handover("report", &["--format", "json"]).await.success());
+    assert_eq!(report["steps"][2]["attempts"].as_array().unwrap().len(), 2);
+    world.handover("rollback", &[]).await.success();
+    let status = object(&world.handover("status", &["--format", "json"]).await.success());
+    assert_eq!(status["held"], serde_json::json!([]), "{status}");
+}
