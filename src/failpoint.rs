@@ -1,14 +1,15 @@
 //! Named places where a test may kill or stop the engine, to prove that it resumes from there.
 //!
 //! `HANDOVER_FAILPOINT=name` kills this process with SIGKILL the first time that place is reached,
-//! `name:3` the third time, and `name:3:stop` sends SIGSTOP instead. Without the variable a failpoint costs
+//! `name:3` the third time, and `name:3:stop` sends SIGSTOP instead. `name:3:kill:STEP` counts only from when
+//! that step begins, so that the same place in an earlier step of the same kind does not count. Without the variable a failpoint costs
 //! one load. Names start with the step kind (`copy.…`) or `engine.…`; the crash tests kill at every one of
 //! [`ALL`] and fail when one is never reached.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The variable that arms one failpoint.
 pub const VARIABLE: &str = "HANDOVER_FAILPOINT";
@@ -136,6 +137,9 @@ struct Armed {
     name: String,
     countdown: AtomicU64,
     signal: Signal,
+    /// Counts only while this step is the last that began.
+    step: Option<String>,
+    inside: AtomicBool,
 }
 
 fn armed() -> Option<&'static Armed> {
@@ -147,15 +151,29 @@ fn armed() -> Option<&'static Armed> {
             let name = parts.next()?.to_owned();
             let nth = parts.next().and_then(|n| n.parse().ok()).unwrap_or(1);
             let signal = if parts.next() == Some("stop") { Signal::SIGSTOP } else { Signal::SIGKILL };
-            Some(Armed { name, countdown: AtomicU64::new(nth), signal })
+            let step = parts.next().map(str::to_owned);
+            let inside = AtomicBool::new(step.is_none());
+            Some(Armed { name, countdown: AtomicU64::new(nth), signal, step, inside })
         })
         .as_ref()
+}
+
+/// Tells that a step begins; the engine calls it before the step's own failpoints can be reached.
+pub fn begin(step: &str) {
+    if let Some(armed) = armed()
+        && let Some(wanted) = &armed.step
+    {
+        armed.inside.store(wanted == step, Ordering::SeqCst);
+    }
 }
 
 /// Marks a place where a crash must be survivable.
 pub fn hit(name: &'static str) {
     let Some(armed) = armed() else { return };
-    if armed.name == name && armed.countdown.fetch_sub(1, Ordering::SeqCst) == 1 {
+    if armed.name == name
+        && armed.inside.load(Ordering::SeqCst)
+        && armed.countdown.fetch_sub(1, Ordering::SeqCst) == 1
+    {
         // A failure to signal ourselves would only make the test that armed this fail, which is right.
         let _ = kill(Pid::this(), armed.signal);
     }

@@ -1,6 +1,7 @@
 //! Handover executes declarative upgrade plans against live Postgres databases and a message queue.
 
 pub mod cli;
+pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod error;

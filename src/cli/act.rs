@@ -244,7 +244,7 @@ fn word(ended: Ended) -> &'static str {
 
 /// Ctrl-C, SIGTERM and a lost terminal ask for a stop at the next safe place. A second Ctrl-C ends the
 /// process as a crash would, which is survivable too.
-async fn watch_signals(stop: CancellationToken) {
+pub(super) async fn watch_signals(stop: CancellationToken) {
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
     else {

@@ -3,6 +3,7 @@
 mod act;
 mod check;
 mod completions;
+mod demo;
 mod doctor;
 mod dry_run;
 mod events;
@@ -93,6 +94,9 @@ enum Command {
     /// Look at everything a plan needs: connections, versions, privileges, settings, programs, clocks
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(With<doctor::Args>),
+    /// Upgrade a live OAuth service twice, on servers of its own, and count what went wrong
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(With<demo::Args>),
     /// Print a script that completes commands and options in a shell
     #[command(after_help = completions::EXAMPLES)]
     Completions(completions::Args),
@@ -117,6 +121,7 @@ impl Command {
             Command::Runs(with) => with.format,
             Command::Events(with) => with.format,
             Command::Doctor(with) => with.format,
+            Command::Demo(with) => with.format,
             Command::Report(args) => args.error_format(),
             Command::Schema | Command::Completions(_) | Command::Man(_) => Format::Text,
         }
@@ -195,6 +200,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Report(args) => report::run(&args).await,
         Command::Schema => schema::run(),
         Command::Doctor(with) => doctor::run(with.format, &with.args).await,
+        Command::Demo(with) => demo::run(with.format, with.args).await,
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

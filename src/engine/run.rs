@@ -385,6 +385,7 @@ impl Runner<'_> {
                 Way::Back => Record::UndoStarted { step: id.clone(), attempt },
             })
             .await?;
+        failpoint::begin(id.as_str());
         failpoint::hit(if way == Way::Forward { failpoint::STEP_STARTED } else { failpoint::UNDO_STARTED });
         let result = self.attempt(&step, way).await.map_err(|e| e.at_step(id));
         let record = match (result, way) {
@@ -456,7 +457,8 @@ impl Runner<'_> {
     /// Ends statements that an earlier attempt of this process left running in the servers.
     async fn end_leftovers(&self, step: &Step) -> Result<()> {
         let lease = self.databases.lease()?;
-        for (name, _) in step.kind.databases() {
+        let names: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
+        for name in names {
             // A database that is not there has nothing running for us.
             if let Ok(session) = self.databases.writer(name).await {
                 fence::end_step(&session, lease, step.id.as_str()).await?;

@@ -70,6 +70,15 @@ pub fn heard() -> bool {
     !DEAF.load(std::sync::atomic::Ordering::Relaxed)
 }
 
+/// Prints a line about how things go: where the result is for programs, beside it on standard error.
+pub fn aside(format: Format, text: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = match format {
+        Format::Text => writeln!(std::io::stdout(), "{text}"),
+        Format::Json => writeln!(std::io::stderr(), "{text}"),
+    };
+}
+
 /// Prints what is wrong with a plan, or worth knowing about it, on standard error: as text with a count below, or
 /// one object `{"problems": […]}`. Nothing when there is nothing.
 pub fn problems(format: Format, problems: &[Diagnostic]) {

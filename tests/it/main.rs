@@ -13,6 +13,7 @@ mod crash;
 mod create_index;
 mod cutover;
 mod decide;
+mod demo;
 mod lease;
 mod lever;
 mod local;

@@ -1,0 +1,4 @@
+DROP INDEX CONCURRENTLY IF EXISTS flow_subject_client;
+DROP INDEX CONCURRENTLY IF EXISTS oauth_token_flow_id;
+DROP INDEX CONCURRENTLY IF EXISTS oauth_token_expires_at;
+DROP INDEX CONCURRENTLY IF EXISTS oauth_token_request_id;
