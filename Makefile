@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test lint fmt setup
+.PHONY: help demo test bench lint fmt setup
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--
 
 test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
 	$(CARGO) test --locked
+
+bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)
+	$(CARGO) bench --locked --bench overhead
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check

@@ -43,19 +43,18 @@ macro_rules! kinds {
 }
 
 kinds! {
-    "copy" => copy::Copy,
-    "cleanup" => cleanup::Cleanup,
-    "restore" => restore::Restore,
     "create_index" => create_index::CreateIndex,
+    "migrate" => migrate::Migrate,
     "lever" => lever::Lever,
+    "cleanup" => cleanup::Cleanup,
+    "copy" => copy::Copy,
+    "capture" => capture::Capture,
+    "replay" => replay::Replay,
+    "verify" => verify::Verify,
+    "cutover" => cutover::Cutover,
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,
-    "verify" => verify::Verify,
-    "migrate" => migrate::Migrate,
-    "capture" => capture::Capture,
-    "create_index" => create_index::CreateIndex,
-    "replay" => replay::Replay,
-    "cutover" => cutover::Cutover,
+    "restore" => restore::Restore,
 }
 
 /// How the plan layer meets a kind.
