@@ -14,6 +14,7 @@ mod create_index;
 mod cutover;
 mod decide;
 mod demo;
+mod docs;
 mod lease;
 mod lever;
 mod local;

@@ -265,7 +265,7 @@ pub fn check(
         }
         match rewrite(text) {
             Err(message) => {
-                problems.error(at, message).hint("see docs/steps/replay.md for what an event carries");
+                problems.error(at, message).hint("docs/plans.md#replay says what an event carries");
             }
             Ok(rewritten) => {
                 for (part, column) in &rewritten.columns {

@@ -1,0 +1,271 @@
+//! Documents are held to the program: what they show is accepted, what they name is there.
+
+use handover::plan::Plan;
+use handover::problem::Severity;
+use handover::steps::KINDS;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A fenced block of a document.
+struct Block {
+    /// The words after the fence, such as `yaml plan`.
+    info: String,
+    line: usize,
+    text: String,
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn blocks(text: &str) -> Vec<Block> {
+    let mut out = Vec::new();
+    let mut open: Option<Block> = None;
+    for (number, line) in text.lines().enumerate() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(info)) => {
+                open = Some(Block { info: info.trim().to_owned(), line: number + 1, text: String::new() });
+            }
+            (Some(_), Some("")) => out.extend(open.take()),
+            (Some(block), _) => {
+                block.text.push_str(line);
+                block.text.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a fence is not closed");
+    out
+}
+
+/// A plan around steps that are shown alone. Steps that need an earlier one stand in one block with it.
+fn around(steps: &str) -> String {
+    let steps: String = steps.lines().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "handover: 1
+name: documented
+databases:
+  blue: ${{BLUE_URL}}
+  green: ${{GREEN_URL}}
+  registry: ${{REGISTRY_URL}}
+control: ${{CONTROL_URL}}
+queue: ${{QUEUE_URL}}
+steps:
+{steps}"
+    )
+}
+
+/// The example plans' folder: relative paths in documents start there, as they do in the examples.
+const PLAN: &str = "plans/documented.yaml";
+
+/// What is wrong with a plan, without what depends on who runs the tests or on what was left out around a step.
+fn problems(text: &str) -> Vec<String> {
+    let (problems, errors) = match Plan::parse(Path::new(PLAN), text.to_owned()) {
+        Ok(plan) => (plan.warnings, false),
+        Err(errors) => (errors.problems, true),
+    };
+    let kept: Vec<String> = problems
+        .iter()
+        .filter(|problem| {
+            problem.severity == Severity::Error
+                || !["the environment variable", "no step uses"]
+                    .iter()
+                    .any(|start| problem.message.starts_with(start))
+        })
+        .map(ToString::to_string)
+        .collect();
+    assert!(!errors || !kept.is_empty());
+    kept
+}
+
+#[test]
+fn every_plan_and_step_that_is_shown_is_accepted() {
+    let mut shown = BTreeSet::new();
+    let mut failures = Vec::new();
+    for file in ["docs/plans.md", "README.md"] {
+        for block in blocks(&read(Path::new(file))) {
+            let text = match block.info.as_str() {
+                "yaml plan" => block.text.clone(),
+                "yaml step" => around(&block.text),
+                "yaml part" => continue,
+                info if info.starts_with("yaml") => {
+                    failures
+                        .push(format!("{file}:{}: say `yaml plan`, `yaml step` or `yaml part`", block.line));
+                    continue;
+                }
+                _ => continue,
+            };
+            for problem in problems(&text) {
+                failures.push(format!("{file}:{}:\n{problem}", block.line));
+            }
+            if let Ok(plan) = Plan::parse(Path::new(PLAN), text) {
+                shown.extend(plan.steps.iter().map(|step| step.kind_name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    for kind in KINDS {
+        assert!(shown.contains(kind.name), "no example of `{}`", kind.name);
+    }
+}
+
+/// The schema knows every field of a kind; a field that nobody explains is one that nobody finds.
+#[test]
+fn every_kind_has_a_section_that_names_its_fields() {
+    let text = read(Path::new("docs/plans.md"));
+    let mut generator = schemars::SchemaGenerator::default();
+    for kind in KINDS {
+        let heading = format!("\n## {}\n", kind.name);
+        let at = text.find(&heading).unwrap_or_else(|| panic!("no section `## {}`", kind.name));
+        let section = &text[at + heading.len()..];
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let reference = (kind.schema)(&mut generator);
+        let name = reference
+            .get("$ref")
+            .and_then(|value| value.as_str())
+            .and_then(|path| path.rsplit('/').next())
+            .unwrap_or_else(|| panic!("the schema of {} is not a reference", kind.name))
+            .to_owned();
+        let fields = generator.definitions()[&name]["properties"].as_object().unwrap().clone();
+        assert!(!fields.is_empty());
+        for field in fields.keys() {
+            assert!(section.contains(&format!("`{field}`")), "`{}` does not explain `{field}`", kind.name);
+        }
+    }
+}
+
+fn markdown() -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir("docs")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect();
+    files.extend(["README.md".into(), "CHANGELOG.md".into()]);
+    files.sort();
+    files
+}
+
+/// The anchors that a page's headings get from the usual renderers.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut fenced = false;
+    let mut out = BTreeSet::new();
+    for line in text.lines() {
+        fenced ^= line.starts_with("```");
+        let title = line.trim_start_matches('#');
+        if fenced || title.len() == line.len() || !title.starts_with(' ') {
+            continue;
+        }
+        let title = title.trim().to_lowercase();
+        let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        out.insert(kept.map(|c| if c == ' ' { '-' } else { c }).collect());
+    }
+    out
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    let mut seen = 0;
+    for file in markdown() {
+        let text = read(&file);
+        let folder = file.parent().unwrap().to_owned();
+        for (at, _) in text.match_indices("](") {
+            let link = text[at + 2..].split(')').next().unwrap_or_default();
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            seen += 1;
+            let (path, anchor) = link.split_once('#').map_or((link, None), |(p, a)| (p, Some(a)));
+            let target = if path.is_empty() { file.clone() } else { folder.join(path) };
+            assert!(target.exists(), "{}: {link} leads nowhere", file.display());
+            if let Some(anchor) = anchor {
+                assert!(
+                    anchors(&read(&target)).contains(anchor),
+                    "{}: {link}: there is no such heading",
+                    file.display()
+                );
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} links");
+}
+
+fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            out.push(path);
+        }
+    }
+}
+
+/// Hints, help texts and comments send people to files; those must be there.
+#[test]
+fn every_file_that_the_program_names_is_there() {
+    let mut files = Vec::new();
+    sources(Path::new("src"), &mut files);
+    files.extend(markdown());
+    let mut seen = 0;
+    for file in files {
+        let text = read(&file);
+        for folder in ["docs/", "scripts/"] {
+            for (at, _) in text.match_indices(folder) {
+                // A longer path or a URL, not ours.
+                if text[..at].ends_with(|c: char| c.is_alphanumeric() || "/.-_".contains(c)) {
+                    continue;
+                }
+                let path: String =
+                    text[at..].chars().take_while(|c| c.is_alphanumeric() || "/._-#".contains(*c)).collect();
+                let (path, anchor) =
+                    path.split_once('#').map_or((path.as_str(), None), |(p, a)| (p, Some(a)));
+                let path = path.trim_end_matches('.');
+                if path == folder {
+                    continue;
+                }
+                seen += 1;
+                assert!(Path::new(path).exists(), "{} names {path}, which is not there", file.display());
+                if let Some(anchor) = anchor {
+                    assert!(
+                        anchors(&read(Path::new(path))).contains(anchor),
+                        "{}: {path}#{anchor}",
+                        file.display()
+                    );
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} paths");
+}
+
+/// Whoever copies `.env.example` must be able to run the example plans with it.
+#[test]
+fn the_example_environment_has_every_variable_of_the_example_plans() {
+    let environment = read(Path::new(".env.example"));
+    let set: BTreeSet<&str> = environment
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('=').map(|(name, _)| name))
+        .collect();
+    let compose = read(Path::new("docker-compose.yml"));
+    let mut wanted = BTreeSet::new();
+    for entry in std::fs::read_dir("plans").unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "yaml") {
+            wanted.extend(variables(&read(&path)));
+        }
+    }
+    assert!(wanted.contains("BLUE_URL") && wanted.contains("OAUTH_URL"), "{wanted:?}");
+    wanted.extend(variables(&compose));
+    let missing: Vec<&String> = wanted.iter().filter(|name| !set.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), ".env.example lacks {missing:?}");
+}
+
+/// The names in `${NAME}` and `${NAME:?message}`.
+fn variables(text: &str) -> BTreeSet<String> {
+    text.match_indices("${")
+        .map(|(at, _)| {
+            text[at + 2..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+        })
+        .collect()
+}
