@@ -100,7 +100,7 @@ async fn each_write_that_counts_is_captured_once() {
         world.blue.value("select count(*) from pg_trigger where tgname like '00_handover%'").await.unwrap(),
         "0"
     );
-    assert_eq!(world.blue.value("select count(*) from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'handover'").await.unwrap(), "0");
+    assert_eq!(world.blue.value("select count(*) from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'handover' and p.proname like 'capture%'").await.unwrap(), "0");
     assert_eq!(world.blue.value("select count(*) from handover.outbox").await.unwrap(), "0");
     world.blue.execute("truncate token; insert into token (id, subject) values ('c', 's')").await;
     // And again, from the start.

@@ -92,7 +92,7 @@ async fn rows_of_every_type_come_back_exactly() {
     let before = world.snapshot().await;
     let ended = world.handover("run", &[]).await.success();
     // With nobody else there one walk finds all rows, or the walk skips some.
-    assert_eq!(ended.stdout.matches("\"walks\":1").count(), 5, "{ended}");
+    assert_eq!(ended.stdout.matches("walks: 1").count(), 5, "{ended}");
     assert_eq!(number(&world, "select count(*) from odd").await, 1);
     assert_eq!(number(&world, "select count(*) from consent where client_id in ('c0', 'c6')").await, 0);
     assert_eq!(number(&world, "select count(*) from account where email <> lower(email)").await, 0);
