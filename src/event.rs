@@ -160,6 +160,9 @@ pub enum Record {
     StandingEnded {
         /// The step that had left it.
         step: StepId,
+        /// The step that ended it; journals of older versions do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<StepId>,
     },
     /// Nothing before this can be undone without losing what happened since.
     PointOfNoReturn {

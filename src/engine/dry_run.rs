@@ -357,7 +357,7 @@ impl Ledger for Frozen {
         Ok(None)
     }
 
-    async fn end_standing(&self, _: &StepId) -> Result<()> {
+    async fn end_standing(&self, _: &StepId, _: &StepId) -> Result<()> {
         Err(refused())
     }
 

@@ -79,12 +79,12 @@ impl Ledger for Recorder {
             .next_back())
     }
 
-    async fn end_standing(&self, step: &StepId) -> Result<()> {
+    async fn end_standing(&self, step: &StepId, by: &StepId) -> Result<()> {
         self.standing.end(step).await;
-        if self.with(|state| state.standing_ended.contains(step)) {
+        if self.with(|state| state.standing_ended.contains_key(step)) {
             return Ok(());
         }
-        self.append(Record::StandingEnded { step: step.clone() }).await
+        self.append(Record::StandingEnded { step: step.clone(), by: Some(by.clone()) }).await
     }
 
     async fn point_of_no_return(&self, step: &StepId) -> Result<()> {

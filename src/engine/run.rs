@@ -468,7 +468,7 @@ impl Runner<'_> {
     }
 
     fn stand(&self, step: &Step) {
-        if step.kind.stands() && !self.recorder.with(|state| state.standing_ended.contains(&step.id)) {
+        if step.kind.stands() && !self.recorder.with(|state| state.standing_ended.contains_key(&step.id)) {
             self.recorder.standing.start(step, self.context(step), self.failed.clone());
         }
     }

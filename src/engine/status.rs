@@ -184,7 +184,7 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
     let seconds = known.started.zip(until).map(|(from, to)| to.duration_since(from).as_secs_f64().max(0.0));
     let standing = step.kind.stands().then(|| match known.status {
         Status::Pending | Status::Running | Status::Failed { .. } => StandingStatus::NotYet,
-        Status::Done if state.standing_ended.contains(&step.id) => StandingStatus::Ended,
+        Status::Done if state.standing_ended.contains_key(&step.id) => StandingStatus::Ended,
         Status::Done if acts => StandingStatus::Running,
         Status::Done if state.phase == Phase::Forward => StandingStatus::Stopped,
         _ => StandingStatus::Ended,

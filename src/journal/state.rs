@@ -6,7 +6,7 @@ use crate::event::{Entry, Failure, Record, StepId};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Which way the run is going, or how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -125,8 +125,8 @@ pub struct RunState {
     /// Facts by step and key.
     #[serde(skip)]
     pub facts: BTreeMap<StepId, BTreeMap<String, Value>>,
-    /// Steps whose standing task a later step ended.
-    pub standing_ended: BTreeSet<StepId>,
+    /// Steps whose standing task was ended, and the step that ended it.
+    pub standing_ended: BTreeMap<StepId, StepId>,
     /// Set while it is stopped.
     pub halted: Option<Halt>,
     /// The step after which nothing before it can be undone without loss.
@@ -149,7 +149,7 @@ impl RunState {
             phase: Phase::Forward,
             steps: BTreeMap::new(),
             facts: BTreeMap::new(),
-            standing_ended: BTreeSet::new(),
+            standing_ended: BTreeMap::new(),
             halted: None,
             no_return: None,
             seq: 0,
@@ -267,8 +267,8 @@ impl RunState {
                 state.status = Status::Failed { failure: failure.clone() };
                 state.failures += 1;
             }
-            Record::StandingEnded { step } => {
-                self.standing_ended.insert(step.clone());
+            Record::StandingEnded { step, by } => {
+                self.standing_ended.insert(step.clone(), by.clone().unwrap_or_else(|| step.clone()));
             }
             Record::PointOfNoReturn { step } => self.no_return = Some(step.clone()),
             Record::RollbackStarted { to, accept_loss, .. } => {
@@ -302,6 +302,8 @@ impl RunState {
                 // An undone step starts from nothing if it is run again.
                 self.facts.remove(step);
                 self.standing_ended.remove(step);
+                // What it had ended stands again when the run goes forward.
+                self.standing_ended.retain(|_, by| by != step);
                 if self.no_return.as_ref() == Some(step) {
                     self.no_return = None;
                 }

@@ -39,8 +39,9 @@ pub trait Ledger: Send + Sync {
     /// The approval of a step, if somebody gave it.
     async fn approval(&self, step: &StepId) -> Result<Option<Request>>;
 
-    /// Ends the standing task that an earlier step left, and waits until it has stopped.
-    async fn end_standing(&self, step: &StepId) -> Result<()>;
+    /// Ends the standing task that an earlier step left, and waits until it has stopped. Should the step `by`
+    /// which it is ended be undone, the task stands again when the run goes forward.
+    async fn end_standing(&self, step: &StepId, by: &StepId) -> Result<()>;
 
     /// Records that what follows cannot be undone without loss.
     async fn point_of_no_return(&self, step: &StepId) -> Result<()>;

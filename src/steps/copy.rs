@@ -306,6 +306,12 @@ impl Copy {
         self.jobs.unwrap_or_else(cores).max(1)
     }
 
+    /// Whether the rows of a table are copied, as far as names say.
+    #[must_use]
+    pub fn takes_rows(&self, table: &TableName) -> bool {
+        self.selection().table(table) && !self.without_data.contains(table)
+    }
+
     fn chunk_bytes(&self) -> u64 {
         self.chunk_mb.map_or(CHUNK, |mb| mb.max(1) << 20)
     }
@@ -387,6 +393,8 @@ impl Copy {
             settings,
             after,
             inventory,
+            writes: source.writes.clone(),
+            server_started: source.server_started.clone(),
         };
         tx.save_checkpoint(cx.run, &cx.step, state::STATE, &state).await?;
         tx.commit().await?;

@@ -236,7 +236,7 @@ impl Bars {
                 let took = self.finish(at);
                 self.line(&format!("{bad} {} {took}: {}", style(step).bold(), failure.message));
             }
-            Record::StandingEnded { step } => self.end_standing(step),
+            Record::StandingEnded { step, .. } => self.end_standing(step),
             Record::PointOfNoReturn { step } => {
                 let text = style(format!("{step}: point of no return passed")).yellow().bold();
                 self.line(&format!("! {text}"));

@@ -25,7 +25,7 @@ pub fn sentence(record: &Record) -> Option<String> {
             words => format!("{step}: done ({words})"),
         },
         Record::StepFailed { step, failure } => format!("{step}: failed: {}", failure.message),
-        Record::StandingEnded { step } => format!("{step}: standing task ended"),
+        Record::StandingEnded { step, .. } => format!("{step}: standing task ended"),
         Record::PointOfNoReturn { step } => format!("{step}: point of no return passed"),
         Record::RollbackStarted { to: None, reason, .. } => format!("rolling back everything ({reason})"),
         Record::RollbackStarted { to: Some(to), reason, .. } => format!("rolling back to `{to}` ({reason})"),

@@ -5,6 +5,7 @@
 
 mod approve;
 mod bad_input;
+mod bluegreen;
 mod capture;
 mod cleanup;
 mod cli;

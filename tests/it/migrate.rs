@@ -329,7 +329,7 @@ impl Ledger for NoJournal {
     async fn approval(&self, _: &StepId) -> Result<Option<steps::context::Request>> {
         Ok(None)
     }
-    async fn end_standing(&self, _: &StepId) -> Result<()> {
+    async fn end_standing(&self, _: &StepId, _: &StepId) -> Result<()> {
         panic!("a dry run ends nothing")
     }
     async fn point_of_no_return(&self, _: &StepId) -> Result<()> {

@@ -232,7 +232,7 @@ impl StepKind for Capture {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        cx.ledger.end_standing(&cx.step).await?;
+        cx.ledger.end_standing(&cx.step, &cx.step).await?;
         let mut session = cx.writer(&self.from).await?;
         let Some(stream) = Stream::find(&session, cx.run, &cx.step).await? else {
             return Ok(json!({ "dropped": 0 }));

@@ -4,7 +4,7 @@ use super::source::{Source, text_settings};
 use super::state::{Chunk, Loaded, State, Table};
 use super::{Copy, state};
 use crate::error::{Error, Result};
-use crate::event::Measure;
+use crate::event::{Measure, RunId, StepId};
 use crate::failpoint;
 use crate::postgres::{Session, quote_ident};
 use crate::steps::Context;
@@ -189,8 +189,16 @@ fn statements(table: &Table, chunk: Chunk) -> (String, String) {
 /// # Errors
 /// What the server says.
 pub async fn loaded(session: &Session, cx: &Context) -> Result<Vec<Loaded>> {
+    loaded_by(session, cx.run, &cx.step).await
+}
+
+/// The same of another step.
+///
+/// # Errors
+/// What the server says.
+pub async fn loaded_by(session: &Session, run: RunId, step: &StepId) -> Result<Vec<Loaded>> {
     let mut totals: std::collections::BTreeMap<_, Loaded> = std::collections::BTreeMap::new();
-    for one in state::states::<Loaded>(session, cx.run, &cx.step, "rows:").await? {
+    for one in state::states::<Loaded>(session, run, step, "rows:").await? {
         let total = totals.entry(one.table.clone()).or_insert(Loaded { rows: 0, bytes: 0, table: one.table });
         total.rows += one.rows;
         total.bytes += one.bytes;

@@ -22,6 +22,10 @@ pub struct Source {
     pub exported: String,
     /// What it sees.
     pub snapshot: Snapshot,
+    /// How often each table had been written just before.
+    pub writes: Vec<(TableName, i64)>,
+    /// When the server had started.
+    pub server_started: String,
     since: Instant,
     /// Blue's major version.
     pub major: u32,
@@ -58,6 +62,8 @@ impl Source {
         let databases = cx.databases.labelled(cx.step.as_str());
         let looker = reader(&databases, &copy.from).await?;
         let wanted = lockable(&looker, &copy.selection()).await?;
+        let writes = writes(&looker).await?;
+        let server_started = server_started(&looker).await?;
         let holder = reader(&databases, &copy.from).await?;
         let major = major(&holder).await?;
         // A transaction's snapshot is taken by its first query, and LOCK is none: locks come first.
@@ -80,7 +86,15 @@ impl Source {
             return Ok(None);
         }
         let snapshot = Snapshot { xids: row.get(1), lsn: row.get(2), taken_at: row.get(3) };
-        Ok(Some(Source { holder, exported: row.get(0), snapshot, since: Instant::now(), major }))
+        Ok(Some(Source {
+            holder,
+            exported: row.get(0),
+            snapshot,
+            writes,
+            server_started,
+            since: Instant::now(),
+            major,
+        }))
     }
 
     /// A session that sees what the holder sees, in an open transaction.
@@ -177,6 +191,36 @@ pub async fn text_settings(session: &Session) -> Result<()> {
         session.set(name, value).await?;
     }
     Ok(())
+}
+
+/// How often rows of each table were written so far, as far as the server's statistics have heard of it.
+/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ALL-TABLES-VIEW>)
+///
+/// # Errors
+/// What the server says.
+pub async fn writes(session: &Session) -> Result<Vec<(TableName, i64)>> {
+    let rows = session
+        .query(
+            "select schemaname::text, relname::text, (n_tup_ins + n_tup_upd + n_tup_del)::bigint
+             from pg_stat_user_tables where schemaname not in ('handover', 'handover_queue') order by 1, 2",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)))
+        .collect())
+}
+
+/// When the server was started.
+///
+/// # Errors
+/// What the server says.
+pub async fn server_started(session: &Session) -> Result<String> {
+    Ok(session
+        .query_one("select pg_postmaster_start_time()::timestamptz at time zone 'UTC' || ''", &[])
+        .await?
+        .get(0))
 }
 
 /// The server's major version.

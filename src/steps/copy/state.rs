@@ -36,6 +36,13 @@ pub struct State {
     pub after: Vec<Entry>,
     /// What green must show at the end.
     pub inventory: BTreeSet<Fact>,
+    /// How often rows of each table had been written when the copy began, as the source's statistics say:
+    /// a cutover asks for writes that came after. Read before the snapshot, so none of those is missed.
+    #[serde(default)]
+    pub writes: Vec<(TableName, i64)>,
+    /// When the source's server had started then, by its own clock: a crash sets its statistics back.
+    #[serde(default)]
+    pub server_started: String,
 }
 
 /// The point in time a copy shows.
@@ -130,6 +137,14 @@ pub async fn load(session: &mut Session, run: RunId, step: &StepId) -> Result<Op
     let state = tx.checkpoint(run, step, STATE).await?;
     tx.rollback().await?;
     Ok(state)
+}
+
+/// The same, for a session that only reads.
+///
+/// # Errors
+/// What the server says.
+pub async fn read(session: &Session, run: RunId, step: &StepId) -> Result<Option<State>> {
+    Ok(states::<State>(session, run, step, STATE).await?.into_iter().next())
 }
 
 /// Names of the units that are done.

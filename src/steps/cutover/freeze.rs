@@ -39,15 +39,24 @@ pub async fn limit(session: &Session, budget: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Locks writers out. In one statement, so that the wait for one table does not leave others locked in turn.
-pub async fn lock(tx: &Tx<'_>, tables: &[TableName]) -> Result<()> {
+/// Locks writers out. One statement takes the locks in turn, and holds those that it has while it waits for the
+/// next: a writer that took its tables in another order then waits for us, and we for it. Whose `deadlock_timeout`
+/// ends first is cancelled, and that must not be the writer: we give up before any writer's can have run out.
+/// (<https://www.postgresql.org/docs/current/runtime-config-locks.html>)
+pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result<()> {
     if tables.is_empty() {
         return Err(Error::data("there is no table to freeze")
             .on_database(tx.database())
             .hint("is `freeze:` the right database?"));
     }
     let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
-    tx.execute(&format!("lock table {} in share row exclusive mode", list.join(", ")), &[]).await.map(drop)
+    let deadlock: String =
+        tx.query_one("select setting from pg_settings where name = 'deadlock_timeout'", &[]).await?.get(0);
+    let deadlock = deadlock.parse().map_or(budget, Duration::from_millis);
+    let patience = (budget / 2).min(deadlock * 4 / 5).max(Duration::from_millis(10));
+    tx.batch(&format!("set local statement_timeout = '{}ms'", patience.as_millis())).await?;
+    tx.execute(&format!("lock table {} in share row exclusive mode", list.join(", ")), &[]).await?;
+    tx.batch(&format!("set local statement_timeout = '{}ms'", budget.as_millis())).await
 }
 
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.

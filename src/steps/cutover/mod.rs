@@ -10,6 +10,7 @@ mod participant;
 mod preflight;
 mod protocol;
 mod sequences;
+mod uncaptured;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
@@ -33,7 +34,8 @@ pub struct Cutover {
     pub freeze: Option<String>,
     /// The database that takes over; its sequences are set from the old side's.
     pub to: Option<String>,
-    /// Tables that are not frozen, such as logs that may be lost.
+    /// Tables that are not frozen, such as logs that may be lost. What is written to them after the copy and not
+    /// captured is left behind.
     #[serde(default)]
     pub except: BTreeSet<TableName>,
     /// The budget for the time in which writes are held off until the decision. An attempt that does not keep it
@@ -189,6 +191,7 @@ impl StepKind for Cutover {
         }
         // The old side first: a participant that is turned back must find it open.
         if let Some(freeze) = &self.freeze {
+            self.carry_back(freeze, cx).await;
             freeze::open_again(&mut cx.writer(freeze).await?, cx).await?;
         }
         failpoint::hit(failpoint::CUTOVER_UNDO_OPENED);
@@ -205,5 +208,23 @@ impl StepKind for Cutover {
         // The old side stays closed: a late writer must not believe that it still counts.
         let outside = Outside::new(cx);
         self.participants.iter().try_for_each(|p| p.forget(cx, &outside))
+    }
+}
+
+impl Cutover {
+    /// Sets the old side's sequences behind what the new side gave out since: should the run go forward again, a
+    /// row of the old side must not come under the key of another one that is there. The new side may be what
+    /// forced the rollback, so it is not waited for.
+    async fn carry_back(&self, freeze: &str, cx: &Context) {
+        let Some(to) = &self.to else { return };
+        let carried = async {
+            let (green, mut blue) = (cx.reader(to).await?, cx.writer(freeze).await?);
+            sequences::carry(&green, &mut blue).await
+        };
+        if let Err(error) = carried.await {
+            cx.warn(format!(
+                "{freeze}'s sequences were not set behind what {to} gave out ({error}); values may be given out twice"
+            ));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that can be found out before anybody is paused.
 
-use super::{Cutover, freeze, protocol};
+use super::{Cutover, freeze, protocol, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
@@ -22,6 +22,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
             "{table} on {to} was never analyzed: its first queries may be slow; `analyze {table}`"
         ));
     }
+    uncaptured::refuse(cutover, cx, &blue, &green).await?;
     let begun = Instant::now();
     loop {
         let Some(obstacle) = obstacle(cutover, cx, &blue, &green).await? else { return Ok(()) };
@@ -117,6 +118,13 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         out.action(format!(
             "refuse writes on {freeze} from then on, in the same transaction: the point of no return"
         ));
+        let silent = uncaptured::exposed(cutover, cx, &blue).await?;
+        if !silent.is_empty() {
+            out.warning(format!(
+                "copied, but not captured: {}; a write to them between the copy and the cutover would be lost, so the cutover refuses if it finds one",
+                uncaptured::few(&silent)
+            ));
+        }
         if tables.is_empty() {
             out.blocker(format!("{freeze} has no table to freeze"));
         }

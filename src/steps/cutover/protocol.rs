@@ -109,7 +109,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     };
     let tx = freezer.transaction().await?;
     let drain = async {
-        freeze::lock(&tx, &tables).await.map_err(|e| e.context("writers could not be held off"))?;
+        freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
         failpoint::hit(failpoint::CUTOVER_FROZEN);
         for stream in &streams {
             let marker = outbox::write_fence_marker(&mut blue, stream).await?;

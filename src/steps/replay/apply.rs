@@ -4,6 +4,7 @@
 //! changes nothing, the batch is rolled back and done again event by event, which finds the one and settles
 //! what is to become of it.
 
+use super::copied::Copied;
 use super::mapping::{Effects, Prepared, PreparedEffect};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -23,6 +24,8 @@ pub(super) struct Event {
     pub payload: String,
     pub table: String,
     pub op: String,
+    /// The transaction on the old side that wrote it.
+    pub txid: u64,
     /// The key as text, to tell keys apart.
     pub key: String,
     /// The fence marker's identity, if it is one.
@@ -34,6 +37,7 @@ struct Envelope {
     number: i64,
     table: String,
     op: String,
+    txid: String,
     key: serde_json::Value,
 }
 
@@ -57,6 +61,7 @@ impl Event {
             payload: payload.to_owned(),
             table: envelope.table,
             op: envelope.op,
+            txid: envelope.txid.parse().map_err(|_| broken("it names no transaction".into()))?,
             key: envelope.key.to_string(),
             marker,
         })
@@ -93,6 +98,7 @@ impl std::fmt::Display for Cause {
 /// Applies the events of one partition.
 pub(super) struct Applier<'a> {
     pub stream: &'a Stream,
+    pub copied: &'a Copied,
     pub partition: i32,
     pub effects: Effects,
     /// Keys with an event in quarantine.
@@ -179,6 +185,10 @@ impl Applier<'_> {
                 tally.marker = tally.marker.max(marker);
                 continue;
             }
+            if self.copied.has(&event.table, event.txid) {
+                tally.already += 1;
+                continue;
+            }
             if self.is_blocked(event) {
                 return Ok(None);
             }
@@ -241,6 +251,10 @@ impl Applier<'_> {
             if let Some(marker) = event.marker {
                 tally.markers += 1;
                 tally.marker = tally.marker.max(marker);
+                continue;
+            }
+            if self.copied.has(&event.table, event.txid) {
+                tally.already += 1;
                 continue;
             }
             let key = (event.table.clone(), event.key.clone());

@@ -6,6 +6,7 @@
 //! is missing, and halts.
 
 mod apply;
+mod copied;
 pub mod mapping;
 mod window;
 mod worker;
@@ -137,7 +138,7 @@ impl Replay {
     async fn drain(&self, cx: &Context) -> Result<()> {
         let (id, capture) = self.source(cx)?;
         for tail in self.predecessors(cx, id) {
-            cx.ledger.end_standing(tail).await?;
+            cx.ledger.end_standing(tail, &cx.step).await?;
         }
         let pool = self.pool(cx).await?;
         let marker = match cx.recall::<Marker>("marker")? {
@@ -150,7 +151,7 @@ impl Replay {
         };
         pool.work(Until::Marker(marker)).await?;
         failpoint::hit(failpoint::REPLAY_CAUGHT_UP);
-        cx.ledger.end_standing(id).await
+        cx.ledger.end_standing(id, &cx.step).await
     }
 }
 
@@ -169,7 +170,7 @@ impl StepKind for Replay {
         if !(1..=10_000).contains(&self.batch) {
             problems.error(["batch"], "a batch has 1 to 10000 events").hint("500 serves most");
         }
-        let Some((_, capture)) = self.capture(cx.earlier()) else {
+        let Some((capture_id, capture)) = self.capture(cx.earlier()) else {
             let known: Vec<&str> = of_kind::<Capture>(cx.earlier()).map(|(id, _)| id.as_str()).collect();
             let (message, hint) = match (&self.from, known.as_slice()) {
                 (_, []) => (
@@ -195,6 +196,16 @@ impl StepKind for Replay {
             problems
                 .error(["to"], format!("`{}` is where the events come from", self.to))
                 .hint("replay them to the other database");
+        }
+        let steps = cx.earlier();
+        let at = |id: &StepId| steps.iter().position(|step| step.id == *id);
+        for (copy_id, copy) in copied::copies(steps, &capture.from, &self.to) {
+            let lost = capture.tables.keys().find(|table| copy.takes_rows(table));
+            if let Some(table) = lost.filter(|_| at(copy_id) < at(capture_id)) {
+                problems
+                    .error(["to"], format!("what is written to {table} between the copy `{copy_id}` and the capture `{capture_id}` is lost"))
+                    .hint(format!("put `{capture_id}` before `{copy_id}`: what both have is applied once"));
+            }
         }
         for (name, mapping) in &self.events {
             let at = [Segment::from("events"), name.to_string().into()];
@@ -353,7 +364,7 @@ impl StepKind for Replay {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        cx.ledger.end_standing(&cx.step).await?;
+        cx.ledger.end_standing(&cx.step, &cx.step).await?;
         let (id, capture) = self.source(cx)?;
         // The marks belong to the first of several replays.
         if self.predecessors(cx, id).is_empty() {

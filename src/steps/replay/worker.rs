@@ -5,6 +5,7 @@
 //! asked for again: the outbox holds every event until the keeper, who knows the marks, trims it.
 
 use super::apply::{Applier, Event, Stuck};
+use super::copied::Copied;
 use super::window::Window;
 use super::{OnPoison, Replay, mapping};
 use crate::error::{Class, Error, Result};
@@ -57,6 +58,7 @@ pub(super) struct Pool<'a> {
     blue: &'a str,
     pub stream: Stream,
     parts: Vec<Part>,
+    copied: Copied,
 }
 
 impl<'a> Pool<'a> {
@@ -73,6 +75,7 @@ impl<'a> Pool<'a> {
         let books = books::read(&old, &stream).await?;
         let mut green = cx.writer(&replay.to).await?;
         let done = marks::begin(&mut green, &stream, &books, begun).await?;
+        let copied = Copied::find(cx, &green, blue, &replay.to).await?;
         let parts = done
             .iter()
             .zip(&books)
@@ -81,7 +84,7 @@ impl<'a> Pool<'a> {
                 published: AtomicI64::new(books.published),
             })
             .collect();
-        Ok(Pool { cx, replay, blue, stream, parts })
+        Ok(Pool { cx, replay, blue, stream, parts, copied })
     }
 
     /// Replays until what `until` says.
@@ -141,6 +144,7 @@ impl<'a> Pool<'a> {
         green.set("synchronous_commit", "on").await?;
         let mut applier = Applier {
             stream: &self.stream,
+            copied: &self.copied,
             partition: number,
             effects: mapping::prepare(&green, &self.replay.events).await?,
             blocked: marks::blocked(&green, &self.stream, number).await?,

@@ -49,7 +49,7 @@ impl Ledger for MemoryLedger {
     async fn approval(&self, _: &StepId) -> Result<Option<Request>> {
         Ok(None)
     }
-    async fn end_standing(&self, step: &StepId) -> Result<()> {
+    async fn end_standing(&self, step: &StepId, _by: &StepId) -> Result<()> {
         self.ended.lock().unwrap().push(step.clone());
         let task = self.standing.lock().unwrap().remove(step);
         if let Some((stop, handle)) = task {

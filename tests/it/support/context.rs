@@ -37,7 +37,7 @@ impl Ledger for MemoryLedger {
     async fn approval(&self, _step: &StepId) -> Result<Option<Request>> {
         Ok(None)
     }
-    async fn end_standing(&self, _step: &StepId) -> Result<()> {
+    async fn end_standing(&self, _step: &StepId, _by: &StepId) -> Result<()> {
         Ok(())
     }
     async fn point_of_no_return(&self, _step: &StepId) -> Result<()> {
