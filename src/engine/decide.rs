@@ -21,6 +21,15 @@ pub struct Outline {
     pub on_failure: OnFailure,
     /// How it is taken back.
     pub undo: Undo,
+    /// The fact without which a lossy undo loses nothing.
+    pub at_stake: Option<&'static str>,
+}
+
+impl Outline {
+    /// Whether an undo would lose nothing although it is lossy, since the step never came to that.
+    fn is_harmless(&self, state: &RunState) -> bool {
+        self.at_stake.is_some_and(|key| state.fact(&self.id, key).is_none())
+    }
 }
 
 impl From<&Step> for Outline {
@@ -30,6 +39,7 @@ impl From<&Step> for Outline {
             retry: step.retry,
             on_failure: step.on_failure,
             undo: step.kind.reversibility(),
+            at_stake: step.kind.at_stake(),
         }
     }
 }
@@ -127,7 +137,9 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
     };
     match (&outline.undo, state.status(&outline.id)) {
         (Undo::Impossible { why }, _) => refuse(why.clone()),
-        (Undo::Lossy { loses, .. }, _) if !accept_loss => refuse(format!("it would lose {loses}")),
+        (Undo::Lossy { loses, .. }, _) if !accept_loss && !outline.is_harmless(state) => {
+            refuse(format!("it would lose {loses}"))
+        }
         (_, Status::UndoFailed { failure }) => {
             let failures = state.steps.get(&outline.id).map_or(0, |s| s.failures);
             if failures == 0 {
@@ -175,6 +187,7 @@ pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<(S
     to_undo(plan, state, to)
         .filter_map(|o| match &o.undo {
             Undo::Exact { .. } | Undo::Nothing => None,
+            Undo::Lossy { .. } if o.is_harmless(state) => None,
             Undo::Lossy { loses, .. } => Some((o.id.clone(), format!("loses {loses}"))),
             Undo::Impossible { why } => Some((o.id.clone(), format!("cannot be undone: {why}"))),
         })

@@ -196,6 +196,13 @@ impl StepKind for Migrate {
     async fn run(&self, cx: &Context) -> Result<Value> {
         let loaded = self.load(&cx.base).into_result()?;
         let mut worker = Worker::open(cx, self).await?;
+        let tx = worker.session.transaction().await?;
+        tx.execute(
+            "delete from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+            &[&cx.run.0, &thrown(&cx.step).as_str(), &THROWN_AWAY],
+        )
+        .await?;
+        tx.commit().await?;
         worker.create_history().await?;
         let rows = history::read(&worker.session, &worker.table).await?;
         let standing = history::compare(&rows, &loaded.migrations)?;
@@ -248,8 +255,53 @@ impl StepKind for Migrate {
             UndoBy::Throwaway => false,
         };
         let loaded = self.load(&cx.base).into_result()?;
-        Worker::open(cx, self).await?.undo_all(&loaded.migrations, run_files).await
+        let mut worker = Worker::open(cx, self).await?;
+        if !run_files {
+            let rows = history::read(&worker.session, &worker.table).await?;
+            if rows.iter().any(|row| row.run == cx.run) {
+                let tx = worker.session.transaction().await?;
+                tx.save_checkpoint(cx.run, &thrown(&cx.step), THROWN_AWAY, &Value::Bool(true)).await?;
+                tx.commit().await?;
+            }
+        }
+        worker.undo_all(&loaded.migrations, run_files).await
     }
+}
+
+/// Under whose name [`THROWN_AWAY`] is kept: the step's own checkpoints go with its undo.
+fn thrown(step: &crate::event::StepId) -> crate::event::StepId {
+    format!("{step}/{THROWN_AWAY}").as_str().into()
+}
+
+/// Checkpoint of a database that was migrated, and is to be emptied rather than migrated back.
+const THROWN_AWAY: &str = "thrown-away";
+
+/// The step that gave this database's content up in this rollback (`undo: throwaway`): the tables that earlier
+/// steps worked on may have another shape now, or be gone, so those have nothing to take back.
+///
+/// # Errors
+/// What the server says.
+pub(in crate::steps) async fn thrown_away<'a>(
+    cx: &'a Context,
+    session: &crate::postgres::Session,
+) -> Result<Option<&'a crate::event::StepId>> {
+    let later = cx.steps.iter().skip_while(|step| step.id != cx.step).skip(1);
+    for step in later {
+        let Some(migrate) = step.kind.downcast::<Migrate>() else { continue };
+        if migrate.on != session.database() || migrate.undo != UndoBy::Throwaway {
+            continue;
+        }
+        let there = session
+            .query_opt(
+                "select 1 from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+                &[&cx.run.0, &thrown(&step.id).as_str(), &THROWN_AWAY],
+            )
+            .await?;
+        if there.is_some() {
+            return Ok(Some(&step.id));
+        }
+    }
+    Ok(None)
 }
 
 impl Migrate {

@@ -244,6 +244,12 @@ pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
     /// How its effect can be taken back.
     fn reversibility(&self) -> Undo;
 
+    /// Of a step whose undo is lossy: the fact that it keeps in the journal while there may be something to lose.
+    /// None: there may be from its beginning to its undo.
+    fn at_stake(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Says what it would do, through read-only sessions.
     async fn describe(&self, cx: &Context) -> Result<Description>;
 

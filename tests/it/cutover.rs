@@ -193,3 +193,14 @@ async fn a_rollback_past_the_decision_needs_the_operators_word() {
     assert_eq!(read(&world, "service.state"), "blue\n");
     world.blue.execute("insert into token (active) values (false)").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_that_is_killed_turns_every_participant_back() {
+    let world = world().await;
+    world.handover("run", &[]).await.success();
+    world.handover_failing("cutover.undo-opened", "rollback", &["--accept-loss"]).await.killed();
+    world.handover("resume", &[]).await.success();
+    assert_eq!(read(&world, "switch.conf"), "database = blue\n");
+    assert_eq!(read(&world, "service.state"), "blue\n");
+    assert_eq!(world.green.value("select side from registry").await.unwrap(), "blue");
+}

@@ -51,6 +51,7 @@ fn outline() -> impl Strategy<Value = Vec<Outline>> {
             .into_iter()
             .enumerate()
             .map(|(i, (undo, attempts, rollback))| Outline {
+                at_stake: None,
                 id: StepId(format!("s{i}")),
                 retry: Retry { attempts, backoff: Duration::millis(1) },
                 on_failure: if rollback { OnFailure::Rollback } else { OnFailure::Halt },

@@ -44,6 +44,14 @@ pub(in crate::steps) async fn put_back(
     guard: Guard<'_>,
 ) -> Result<Value> {
     super::table::pin_text_format(session).await?;
+    if let Some(step) = crate::steps::migrate::thrown_away(cx, session).await? {
+        cx.note(format!(
+            "rows are not put back: step `{step}` gave {} up, and an earlier step's undo empties it",
+            session.database()
+        ));
+        forget(cx, session).await?;
+        return Ok(json!({ "restored": 0, "given_up_by": step }));
+    }
     let total = count(cx, session, "conflict is null").await?;
     let mut tables: BTreeMap<String, Table> = BTreeMap::new();
     let (mut restored, mut altered) = (0_u64, 0_u64);

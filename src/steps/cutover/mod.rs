@@ -91,6 +91,10 @@ fn default_transaction_age() -> Duration {
 /// Facts in the journal.
 const PREPARING: &str = "preparing";
 const DECIDED: &str = "decided";
+/// The undo of a cutover that was decided has begun.
+const TURNING_BACK: &str = "turning_back";
+/// From before the attempt that may decide until that attempt is known to have been called off.
+const AT_STAKE: &str = "at_stake";
 
 #[async_trait]
 impl StepKind for Cutover {
@@ -160,6 +164,10 @@ impl StepKind for Cutover {
         }
     }
 
+    fn at_stake(&self) -> Option<&'static str> {
+        Some(AT_STAKE)
+    }
+
     async fn describe(&self, cx: &Context) -> Result<Description> {
         preflight::describe(self, cx).await
     }
@@ -185,9 +193,14 @@ impl StepKind for Cutover {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        if !protocol::is_decided(self, cx).await? {
-            protocol::call_off(self, cx).await?;
-            return Ok(json!({ "turned_back": [] }));
+        // Opening the old side takes the decision back: without a word in the journal, an undo that was interrupted
+        // after that would take the cutover for one that never was, and leave participants on the new side.
+        if cx.recall::<bool>(TURNING_BACK)?.is_none() {
+            if !protocol::is_decided(self, cx).await? {
+                protocol::call_off(self, cx).await?;
+                return Ok(json!({ "turned_back": [] }));
+            }
+            cx.remember(TURNING_BACK, &true).await?;
         }
         // The old side first: a participant that is turned back must find it open.
         if let Some(freeze) = &self.freeze {

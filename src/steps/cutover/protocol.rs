@@ -1,6 +1,6 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
-use super::{Cutover, DECIDED, PREPARING, freeze, preflight, sequences};
+use super::{AT_STAKE, Cutover, DECIDED, PREPARING, freeze, preflight, sequences};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -72,6 +72,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
 async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let outside = Outside::new(cx);
     cx.remember(PREPARING, &true).await?;
+    cx.remember(AT_STAKE, &true).await?;
     let prepared = Instant::now();
     let prepare = try_join_all(cutover.participants.iter().map(|p| p.prepare(&outside)));
     match tokio::time::timeout(cutover.prepare_timeout.0, prepare).await {
@@ -172,6 +173,9 @@ async fn commit_all(cutover: &Cutover, cx: &Context, prepared: Instant) -> Resul
 
 /// Lets every participant go on with the old side, if an attempt has asked any of them to prepare.
 pub async fn call_off(cutover: &Cutover, cx: &Context) -> Result<()> {
+    if cx.recall::<bool>(AT_STAKE)?.is_some() {
+        cx.forget(AT_STAKE).await?;
+    }
     if cx.recall::<bool>(PREPARING)? != Some(true) {
         return Ok(());
     }
