@@ -218,6 +218,8 @@ pub enum Record {
         /// Who and why.
         reason: String,
     },
+    /// The intention to drop what was kept for rollback: from here on there is none.
+    FinishStarted,
     /// What was kept for rollback is dropped; the run is over for good.
     Finished,
 }

@@ -31,6 +31,8 @@ failpoints! {
     UNDO_STARTED = "engine.undo-started";
     /// A step is undone, but the journal does not say so yet.
     UNDO_UNRECORDED = "engine.undo-unrecorded";
+    /// The intention to finish a run is in the journal; nothing was dropped yet.
+    FINISH_STARTED = "engine.finish-started";
     /// An index is about to be built.
     INDEX_BEFORE = "create_index.before-build";
     /// An index was built; the next one not yet begun.

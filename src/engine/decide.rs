@@ -4,7 +4,7 @@
 //! nothing is ever computed from a position.
 
 use super::policy::{Verdict, verdict};
-use crate::error::Class;
+use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
 use crate::steps::{OnFailure, Retry, Step, Undo};
@@ -130,9 +130,11 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
         Next::Halt(Failure {
             class: Class::Usage,
             message: format!("step `{}` cannot be undone: {why}", outline.id),
-            hint: Some(
-                "`handover resume` goes forward from here; `handover finish` ends the run as it is".into(),
-            ),
+            hint: Some(format!(
+                "`handover rollback --to {0}` leaves it and what came before it done, and `handover resume` then goes \
+                 forward again; `handover abort` gives the run up as it is",
+                outline.id
+            )),
         })
     };
     match (&outline.undo, state.status(&outline.id)) {
@@ -192,4 +194,70 @@ pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<(S
             Undo::Impossible { why } => Some((o.id.clone(), format!("cannot be undone: {why}"))),
         })
         .collect()
+}
+
+/// Why a rollback to `to` cannot be begun, with a hint; none when it can. What it would lose is another
+/// question: see [`losses`].
+///
+/// # Errors
+/// A step that is not there, was never begun, or is only half there; a step to undo that has no undo.
+pub fn rollback_fits(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Result<()> {
+    if let Some(to) = to {
+        let Some(at) = plan.iter().position(|o| o.id == *to) else {
+            return Err(Error::usage(format!("the plan has no step `{to}`"))
+                .hint("see `handover status` for the steps"));
+        };
+        if matches!(state.status(to), Status::Pending | Status::Undone) {
+            return Err(Error::usage(format!("step `{to}` is not done, so it cannot be what stays"))
+                .hint("name the last step that is to stay done; see `handover status`"));
+        }
+        // Half undone, a step can only be undone to the end: nothing could be built on it.
+        let half = |o: &&Outline| matches!(state.status(&o.id), Status::Undoing | Status::UndoFailed { .. });
+        if let Some(half) = plan.iter().take(at + 1).find(half) {
+            return Err(Error::usage(format!("step `{}` is being undone already", half.id))
+                .hint("`handover resume` goes on with that; or roll back `--to` a step before it"));
+        }
+    }
+    for outline in to_undo(plan, state, to) {
+        if let Undo::Impossible { why } = &outline.undo {
+            return Err(Error::usage(format!("step `{}` cannot be undone: {why}", outline.id))
+                .hint(format!("`handover rollback --to {}` undoes what came after it", outline.id)));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a plan that does not contain, in their order and before all others, the steps that this run has
+/// begun: their undo, standing tasks and end would be skipped in silence, or come in the wrong order.
+///
+/// # Errors
+/// [`Class::Changed`], naming the step.
+pub fn plan_fits(plan: &[Outline], state: &RunState) -> Result<()> {
+    let refuse = |what: String| {
+        Err(Error::new(Class::Changed, what)
+            .hint("put it back as it was when it ran; steps that have not begun may be changed freely"))
+    };
+    let mut begun: Vec<_> = state
+        .steps
+        .iter()
+        .filter(|(_, s)| !matches!(s.status, Status::Pending | Status::Undone))
+        .map(|(id, s)| (s.started, id))
+        .collect();
+    begun.sort();
+    for (_, id) in &begun {
+        if !plan.iter().any(|o| o.id == **id) {
+            return refuse(format!("the plan no longer has step `{id}`, which this run has begun"));
+        }
+    }
+    let mut order = plan.iter();
+    for (_, id) in &begun {
+        match order.next() {
+            Some(o) if o.id == **id => {}
+            Some(o) => {
+                return refuse(format!("the plan has step `{}` where this run began step `{id}`", o.id));
+            }
+            None => break,
+        }
+    }
+    Ok(())
 }

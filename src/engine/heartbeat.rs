@@ -4,13 +4,23 @@ use crate::error::{Class, Error};
 use crate::event::RunId;
 use crate::journal::Journal;
 use crate::postgres::Lease;
+use crate::postgres::clock::Moment;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Renews `lease` three times in its lifetime until `done` fires. Uses a journal connection of its own, so
-/// that a long append cannot delay it. Fires `abort` when somebody asked to abort the run. Returns the journal's
-/// failure if that is what cost the lease.
+/// The longest time between two looks at the clock. A timer does not run while a machine is suspended; the
+/// clock of the lease does.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long the journal has to say why a lease ended.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Renews `lease` until `done` fires, and ends it for this process the moment it is no longer known to be
+/// ours, whatever a renewal under way is waiting for. Fires `abort` when somebody asked to abort the run.
+/// Returns the journal's failure if that is what cost the lease.
+///
+/// It uses a journal connection of its own, so that a long append cannot delay it.
 pub async fn beat(
     journal: Arc<Journal>,
     lease: Lease,
@@ -19,24 +29,46 @@ pub async fn beat(
     done: CancellationToken,
     abort: CancellationToken,
 ) -> Option<Error> {
+    tokio::select! {
+        () = done.cancelled() => return None,
+        () = watch(&lease) => {}
+        () = renew(&journal, &lease, run, ttl, &abort) => return None,
+    }
+    // It ran out by our clock. Either this process slept, or the journal is silent, which is another matter.
+    match tokio::time::timeout(LAST_WORD, journal.lease(lease.plan())).await {
+        Ok(Ok(_)) => None,
+        _ => Some(
+            Error::new(Class::Journal, "the journal did not answer for the whole lifetime of the lease")
+                .on_database("control")
+                .hint(
+                    "every database keeps serving; bring the control database back, then `handover resume`",
+                ),
+        ),
+    }
+}
+
+/// Returns when the lease has run out by this host's clock, having told everybody.
+async fn watch(lease: &Lease) {
+    while lease.assert_held().is_ok() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Renews three times in a lifetime; returns when somebody else has the lease.
+async fn renew(journal: &Journal, lease: &Lease, run: RunId, ttl: Duration, abort: &CancellationToken) {
     loop {
-        tokio::select! {
-            () = done.cancelled() => return None,
-            () = tokio::time::sleep(ttl / 3) => {}
-        }
-        let asked_at = Instant::now();
+        tokio::time::sleep(ttl / 3).await;
+        let asked_at = Moment::now();
         match journal.renew(lease.plan(), lease.token(), ttl).await {
             Ok(true) => lease.renewed(asked_at, ttl),
-            Ok(false) => {
-                lease.lose();
-                return None;
-            }
+            Ok(false) => return lease.lose(),
             // The journal has been patient already; whether the lease still holds is decided by the clock.
-            Err(e) if lease.assert_held().is_err() => return Some(e.with_class(Class::Journal)),
             Err(_) => continue,
         }
-        if let Ok(requests) = journal.requests(run).await
-            && requests.iter().any(|r| r.kind == "abort")
+        // A request made of an earlier runner was answered by it, and must not end what came after.
+        if let Ok(Some(row)) = journal.lease(lease.plan()).await
+            && let Ok(requests) = journal.requests(run).await
+            && requests.iter().any(|r| r.kind == "abort" && r.at >= row.since)
         {
             abort.cancel();
         }

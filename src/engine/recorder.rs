@@ -1,7 +1,7 @@
 //! Writes the journal for a run, keeps its folded state, and tells the listeners.
 
 use super::standing::Supervisor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Record, RunId, StepId};
 use crate::journal::{Journal, RunState};
 use crate::postgres::Lease;
@@ -38,10 +38,19 @@ impl Recorder {
         }
     }
 
+    /// Creates the run, before its first record.
+    pub async fn create_run(&self) -> Result<()> {
+        self.journal.create_run(self.run, self.lease.plan()).await
+    }
+
     /// Appends a record durably, then applies and announces it. If this fails, the run must stop.
     pub async fn append(&self, record: Record) -> Result<()> {
         let _turn = self.turn.lock().await;
         self.lease.assert_held()?;
+        // Before it is durable: a record that cannot be folded would lock everybody out of the run.
+        if let Some(why) = self.with(|state| state.objection(&record)) {
+            return Err(Error::internal(format!("a record was refused before it was written: {why}")));
+        }
         let seq = self.with(|state| state.seq) + 1;
         let entry =
             self.journal.append(self.lease.plan(), self.lease.token(), self.run, seq, &record).await?;

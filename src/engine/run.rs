@@ -1,6 +1,6 @@
 //! The loop: take the lease, fence the databases, then do what `decide` says until there is nothing left.
 
-use super::decide::{Next, Outline, decide, losses};
+use super::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
 use super::heartbeat::beat;
 use super::recorder::Recorder;
 use crate::error::{Class, Error, Result};
@@ -8,11 +8,12 @@ use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
 use crate::failpoint;
 use crate::journal::{Held, Journal, Phase, RunState, Status, this_process};
 use crate::plan::Plan;
+use crate::postgres::clock::Moment;
 use crate::postgres::install::{Part, install};
 use crate::postgres::{Databases, Lease, fence};
 use crate::steps::{Access, Context, Step};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -103,11 +104,11 @@ pub async fn execute(
     let control = plan.control.resolve()?;
     let patience = options.lease_ttl / 2;
     let journal = Arc::new(Journal::open(control.clone(), patience).await?);
+    let pulse = Arc::new(Journal::open_existing(control, patience).await?);
     let (run, lease) = take_lease(&journal, plan, &command, &options, &stop).await?;
 
     let done = CancellationToken::new();
     let abort = CancellationToken::new();
-    let pulse = Arc::new(Journal::open_existing(control, patience).await?);
     let heart = tokio::spawn(beat(pulse, lease.clone(), run, options.lease_ttl, done.clone(), abort.clone()));
 
     let result = async {
@@ -135,8 +136,10 @@ pub async fn execute(
 
     done.cancel();
     let silence = heart.await.ok().flatten();
-    // If this fails the lease runs out by itself.
-    let _ = journal.release(&plan.name, lease.token()).await;
+    // One that is lost is not ours to give back; if this fails it runs out by itself.
+    if lease.assert_held().is_ok() {
+        let _ = journal.release(&plan.name, lease.token()).await;
+    }
     // A lease that ran out because the journal was silent is a lost journal: that is what can be mended.
     let result = match (result, silence) {
         (Err(error), Some(journal)) if error.class() == Class::LeaseLost => Err(journal),
@@ -167,7 +170,7 @@ async fn take_lease(
     let holder = this_process();
     let begun = Instant::now();
     loop {
-        let asked_at = Instant::now();
+        let asked_at = Moment::now();
         let row = match journal.acquire(&plan.name, run, &holder, options.lease_ttl).await? {
             Held::Ours(token) => {
                 return Ok((run, Lease::granted(&plan.name, token, asked_at, options.lease_ttl)));
@@ -200,7 +203,6 @@ async fn begin(journal: &Journal, run: RunId, plan: &Plan, command: &Command) ->
                     }));
             }
         }
-        journal.create_run(run, &plan.name).await?;
         return Ok(RunState::new());
     }
     let state = RunState::fold(&journal.entries(run).await?)?;
@@ -211,6 +213,9 @@ async fn begin(journal: &Journal, run: RunId, plan: &Plan, command: &Command) ->
         (Command::Resume, Phase::Done) => refuse("nothing is left to do; `handover finish` ends it for good"),
         (Command::Resume, Phase::Aborted) => {
             refuse("`handover rollback` undoes it, `handover finish` leaves it as it is")
+        }
+        (Command::Rollback { .. }, _) if state.finishing => {
+            refuse("`handover finish` has begun to drop what a rollback needs: let it go on")
         }
         (Command::Abort, Phase::Done | Phase::Aborted) => {
             refuse("use `handover rollback` or `handover finish`")
@@ -245,7 +250,7 @@ enum Way {
 
 impl Runner<'_> {
     async fn attached(&mut self, command: Command) -> Result<Ended> {
-        self.attach().await?;
+        self.attach(&command).await?;
         match command {
             Command::Run | Command::Resume => {}
             Command::Rollback { to, accept_loss } => self.start_rollback(to, accept_loss).await?,
@@ -267,32 +272,21 @@ impl Runner<'_> {
     }
 
     /// Becomes the one who acts: fences every database that the plan writes to, and compares what was reviewed.
-    async fn attach(&self) -> Result<()> {
+    async fn attach(&self, command: &Command) -> Result<()> {
         let lease = self.databases.lease()?.clone();
+        let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
+        if *command == Command::Abort && known.is_some() {
+            return self.attach_to_abort(&lease).await;
+        }
         // Before the first write: two names for one database, or a wrong database, must not be touched.
         let digest = self.plan.digest(&self.databases).await?;
-        let written: BTreeSet<&str> = self
-            .plan
-            .steps
-            .iter()
-            .flat_map(|step| step.kind.databases())
-            .filter(|(_, access)| *access == Access::Write)
-            .map(|(name, _)| name)
-            .collect();
-        for name in written {
-            let mut session = self.databases.writer(name).await?;
-            install(&mut session, Part::Database).await?;
-            let ended = fence::take_over(&mut session, &lease).await?;
-            if ended > 0 {
-                self.note(
-                    Level::Warning,
-                    format!("ended {ended} connection(s) that an earlier runner left on {name}"),
-                );
-            }
+        for (name, _) in self.written() {
+            self.fence(name, &lease).await?;
         }
-        let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
         let accepted_digest = match known {
             None => {
+                // Not before: a run that could not even reach its databases leaves nothing behind.
+                self.recorder.create_run().await?;
                 self.recorder
                     .append(Record::RunStarted {
                         plan: self.plan.name.clone(),
@@ -312,17 +306,51 @@ impl Runner<'_> {
                 .hint("see what changed; `--accept-changes` goes on with what is there now"));
             }
         };
+        self.recorder.with(|state| plan_fits(&self.outline, state))?;
         let attached = Record::Attached { token: lease.token(), holder: this_process(), accepted_digest };
         self.recorder.append(attached).await
     }
 
-    async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
-        if let Some(to) = &to
-            && !self.outline.iter().any(|o| o.id == *to)
-        {
-            return Err(Error::usage(format!("the plan has no step `{to}`"))
-                .hint("see `handover status` for the steps"));
+    /// Giving up must be possible when a database is gone, or the plan is not what it was. Nothing is done to
+    /// any database but to keep an earlier runner out of those that can be reached.
+    async fn attach_to_abort(&self, lease: &Lease) -> Result<()> {
+        for (name, _) in self.written() {
+            if let Err(error) = self.fence(name, lease).await {
+                if error.class() == Class::LeaseLost {
+                    return Err(error);
+                }
+                self.note(
+                    Level::Warning,
+                    format!("cannot see whether an earlier runner left something: {error}"),
+                );
+            }
         }
+        let holder = this_process();
+        self.recorder.append(Record::Attached { token: lease.token(), holder, accepted_digest: None }).await
+    }
+
+    /// The databases that some step writes to.
+    fn written(&self) -> BTreeSet<(&str, Access)> {
+        let all = self.plan.steps.iter().flat_map(|step| step.kind.databases());
+        all.filter(|(_, access)| *access == Access::Write).collect()
+    }
+
+    /// Makes this runner the only one that can write to a database.
+    async fn fence(&self, name: &str, lease: &Lease) -> Result<()> {
+        let mut session = self.databases.writer(name).await?;
+        install(&mut session, Part::Database).await?;
+        let ended = fence::take_over(&mut session, lease).await?;
+        if ended > 0 {
+            self.note(
+                Level::Warning,
+                format!("ended {ended} connection(s) that an earlier runner left on {name}"),
+            );
+        }
+        Ok(())
+    }
+
+    async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
+        self.recorder.with(|state| rollback_fits(&self.outline, state, to.as_ref()))?;
         let lost = self.recorder.with(|state| losses(&self.outline, state, to.as_ref()));
         if !lost.is_empty() && !accept_loss {
             let list: Vec<String> = lost.iter().map(|(step, what)| format!("step `{step}` {what}")).collect();
@@ -337,6 +365,13 @@ impl Runner<'_> {
         loop {
             if self.stop.is_cancelled() || self.abort.is_cancelled() {
                 return self.stopped().await;
+            }
+            // Going forward without one would lose what it was there to carry; `resume` starts it again.
+            if let Ok((id, error)) = self.failures.try_recv()
+                && self.recorder.with(|state| state.phase == Phase::Forward)
+            {
+                let error = error.context(format!("the standing task of step `{id}` failed"));
+                return Err(self.halt(Failure::from(&error)).await);
             }
             let next = self.recorder.with(|state| decide(&self.outline, state));
             match next {
@@ -376,9 +411,6 @@ impl Runner<'_> {
         if way == Way::Back {
             self.recorder.standing.end(id).await;
         }
-        if attempt > 1 {
-            self.end_leftovers(&step).await?;
-        }
         self.recorder
             .append(match way {
                 Way::Forward => Record::StepStarted { step: id.clone(), attempt },
@@ -387,7 +419,12 @@ impl Runner<'_> {
             .await?;
         failpoint::begin(id.as_str());
         failpoint::hit(if way == Way::Forward { failpoint::STEP_STARTED } else { failpoint::UNDO_STARTED });
-        let result = self.attempt(&step, way).await.map_err(|e| e.at_step(id));
+        let cleared = if attempt > 1 { self.end_leftovers(&step).await } else { Ok(()) };
+        let result = match cleared {
+            Ok(()) => self.attempt(&step, way).await,
+            Err(error) => Err(error),
+        };
+        let result = result.map_err(|e| e.at_step(id));
         let record = match (result, way) {
             (Ok(summary), Way::Forward) => {
                 failpoint::hit(failpoint::STEP_UNRECORDED);
@@ -398,7 +435,8 @@ impl Runner<'_> {
                 Record::UndoDone { step: id.clone(), summary }
             }
             (Err(error), _) => match error.class() {
-                Class::Cancelled => return Ok(()),
+                // Interrupted: the loop's next turn says why and stops.
+                Class::Cancelled if self.interrupted() => return Ok(()),
                 Class::LeaseLost | Class::Journal => return Err(error),
                 _ if way == Way::Forward => {
                     Record::StepFailed { step: id.clone(), failure: Failure::from(&error) }
@@ -434,12 +472,17 @@ impl Runner<'_> {
             result = &mut work => return result,
             () = self.stop.cancelled() => Error::cancelled(),
             () = self.abort.cancelled() => Error::cancelled(),
-            () = lease.lost().cancelled() => crate::postgres::connect::lost(),
+            // Nothing may be done any more, not even in good order.
+            () = lease.lost().cancelled() => return Err(crate::postgres::connect::lost()),
             () = tokio::time::sleep(limit.min(Duration::from_secs(u64::from(u32::MAX)))) => {
                 Error::new(Class::Timeout, format!("not done within its timeout of {}", step.timeout.unwrap_or(crate::value::Duration::secs(0))))
                     .hint("raise the step's `timeout:`, or find what slowed it, then `handover resume`")
             }
-            Some((id, error)) = self.failures.recv() => error.context(format!("the standing task of step `{id}` failed")),
+            Some(failure) = self.failures.recv(), if way == Way::Forward => {
+                // Back to the queue, where the loop finds it: whether this step ends well or not, the run halts.
+                let _ = self.failed.send(failure);
+                Error::cancelled()
+            }
         };
         cx.stop.cancel();
         match tokio::time::timeout(GRACE, &mut work).await {
@@ -448,23 +491,37 @@ impl Runner<'_> {
             Ok(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
             Ok(Err(_)) | Err(_) => {}
         }
-        if lease.assert_held().is_ok() {
-            self.end_leftovers(step).await?;
+        if lease.assert_held().is_ok()
+            && let Err(error) = self.end_leftovers(step).await
+        {
+            self.note(Level::Warning, format!("step `{}` was interrupted, but {error}", step.id));
         }
         Err(interruption)
     }
 
-    /// Ends statements that an earlier attempt of this process left running in the servers.
+    /// Ends statements that an earlier attempt of this process left running in the servers. Where the step
+    /// writes, it must not begin again before that is certain.
     async fn end_leftovers(&self, step: &Step) -> Result<()> {
         let lease = self.databases.lease()?;
-        let names: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
-        for name in names {
-            // A database that is not there has nothing running for us.
-            if let Ok(session) = self.databases.writer(name).await {
-                fence::end_step(&session, lease, step.id.as_str()).await?;
+        // One that is both read and written counts as written.
+        let databases: BTreeMap<&str, Access> =
+            step.kind.databases().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        for (name, access) in databases {
+            match self.databases.writer(name).await {
+                Ok(session) => drop(fence::end_step(&session, lease, step.id.as_str()).await?),
+                Err(error) if access == Access::Write || error.class() == Class::LeaseLost => {
+                    return Err(error);
+                }
+                // What only reads, and cannot be reached, harms nobody.
+                Err(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether the loop has a reason to stop that a step was told of.
+    fn interrupted(&self) -> bool {
+        self.stop.is_cancelled() || self.abort.is_cancelled() || !self.failures.is_empty()
     }
 
     fn stand(&self, step: &Step) {
@@ -512,6 +569,10 @@ impl Runner<'_> {
     }
 
     async fn finish(&self) -> Result<Ended> {
+        if !self.recorder.with(|state| state.finishing) {
+            self.recorder.append(Record::FinishStarted).await?;
+            failpoint::hit(failpoint::FINISH_STARTED);
+        }
         // From the last to the first, as undo goes: what was built on others goes before them.
         for step in self.plan.steps.iter().rev() {
             if !matches!(self.recorder.with(|s| s.status(&step.id).clone()), Status::Pending | Status::Undone)

@@ -1,7 +1,7 @@
 //! Standing tasks: started when their step is done, restarted when they fail in passing, ended by a later
 //! step or with the run.
 
-use crate::error::Error;
+use crate::error::{Class, Error};
 use crate::event::StepId;
 use crate::steps::{Context, Step};
 use std::collections::HashMap;
@@ -34,21 +34,34 @@ impl Supervisor {
             return;
         }
         let (kind, id, stop) = (step.kind.clone(), step.id.clone(), cx.stop.clone());
+        let attempts = step.retry.attempts;
         let handle = tokio::spawn(async move {
-            let mut wait = FIRST_BACKOFF;
+            let (mut wait, mut failures) = (FIRST_BACKOFF, 0);
             loop {
                 let begun = std::time::Instant::now();
-                let Err(error) = kind.stand(&cx).await else { return };
+                // In a task of its own, so that a panic is a failure like others and not a silence.
+                let work = tokio::spawn({
+                    let (kind, cx) = (kind.clone(), cx.clone());
+                    async move { kind.stand(&cx).await }
+                });
+                let _end_with_us = AbortOnDrop(work.abort_handle());
+                let result = work
+                    .await
+                    .unwrap_or_else(|e| Err(Error::internal(format!("the standing task broke down ({e})"))));
+                let Err(error) = result else { return };
                 if cx.stop.is_cancelled() {
-                    return;
-                }
-                if !error.class().is_transient() {
-                    let _ = failed.send((id.clone(), error.at_step(&id)));
                     return;
                 }
                 // A task that worked for a while earns a fresh backoff.
                 if begun.elapsed() > LONGEST_BACKOFF {
-                    wait = FIRST_BACKOFF;
+                    (wait, failures) = (FIRST_BACKOFF, 0);
+                }
+                failures += 1;
+                // What passes by itself is waited for; what may pass is tried as often as a step would be.
+                let outside = error.class() == Class::External && failures < attempts;
+                if !error.class().is_transient() && !outside {
+                    let _ = failed.send((id.clone(), error.at_step(&id)));
+                    return;
                 }
                 cx.warn(format!("standing task stopped ({error}); it starts again in {wait:?}"));
                 if cx.sleep(wait).await.is_err() {
@@ -81,9 +94,19 @@ impl Supervisor {
     }
 }
 
+/// Ends the inner task when the outer one is ended.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 async fn stop(mut task: Task) {
     task.stop.cancel();
     if tokio::time::timeout(GRACE, &mut task.handle).await.is_err() {
         task.handle.abort();
+        let _ = task.handle.await;
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Class, Error};
 use crate::event::{Holder, RunId};
 use jiff::Timestamp;
+use nix::errno::Errno;
 use serde::Serialize;
 
 /// The lease row of a plan.
@@ -54,7 +55,13 @@ impl LeaseRow {
         let Some(holder) = &self.holder else { return true };
         holder.incarnation == incarnation()
             && !holder.incarnation.is_empty()
-            && start_time(holder.pid) != Some(holder.started)
+            && match start_time(holder.pid) {
+                Ok(started) => started != Some(holder.started),
+                // Mounted with `hidepid`, /proc hides the processes of other users; a signal still tells.
+                Err(_) => {
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(holder.pid), None) == Err(Errno::ESRCH)
+                }
+            }
     }
 }
 
@@ -69,7 +76,7 @@ pub fn this_process() -> Holder {
         user: user.map_or_else(|| "unknown user".into(), |u| u.name),
         pid: pid.as_raw(),
         incarnation: incarnation(),
-        started: start_time(pid.as_raw()).unwrap_or(0),
+        started: start_time(pid.as_raw()).ok().flatten().unwrap_or(0),
     }
 }
 
@@ -81,16 +88,17 @@ fn incarnation() -> String {
     if boot.is_empty() { String::new() } else { format!("{boot} {}", namespace.display()) }
 }
 
-/// A process's start time in clock ticks since boot (field 22 of `/proc/PID/stat`), none if it is gone or a
-/// zombie.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// A process's start time in clock ticks since boot (field 22 of `/proc/PID/stat`), none if it is a zombie.
+/// Fails when there is no such process that we may see.
+fn start_time(pid: i32) -> std::io::Result<Option<u64>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the command in parentheses and may contain anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
+    let Some((_, rest)) = stat.rsplit_once(')') else { return Ok(None) };
+    let mut fields = rest.split_whitespace();
+    if matches!(fields.next(), None | Some("Z" | "X")) {
+        return Ok(None);
     }
-    fields.nth(18)?.parse().ok()
+    Ok(fields.nth(18).and_then(|ticks| ticks.parse().ok()))
 }
 
 #[cfg(test)]
@@ -100,7 +108,7 @@ mod tests {
     #[test]
     fn we_are_alive() {
         let me = this_process();
-        assert_eq!(start_time(me.pid), Some(me.started));
-        assert_eq!(start_time(i32::MAX), None);
+        assert_eq!(start_time(me.pid).unwrap(), Some(me.started));
+        assert!(start_time(i32::MAX).is_err());
     }
 }

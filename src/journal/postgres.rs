@@ -10,6 +10,7 @@ use crate::postgres::session::{Params, Session};
 use crate::value::Secret;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio_postgres::types::Json;
@@ -159,12 +160,30 @@ impl Journal {
         seq: i64,
         record: &Record,
     ) -> Result<Entry> {
+        self.append_record(plan, token, run, seq, record).await.map_err(|e| match e.class() {
+            Class::LeaseLost | Class::Journal => e,
+            // A full disk, a missing privilege: whatever it is, the run must not go on without its journal.
+            _ => e.context("the journal cannot be written").with_class(Class::Journal).hint(
+                "the run stops here, and every database keeps serving; mend the control database, then `handover resume`",
+            ),
+        })
+    }
+
+    async fn append_record(
+        &self,
+        plan: &str,
+        token: i64,
+        run: RunId,
+        seq: i64,
+        record: &Record,
+    ) -> Result<Entry> {
+        let json = storable(record)?;
         let rows = self
             .rows(
                 "with mine as (select from handover.lease where plan = $5 and token = $3 for share)
                  insert into handover.record (run, seq, token, record) select $1, $2, $3, $4 from mine
                  on conflict (run, seq) do nothing returning at",
-                &[&run.0, &seq, &token, &Json(record), &plan],
+                &[&run.0, &seq, &token, &Json(&json), &plan],
             )
             .await?;
         if let Some(row) = rows.first() {
@@ -173,15 +192,14 @@ impl Journal {
         // Either the lease is gone, or a broken connection hid that an earlier attempt at this insert landed.
         let rows = self
             .rows(
-                "select at, token, record from handover.record where run = $1 and seq = $2",
-                &[&run.0, &seq],
+                "select at from handover.record where run = $1 and seq = $2 and token = $3 and record = $4",
+                &[&run.0, &seq, &token, &Json(&json)],
             )
             .await?;
         match rows.first() {
-            Some(row) if row.get::<_, i64>(1) == token && decode(row, 2)? == *record => {
-                Ok(Entry { seq, at: row.get(0), record: record.clone() })
-            }
-            _ => Err(connect::lost()),
+            // Compared by the server: jsonb writes some numbers differently from what was sent.
+            Some(row) => Ok(Entry { seq, at: row.get(0), record: record.clone() }),
+            None => Err(connect::lost()),
         }
     }
 
@@ -360,14 +378,22 @@ impl Journal {
 
 /// A connection of the journal's.
 async fn reach(url: &Secret, read_only: bool) -> Result<Client> {
-    let client = connect::open(url, CONTROL, "handover/journal").await?;
-    if read_only {
-        client
-            .batch_execute("set default_transaction_read_only = on")
-            .await
-            .map_err(|e| from_postgres(&e, CONTROL))?;
+    connect::open_as(url, CONTROL, "handover/journal", read_only).await
+}
+
+/// A record as jsonb can hold it: Postgres refuses U+0000 in text, which the output of a command may contain.
+fn storable(record: &Record) -> Result<Value> {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::String(text) if text.contains('\0') => *text = text.replace('\0', "\u{fffd}"),
+            Value::Array(items) => items.iter_mut().for_each(clean),
+            Value::Object(fields) => fields.values_mut().for_each(clean),
+            _ => {}
+        }
     }
-    Ok(client)
+    let mut value = serde_json::to_value(record).map_err(|e| Error::internal(e.to_string()))?;
+    clean(&mut value);
+    Ok(value)
 }
 
 fn decode(row: &Row, column: usize) -> Result<Record> {

@@ -127,6 +127,9 @@ pub struct RunState {
     pub facts: BTreeMap<StepId, BTreeMap<String, Value>>,
     /// Steps whose standing task was ended, and the step that ended it.
     pub standing_ended: BTreeMap<StepId, StepId>,
+    /// Set once `finish` has begun to drop what a rollback needs.
+    #[serde(skip)]
+    pub finishing: bool,
     /// Set while it is stopped.
     pub halted: Option<Halt>,
     /// The step after which nothing before it can be undone without loss.
@@ -150,6 +153,7 @@ impl RunState {
             steps: BTreeMap::new(),
             facts: BTreeMap::new(),
             standing_ended: BTreeMap::new(),
+            finishing: false,
             halted: None,
             no_return: None,
             seq: 0,
@@ -195,12 +199,78 @@ impl RunState {
         if entry.seq != self.seq + 1 {
             return impossible(&format!("it follows record {}", self.seq));
         }
-        if (self.seq == 0) != matches!(entry.record, Record::RunStarted { .. }) {
-            return impossible("a run begins with exactly one `run_started`");
+        if let Some(why) = self.objection(&entry.record) {
+            return impossible(why);
+        }
+        self.take(entry);
+        Ok(())
+    }
+
+    /// Why a record cannot come next; none when it can. Asked before a record is written: one that cannot be
+    /// folded would make the whole journal unreadable.
+    #[must_use]
+    pub fn objection(&self, record: &Record) -> Option<&'static str> {
+        if (self.seq == 0) != matches!(record, Record::RunStarted { .. }) {
+            return Some("a run begins with exactly one `run_started`");
         }
         if self.phase == Phase::Finished {
-            return impossible("the run is finished");
+            return Some("the run is finished");
         }
+        let forward = self.phase == Phase::Forward;
+        let back = matches!(self.phase, Phase::Back { .. });
+        let incomplete = |s: &StepState| {
+            matches!(
+                s.status,
+                Status::Running | Status::Failed { .. } | Status::Undoing | Status::UndoFailed { .. }
+            )
+        };
+        let refused = match record {
+            Record::StepStarted { .. } if !forward => "a step began although the run does not go forward",
+            Record::StepStarted { step, .. }
+                if matches!(
+                    self.status(step),
+                    Status::Done | Status::Undoing | Status::UndoFailed { .. }
+                ) =>
+            {
+                "a step began that is done or being undone"
+            }
+            Record::StepStarted { step, .. }
+                if self.steps.iter().any(|(id, s)| id != step && incomplete(s)) =>
+            {
+                "a step began while another is not complete"
+            }
+            Record::StepDone { step, .. } if *self.status(step) != Status::Running => {
+                "a step is done that was not running"
+            }
+            Record::StepFailed { step, .. } if *self.status(step) != Status::Running => {
+                "a step failed that was not running"
+            }
+            Record::RollbackStarted { .. } if self.finishing => {
+                "a rollback began although what it needs is being dropped"
+            }
+            Record::UndoStarted { .. } if !back => "an undo began although the run does not go back",
+            Record::UndoStarted { step, .. }
+                if matches!(self.status(step), Status::Pending | Status::Undone) =>
+            {
+                "an undo began of a step that has no effect"
+            }
+            Record::UndoDone { step, .. } if *self.status(step) != Status::Undoing => {
+                "an undo is done that was not running"
+            }
+            Record::UndoFailed { step, .. } if *self.status(step) != Status::Undoing => {
+                "an undo failed that was not running"
+            }
+            Record::RunDone if !forward || self.steps.values().any(incomplete) => {
+                "the run is done although a step is not"
+            }
+            Record::RunRolledBack { .. } if !back => "the run is rolled back although it was not going back",
+            Record::FinishStarted if forward || back => "the run is to be finished although it is not over",
+            _ => return None,
+        };
+        Some(refused)
+    }
+
+    fn take(&mut self, entry: &Entry) {
         match &entry.record {
             Record::RunStarted { plan, digest, .. } => {
                 self.plan.clone_from(plan);
@@ -221,20 +291,7 @@ impl RunState {
                 }
             }
             Record::StepStarted { step, attempt } => {
-                if self.phase != Phase::Forward {
-                    return impossible("a step began although the run does not go forward");
-                }
-                if self
-                    .steps
-                    .iter()
-                    .any(|(id, s)| id != step && matches!(s.status, Status::Running | Status::Failed { .. }))
-                {
-                    return impossible("a step began while another is not complete");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
-                if matches!(state.status, Status::Done | Status::Undoing | Status::UndoFailed { .. }) {
-                    return impossible("a step began that is done or being undone");
-                }
                 if matches!(state.status, Status::Pending | Status::Undone) {
                     state.started = Some(entry.at);
                 }
@@ -250,9 +307,6 @@ impl RunState {
                 }
             }
             Record::StepDone { step, summary } => {
-                if *self.status(step) != Status::Running {
-                    return impossible("a step is done that was not running");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
                 state.status = Status::Done;
                 state.ended = Some(entry.at);
@@ -260,9 +314,6 @@ impl RunState {
                 state.failures = 0;
             }
             Record::StepFailed { step, failure } => {
-                if *self.status(step) != Status::Running {
-                    return impossible("a step failed that was not running");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
                 state.status = Status::Failed { failure: failure.clone() };
                 state.failures += 1;
@@ -279,20 +330,11 @@ impl RunState {
                 }
             }
             Record::UndoStarted { step, attempt } => {
-                if !matches!(self.phase, Phase::Back { .. }) {
-                    return impossible("an undo began although the run does not go back");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
-                if matches!(state.status, Status::Pending | Status::Undone) {
-                    return impossible("an undo began of a step that has no effect");
-                }
                 state.status = Status::Undoing;
                 state.attempts = *attempt;
             }
             Record::UndoDone { step, summary } => {
-                if *self.status(step) != Status::Undoing {
-                    return impossible("an undo is done that was not running");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
                 state.status = Status::Undone;
                 state.ended = Some(entry.at);
@@ -309,9 +351,6 @@ impl RunState {
                 }
             }
             Record::UndoFailed { step, failure } => {
-                if *self.status(step) != Status::Undoing {
-                    return impossible("an undo failed that was not running");
-                }
                 let state = self.steps.entry(step.clone()).or_default();
                 state.status = Status::UndoFailed { failure: failure.clone() };
                 state.failures += 1;
@@ -319,29 +358,14 @@ impl RunState {
             Record::Halted { reason, class } => {
                 self.halted = Some(Halt { reason: reason.clone(), class: *class });
             }
-            Record::RunDone => {
-                if self.phase != Phase::Forward
-                    || self
-                        .steps
-                        .values()
-                        .any(|s| matches!(s.status, Status::Running | Status::Failed { .. }))
-                {
-                    return impossible("the run is done although a step is not");
-                }
-                self.phase = Phase::Done;
-            }
-            Record::RunRolledBack { to } => {
-                if !matches!(self.phase, Phase::Back { .. }) {
-                    return impossible("the run is rolled back although it was not going back");
-                }
-                self.phase = Phase::RolledBack { to: to.clone() };
-            }
+            Record::RunDone => self.phase = Phase::Done,
+            Record::RunRolledBack { to } => self.phase = Phase::RolledBack { to: to.clone() },
             Record::RunAborted { .. } => self.phase = Phase::Aborted,
+            Record::FinishStarted => self.finishing = true,
             Record::Finished => self.phase = Phase::Finished,
         }
         self.seq = entry.seq;
         self.updated = Some(entry.at);
-        Ok(())
     }
 }
 

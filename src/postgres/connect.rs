@@ -1,13 +1,14 @@
 //! Opening connections: by name, for reading, or – only under a held lease – for writing.
 
 use super::address::Address;
+use super::clock::Moment;
 use super::error::from_postgres;
 use super::session::Session;
 use crate::error::{Class, Error, Result};
 use crate::value::Secret;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_postgres::NoTls;
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +16,15 @@ use tokio_util::sync::CancellationToken;
 /// How long a connection attempt may take before it counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A setting of ours that is given when a connection starts. Poolers refuse or drop it, as PgBouncer does with
+/// `options` (<https://www.pgbouncer.org/config.html#ignore_startup_parameters>), so its absence gives them away.
+const DIRECT: &str = "handover.direct";
+
 /// The right to act, as this process knows it: a fencing token, and until when it is known to be ours.
 ///
-/// `valid_until` is on the monotonic clock and is moved by each successful heartbeat; a process that was
-/// stopped or cut off finds it in the past and refuses to act, even before any database refuses it.
+/// `valid_until` is on a clock that only runs forward, also through a suspend, and is moved by each successful
+/// heartbeat; a process that was stopped or cut off finds it in the past and refuses to act, even before any
+/// database refuses it.
 #[derive(Debug, Clone)]
 pub struct Lease(Arc<LeaseInner>);
 
@@ -26,18 +32,18 @@ pub struct Lease(Arc<LeaseInner>);
 struct LeaseInner {
     plan: String,
     token: i64,
-    valid_until: Mutex<Instant>,
+    valid_until: Mutex<Moment>,
     lost: CancellationToken,
 }
 
 impl Lease {
     /// A lease on `plan` that was just granted for `ttl`, counted from `asked_at` (before the question was sent).
     #[must_use]
-    pub fn granted(plan: &str, token: i64, asked_at: Instant, ttl: Duration) -> Self {
+    pub fn granted(plan: &str, token: i64, asked_at: impl Into<Moment>, ttl: Duration) -> Self {
         Lease(Arc::new(LeaseInner {
             plan: plan.to_owned(),
             token,
-            valid_until: Mutex::new(asked_at + ttl),
+            valid_until: Mutex::new(asked_at.into().after(ttl)),
             lost: CancellationToken::new(),
         }))
     }
@@ -55,8 +61,9 @@ impl Lease {
     }
 
     /// A heartbeat succeeded that was sent at `asked_at`.
-    pub fn renewed(&self, asked_at: Instant, ttl: Duration) {
-        *self.0.valid_until.lock().unwrap_or_else(PoisonError::into_inner) = asked_at + ttl;
+    pub fn renewed(&self, asked_at: impl Into<Moment>, ttl: Duration) {
+        let until = asked_at.into().after(ttl);
+        *self.0.valid_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     /// The lease is gone; everything that acts must stop.
@@ -77,7 +84,7 @@ impl Lease {
     /// [`Class::LeaseLost`].
     pub fn assert_held(&self) -> Result<()> {
         let valid = *self.0.valid_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.0.lost.is_cancelled() || Instant::now() >= valid {
+        if self.0.lost.is_cancelled() || Moment::now() >= valid {
             self.lose();
             return Err(lost());
         }
@@ -94,14 +101,22 @@ impl Lease {
     }
 
     /// `application_name` for a connection of ours: found by a successor that must end what we left running.
-    /// The server keeps 63 bytes of it.
+    /// The server keeps 63 bytes of it, and printable ASCII only.
     #[must_use]
     pub fn application_name(&self, step: &str) -> String {
-        let mut name = format!("{}{}/{step}", Self::application_prefix(self.plan()), self.token());
-        while name.len() > 63 {
-            name.pop();
+        use sha2::{Digest, Sha256};
+        let head = format!("{}{}/", Self::application_prefix(self.plan()), self.token());
+        let room = 63_usize.saturating_sub(head.len());
+        if step.len() <= room {
+            return head + step;
         }
-        name
+        // Cut off, two long ids with one beginning would be taken for each other; and one must not be ended
+        // for the other's sake.
+        let digest: String =
+            Sha256::digest(step.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect();
+        let kept: String =
+            step.chars().filter(char::is_ascii).take(room.saturating_sub(digest.len() + 1)).collect();
+        format!("{head}{kept}~{digest}")
     }
 }
 
@@ -199,11 +214,7 @@ impl Databases {
             Some(lease) => lease.application_name(&self.label),
             None => format!("handover/{}", self.label),
         };
-        let client = open(&self.target(name)?.url, name, &label).await?;
-        client
-            .batch_execute("set default_transaction_read_only = on")
-            .await
-            .map_err(|e| from_postgres(&e, name))?;
+        let client = open_as(&self.target(name)?.url, name, &label, true).await?;
         Ok(Session::unleased(client, name))
     }
 
@@ -215,11 +226,7 @@ impl Databases {
     pub async fn reader(&self, name: &str) -> Result<Session> {
         let target = self.target(name)?;
         let url = target.reader.as_ref().unwrap_or(&target.url);
-        let client = open(url, name, &format!("handover/{}", self.label)).await?;
-        client
-            .batch_execute("set default_transaction_read_only = on")
-            .await
-            .map_err(|e| from_postgres(&e, name))?;
+        let client = open_as(url, name, &format!("handover/{}", self.label), true).await?;
         Ok(Session::unleased(client, name))
     }
 }
@@ -229,19 +236,38 @@ impl Databases {
 /// # Errors
 /// A URL that does not parse (shown without its content), or no connection.
 pub async fn open(url: &Secret, name: &str, application_name: &str) -> Result<tokio_postgres::Client> {
+    open_as(url, name, application_name, false).await
+}
+
+/// The same; with `read_only`, every transaction of the session is so from the start. Given at the start and
+/// not by SET, which behind a pooler would also change the sessions of the application.
+pub async fn open_as(
+    url: &Secret,
+    name: &str,
+    application_name: &str,
+    read_only: bool,
+) -> Result<tokio_postgres::Client> {
     let Address { mut config, tls } = Address::parse(url).map_err(|e| e.on_database(name))?;
     config.application_name(application_name);
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
     }
     config.keepalives_idle(Duration::from_secs(30));
+    let options = config.get_options().unwrap_or_default();
+    config.options(
+        format!(
+            "{options} -c {DIRECT}=on{}",
+            if read_only { " -c default_transaction_read_only=on" } else { "" }
+        )
+        .trim(),
+    );
     let attempt = async {
         // The connection's own error reaches every pending call through the client; nothing is lost here.
         match tls {
             Some(tls) => {
                 let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await?;
                 tokio::spawn(connection);
-                Ok(client)
+                Ok::<_, tokio_postgres::Error>(client)
             }
             None => {
                 let (client, connection) = config.connect(NoTls).await?;
@@ -250,10 +276,43 @@ pub async fn open(url: &Secret, name: &str, application_name: &str) -> Result<to
             }
         }
     };
-    match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
-        Ok(result) => result.map_err(|e| from_postgres(&e, name)),
-        Err(_) => Err(Error::new(Class::Connection, "the server did not answer in time")
-            .on_database(name)
-            .hint("see that the server is up and reachable from here")),
+    let client = match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
+        Ok(Ok(client)) => client,
+        Ok(Err(e)) if e.as_db_error().is_some_and(|e| e.message().contains("startup parameter")) => {
+            return Err(pooler(name));
+        }
+        Ok(Err(e)) => return Err(from_postgres(&e, name)),
+        Err(_) => {
+            return Err(Error::new(Class::Connection, "the server did not answer in time")
+                .on_database(name)
+                .hint("see that the server is up and reachable from here"));
+        }
+    };
+    let row = client.query_one("select current_setting($1, true) = 'on'", &[&DIRECT]).await;
+    match row.map_err(|e| from_postgres(&e, name))?.get::<_, Option<bool>>(0) {
+        Some(true) => Ok(client),
+        _ => Err(pooler(name)),
+    }
+}
+
+/// What a pooler does to us: session settings reach other clients, and a statement of a dead runner cannot be
+/// found by its connection's name.
+fn pooler(name: &str) -> Error {
+    Error::usage("the URL leads to a connection pooler, not to the server itself")
+        .on_database(name)
+        .hint("use the host and port of the Postgres server; a pooler gives sessions of ours to others, and theirs to us")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_step_ids_stay_apart() {
+        let lease = Lease::granted("p", i64::MAX, Moment::now(), Duration::from_secs(1));
+        let (a, b) = (format!("{}a", "x".repeat(62)), format!("{}b", "x".repeat(62)));
+        let (first, second) = (lease.application_name(&a), lease.application_name(&b));
+        assert!(first != second && first.len() <= 63 && second.len() <= 63, "{first} {second}");
+        assert!(lease.application_name("copy").ends_with("/copy"));
     }
 }

@@ -17,11 +17,14 @@ pub fn from_postgres(error: &tokio_postgres::Error, database: &str) -> Error {
 fn from_db_error(db: &DbError) -> Error {
     let code = db.code();
     let class = class_of(code);
+    // What speaks of data quotes it, and a row's values may be secrets (tokens, addresses): data exceptions in
+    // their message, integrity and check-option violations in their detail.
+    let of_data = ["22", "23", "44"].iter().any(|class| code.code().starts_with(class));
     let mut message = db.message().to_owned();
-    // The detail of an integrity violation quotes row values, which may be secrets (tokens, addresses).
-    if !code.code().starts_with("23")
-        && let Some(detail) = db.detail()
-    {
+    if code.code().starts_with("22") {
+        message = without_quotations(&message);
+    }
+    if !of_data && let Some(detail) = db.detail() {
         message = format!("{message} ({detail})");
     }
     if let Some(constraint) = db.constraint() {
@@ -29,6 +32,11 @@ fn from_db_error(db: &DbError) -> Error {
     }
     let message = format!("{message} [SQLSTATE {}]", code.code());
     let error = Error::new(class, message);
+    // Only a person or another program asks for this; the text is the only thing that tells, and where it is
+    // translated the general hint is still true.
+    if code == &SqlState::QUERY_CANCELED && db.message().contains("user request") {
+        return error.hint("somebody cancelled the statement (pg_cancel_backend); `handover resume` goes on");
+    }
     match (hint_for(class, code), db.hint()) {
         (Some(hint), _) => error.hint(hint),
         (None, Some(server)) => error.hint(format!("the server suggests: {server}")),
@@ -41,19 +49,21 @@ fn from_db_error(db: &DbError) -> Error {
 pub fn class_of(code: &SqlState) -> Class {
     let text = code.code();
     match code {
-        &SqlState::LOCK_NOT_AVAILABLE
-        | &SqlState::T_R_DEADLOCK_DETECTED
-        | &SqlState::T_R_SERIALIZATION_FAILURE
-        | &SqlState::OBJECT_IN_USE => Class::Contention,
+        &SqlState::LOCK_NOT_AVAILABLE | &SqlState::OBJECT_IN_USE => Class::Contention,
         &SqlState::QUERY_CANCELED => Class::Timeout,
         &SqlState::ADMIN_SHUTDOWN
         | &SqlState::CRASH_SHUTDOWN
         | &SqlState::CANNOT_CONNECT_NOW
+        // A moment later one may be free; a run should not halt for a rush.
+        | &SqlState::TOO_MANY_CONNECTIONS
         | &SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => Class::Connection,
         &SqlState::INSUFFICIENT_PRIVILEGE
         | &SqlState::INVALID_PASSWORD
         | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION => Class::Privilege,
-        _ if text.starts_with("08") => Class::Connection,
+        // transaction_timeout (17 and later) and idle_session_timeout, which the driver has no names for.
+        _ if text == "25P04" => Class::Timeout,
+        _ if text.starts_with("08") || text == "57P05" => Class::Connection,
+        _ if text.starts_with("40") => Class::Contention,
         _ if text.starts_with("53") || text.starts_with("58") => Class::Resources,
         _ => Class::Data,
     }
@@ -84,6 +94,20 @@ fn hint_for(class: Class, code: &SqlState) -> Option<&'static str> {
     })
 }
 
+/// A message without what it quotes. Values are quoted as they are, so that only the first opening mark and
+/// the last closing one are sure to be marks; translated servers use others than English ones.
+fn without_quotations(message: &str) -> String {
+    let Some(first) = message.find(['"', '\u{201e}', '\u{ab}']) else { return message.to_owned() };
+    let last =
+        message.char_indices().rev().find(|(_, c)| matches!(c, '"' | '\u{201c}' | '\u{201d}' | '\u{bb}'));
+    let rest = match last {
+        Some((last, mark)) if last > first => &message[last + mark.len_utf8()..],
+        // Never closed: the server cut it off.
+        _ => "",
+    };
+    format!("{}\"…\"{rest}", &message[..first])
+}
+
 fn from_driver(error: &tokio_postgres::Error) -> Error {
     let mut text = error.to_string();
     if let Some(source) = error.source() {
@@ -95,6 +119,14 @@ fn from_driver(error: &tokio_postgres::Error) -> Error {
              as `sslrootcert=/path/ca.pem` in the URL",
         );
     }
+    if text.contains("password missing") {
+        return Error::new(Class::Privilege, "the server asks for a password and the URL has none")
+            .hint("put the password into the URL's environment variable");
+    }
+    if text.contains("does not support TLS") {
+        return Error::usage("the server does not speak TLS, which the URL's sslmode asks for")
+            .hint("switch TLS on in the server, or use sslmode=prefer or disable in the URL");
+    }
     // The driver reports a bad value for a parameter or column without a server round trip.
     let connection = error.is_closed() || text.contains("connect") || text.contains("communicating");
     if connection {
@@ -102,5 +134,48 @@ fn from_driver(error: &tokio_postgres::Error) -> Error {
             .hint("see that the server is up and reachable, then `handover resume`")
     } else {
         Error::data(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotations_are_left_out() {
+        for (message, kept) in [
+            (
+                "invalid input syntax for type integer: \"s3cret\"",
+                "invalid input syntax for type integer: \"…\"",
+            ),
+            (
+                "value \"s3\"cret\" is out of range for type integer",
+                "value \"…\" is out of range for type integer",
+            ),
+            (
+                "ungültige Eingabesyntax für Typ integer: „s3cret“",
+                "ungültige Eingabesyntax für Typ integer: \"…\"",
+            ),
+            ("open \"s3cret", "open \"…\""),
+            ("division by zero", "division by zero"),
+        ] {
+            assert_eq!(without_quotations(message), kept);
+        }
+    }
+
+    #[test]
+    fn what_passes_is_told_from_what_stays() {
+        for (code, class) in [
+            ("40001", Class::Contention),
+            ("40003", Class::Contention),
+            ("53300", Class::Connection),
+            ("53100", Class::Resources),
+            ("57P05", Class::Connection),
+            ("25P04", Class::Timeout),
+            ("42501", Class::Privilege),
+            ("44000", Class::Data),
+        ] {
+            assert_eq!(class_of(&SqlState::from_code(code)), class, "{code}");
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use super::ident::TableName;
 use super::session::Session;
-use crate::error::Result;
+use super::sql::{Token, tokens};
+use crate::error::{Class, Result};
+use tokio_postgres::Row;
 
 /// What the catalog says of an index's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +44,131 @@ pub async fn find(session: &Session, table: &TableName, name: &str) -> Result<Fo
     })
 }
 
+/// What a table's name stands for, when no index can be built on it concurrently; none when one can.
+///
+/// # Errors
+/// What the server says.
+pub async fn obstacle(session: &Session, table: &TableName) -> Result<Option<(String, String)>> {
+    let row = session
+        .query_opt(
+            "select c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname = $1 and c.relname = $2",
+            &[&table.schema, &table.name],
+        )
+        .await?;
+    Ok(match row.as_ref().map(|row| row.get::<_, String>(0)).as_deref() {
+        Some("r" | "m") => None,
+        Some("p") => Some((
+            format!(
+                "{table} is partitioned, and Postgres cannot build an index on all partitions concurrently"
+            ),
+            format!(
+                "name each partition as a `table` here; a `migrate` step then makes the parent's index with \
+                 `create index … on only {table}` and attaches theirs, which takes no time"
+            ),
+        )),
+        Some(_) => Some((
+            format!("{table} is not a table"),
+            "indexes can be built on tables and materialized views".into(),
+        )),
+        None => Some((
+            format!("there is no table {table}"),
+            "correct the name, or let an earlier step create the table".into(),
+        )),
+    })
+}
+
+/// Whether the index `name` of `table` is what `wanted` would build: `wanted` makes the statement that builds
+/// one of a given name on a given table. The server is asked, by building it on an empty table of the same
+/// shape that nobody else sees. None when the role may not create temporary tables.
+///
+/// # Errors
+/// A definition that the server refuses.
+pub async fn is_as_wanted(
+    session: &mut Session,
+    table: &TableName,
+    name: &str,
+    wanted: impl FnOnce(&str, &str) -> String,
+) -> Result<Option<bool>> {
+    const PROBE: &str = "handover_wanted";
+    let existing = TableName::new(&table.schema, name).sql();
+    let tx = session.transaction().await?;
+    // Under the table's own name, which expressions may use.
+    let twin = TableName::new("pg_temp", &table.name).sql();
+    let made = tx.execute(&format!("create temporary table {twin} (like {})", table.sql()), &[]).await;
+    match made {
+        Ok(_) => {}
+        Err(e) if e.class() == Class::Privilege => return Ok(None),
+        Err(e) => return Err(e),
+    }
+    tx.execute(&wanted(PROBE, &twin), &[]).await?;
+    let row = tx
+        .query_one(
+            "select count(distinct array[m.amname::text, i.indisunique::text, i.indnkeyatts::text, i.indoption::text,
+                    i.indclass::text, i.indcollation::text, coalesce(to_jsonb(i) ->> 'indnullsnotdistinct', ''),
+                    coalesce(pg_get_expr(i.indpred, i.indrelid), '')]
+                 || array(select pg_get_indexdef(i.indexrelid, k, false) from generate_series(1, i.indnatts) k)) = 1
+             from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam
+             where i.indexrelid in (to_regclass($1), to_regclass($2))",
+            &[&existing, &format!("pg_temp.{PROBE}")],
+        )
+        .await?;
+    let same = row.get(0);
+    tx.rollback().await?;
+    Ok(Some(same))
+}
+
+/// An index's definition, as the server words it.
+///
+/// # Errors
+/// What the server says.
+pub async fn definition(session: &Session, table: &TableName, name: &str) -> Result<String> {
+    let qualified = TableName::new(&table.schema, name).sql();
+    let row =
+        session.query_one("select coalesce(pg_get_indexdef(to_regclass($1)), '?')", &[&qualified]).await?;
+    Ok(row.get(0))
+}
+
+/// Whom a backend waits for right now, in words.
+///
+/// # Errors
+/// What the server says.
+pub async fn holders(session: &Session, pid: i32) -> Result<Vec<String>> {
+    let rows = session
+        .query(
+            &format!("{HOLDER} where pid = any (pg_blocking_pids($1)) order by xact_start limit 5"),
+            &[&pid],
+        )
+        .await?;
+    Ok(rows.iter().map(in_words).collect())
+}
+
+const HOLDER: &str = "select pid, coalesce(usename::text, '?'), coalesce(state, backend_type, '?'),
+        extract(epoch from clock_timestamp() - xact_start)::float8, left(coalesce(query, ''), 300)
+     from pg_stat_activity";
+
+fn in_words(row: &Row) -> String {
+    let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+    let (age, query): (Option<f64>, String) = (row.get(3), row.get(4));
+    let age = age.map_or_else(String::new, |age| format!(", open for {age:.0} s"));
+    format!("pid {pid} ({user}, {state}{age}): {}", without_values(&query))
+}
+
+/// The beginning of somebody's query without its literals, which may be tokens or passwords.
+fn without_values(query: &str) -> String {
+    let mut out = String::new();
+    for token in tokens(query) {
+        match token {
+            Token::Quoted(range) if !query[range.clone()].starts_with('"') => out.push_str("'…'"),
+            Token::Code(range) | Token::Quoted(range) => out.push_str(&query[range]),
+            Token::Semicolon(_) => out.push(';'),
+            Token::Comment(_) => out.push(' '),
+        }
+    }
+    let words: Vec<&str> = out.split_whitespace().collect();
+    words.join(" ").chars().take(60).collect()
+}
+
 /// Transactions whose snapshots a concurrent build would wait for, oldest first, in words.
 ///
 /// # Errors
@@ -49,21 +176,25 @@ pub async fn find(session: &Session, table: &TableName, name: &str) -> Result<Fo
 pub async fn snapshot_holders(session: &Session) -> Result<Vec<String>> {
     let rows = session
         .query(
-            "select pid, coalesce(usename::text, '?'), coalesce(state, '?'),
-                    extract(epoch from clock_timestamp() - xact_start)::float8, left(coalesce(query, ''), 60)
-             from pg_stat_activity
-             where datname = current_database() and pid <> pg_backend_pid()
-               and xact_start < clock_timestamp() - interval '5 seconds'
-             order by xact_start limit 5",
+            &format!(
+                "{HOLDER} where datname = current_database() and pid <> pg_backend_pid()
+                    and xact_start < clock_timestamp() - interval '5 seconds'
+                 order by xact_start limit 5"
+            ),
             &[],
         )
         .await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-            let (age, query): (f64, String) = (row.get(3), row.get(4));
-            format!("pid {pid} ({user}, {state}, open for {age:.0} s): {query}")
-        })
-        .collect())
+    Ok(rows.iter().map(in_words).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_queries_are_not_shown() {
+        let query = "select *\n from \"Token\" where signature = 's3cret' and x = $$s3cret$$ -- s3cret";
+        assert_eq!(without_values(query), "select * from \"Token\" where signature = '…' and x = '…'");
+        assert!(!without_values("insert into t values ('s3cret cut o").contains("s3cret"));
+    }
 }

@@ -6,10 +6,10 @@
 //! (<https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY>)
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::index::{Found, find, snapshot_holders};
+use crate::postgres::index::{Found, definition, find, holders, is_as_wanted, obstacle, snapshot_holders};
 use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
@@ -17,7 +17,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often a wait is reported.
+const REPORT_AGAIN: Duration = Duration::from_secs(15);
 
 /// Builds indexes without blocking writers.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -64,13 +67,22 @@ impl Index {
         TableName::new(&self.table.schema, &self.name).sql()
     }
 
+    /// The journal's fact that it is ours.
+    fn fact(&self) -> String {
+        TableName::new(&self.table.schema, &self.name).to_string()
+    }
+
     fn statement(&self) -> String {
+        self.statement_for("concurrently ", &self.name, &self.table.sql())
+    }
+
+    /// `table` is ready for SQL.
+    fn statement_for(&self, concurrently: &str, name: &str, table: &str) -> String {
         use std::fmt::Write;
         let mut sql = format!(
-            "create {}index concurrently {} on {}",
+            "create {}index {concurrently}{} on {table}",
             if self.unique { "unique " } else { "" },
-            quote_ident(&self.name),
-            self.table.sql()
+            quote_ident(name),
         );
         if let Some(method) = &self.using {
             let _ = write!(sql, " using {}", quote_ident(method));
@@ -119,9 +131,17 @@ impl StepKind for CreateIndex {
         let session = cx.reader(&self.on).await?;
         let mut out = Description::default();
         for index in &self.indexes {
+            if let Some((what, hint)) = obstacle(&session, &index.table).await? {
+                out.blocker(format!("{what}; {hint}"));
+                continue;
+            }
             match find(&session, &index.table, &index.name).await? {
                 Found::Absent => out.action(index.statement()),
-                Found::Valid => out.action(format!("nothing: index {} exists already", index.name)),
+                Found::Valid => out.action(format!(
+                    "nothing: index {} exists already ({})",
+                    index.name,
+                    definition(&session, &index.table, &index.name).await?
+                )),
                 Found::Invalid => out.blocker(format!(
                     "an INVALID index {0} was left by an earlier failed build; drop it: drop index concurrently {1}",
                     index.name,
@@ -137,17 +157,14 @@ impl StepKind for CreateIndex {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        let session = cx.writer(&self.on).await?;
-        // The waits for older snapshots go through the lock manager: any lock_timeout would end the build there.
-        session.set("lock_timeout", "0").await?;
-        session.set("statement_timeout", "0").await?;
+        let mut session = self.session(cx).await?;
         if let Some(memory) = &self.maintenance_work_mem {
             session.set("maintenance_work_mem", memory).await?;
         }
         let mut built = Vec::new();
         for index in &self.indexes {
             cx.proceed()?;
-            if self.build(cx, &session, index).await? {
+            if self.build(cx, &mut session, index).await? {
                 built.push(index.name.as_str());
             }
             failpoint::hit(failpoint::INDEX_BUILT);
@@ -171,28 +188,59 @@ impl StepKind for CreateIndex {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        let session = cx.writer(&self.on).await?;
+        let session = self.session(cx).await?;
         let mut dropped = Vec::new();
         for index in &self.indexes {
+            cx.proceed()?;
             // Only what the journal says is ours: one that was there before the run stays.
-            if cx.recall::<bool>(&index.name)? == Some(true) {
-                session
-                    .autocommit(&format!("drop index concurrently if exists {}", index.qualified()), &[])
-                    .await?;
-                cx.forget(&index.name).await?;
-                dropped.push(index.name.as_str());
+            if cx.recall::<bool>(&index.fact())? != Some(true) {
+                continue;
             }
+            match find(&session, &index.table, &index.name).await? {
+                Found::Valid | Found::Invalid => {
+                    self.drop(cx, &session, index).await?;
+                    dropped.push(index.name.as_str());
+                }
+                Found::Absent => {}
+                Found::Other(what) => cx.warn(format!("{} belongs to {what} now, and stays", index.name)),
+            }
+            cx.forget(&index.fact()).await?;
         }
         Ok(json!({ "dropped": dropped }))
     }
 }
 
 impl CreateIndex {
+    /// A session whose statements may wait as long as they must.
+    async fn session(&self, cx: &Context) -> Result<Session> {
+        let session = cx.writer(&self.on).await?;
+        // The waits for older snapshots go through the lock manager: any lock_timeout would end the build there.
+        session.set("lock_timeout", "0").await?;
+        session.set("statement_timeout", "0").await?;
+        Ok(session)
+    }
+
     /// Builds one index unless it is there; returns whether this attempt built it.
-    async fn build(&self, cx: &Context, session: &Session, index: &Index) -> Result<bool> {
-        let ours = cx.recall::<bool>(&index.name)? == Some(true);
+    async fn build(&self, cx: &Context, session: &mut Session, index: &Index) -> Result<bool> {
+        if let Some((what, hint)) = obstacle(session, &index.table).await? {
+            return Err(Error::data(what).on_database(&self.on).hint(hint));
+        }
+        let ours = cx.recall::<bool>(&index.fact())? == Some(true);
         match find(session, &index.table, &index.name).await? {
-            Found::Valid => return Ok(false),
+            Found::Valid if self.is_as_wanted(cx, session, index).await? => return Ok(false),
+            Found::Valid if ours => {
+                cx.note(format!(
+                    "index {} was built to another definition before; building it anew",
+                    index.name
+                ));
+                self.drop(cx, session, index).await?;
+            }
+            Found::Valid => {
+                let there = definition(session, &index.table, &index.name).await?;
+                return Err(Error::data(format!("an index {} exists with another definition: {there}", index.name))
+                    .on_database(&self.on)
+                    .hint("choose another name for the index, or drop or rename the one that is there, then `handover resume`"));
+            }
             Found::Other(what) => {
                 return Err(Error::data(format!("the name {} belongs to {what}", index.name))
                     .on_database(&self.on)
@@ -211,52 +259,132 @@ impl CreateIndex {
             }
             Found::Invalid => {
                 cx.note(format!("dropping what an interrupted build left of index {}", index.name));
-                session.autocommit(&format!("drop index concurrently {}", index.qualified()), &[]).await?;
+                self.drop(cx, session, index).await?;
             }
             Found::Absent => {}
         }
-        cx.remember(&index.name, &true).await?;
+        cx.remember(&index.fact(), &true).await?;
         failpoint::hit(failpoint::INDEX_BEFORE);
-        let pid = session.backend_pid().await?;
-        let watch = watch(cx, &self.on, pid, &index.name);
-        let sql = index.statement();
-        let build = session.autocommit(&sql, &[]);
-        tokio::select! {
-            result = build => result.map_err(|e| e.context(format!("building index {}", index.name)))?,
-            never = watch => never?,
-        };
+        if let Err(error) = self.patiently(cx, session, &index.statement(), &index.name).await {
+            return Err(self.failed(cx, session, index, error).await);
+        }
         cx.unit_done(&index.name);
         Ok(true)
     }
-}
 
-/// Reports the build's progress and whoever it waits for, until it is dropped; returns only to stop the step.
-async fn watch(cx: &Context, database: &str, pid: i32, name: &str) -> Result<u64> {
-    let mut reported = String::new();
-    let session = cx.reader(database).await?;
-    loop {
-        cx.sleep(Duration::from_millis(500)).await?;
-        let row = session
-            .query_opt(
-                "select phase, blocks_done, blocks_total, current_locker_pid
-                 from pg_stat_progress_create_index where pid = $1",
-                &[&pid],
-            )
-            .await?;
-        let Some(row) = row else { continue };
-        let (phase, done, total): (String, i64, i64) = (row.get(0), row.get(1), row.get(2));
-        cx.progress(
-            name,
-            done.unsigned_abs(),
-            Some(total.unsigned_abs()).filter(|n| *n > 0),
-            Measure::Blocks,
-        );
-        if phase.starts_with("waiting") {
-            let waits = snapshot_holders(&session).await?.join("; ");
-            if !waits.is_empty() && waits != reported {
-                cx.warn(format!("index {name} is {phase}: {waits}"));
-                reported = waits;
+    async fn is_as_wanted(&self, cx: &Context, session: &mut Session, index: &Index) -> Result<bool> {
+        let wanted = |name: &str, table: &str| index.statement_for("", name, table);
+        match is_as_wanted(session, &index.table, &index.name, wanted).await {
+            Ok(Some(same)) => Ok(same),
+            Ok(None) => {
+                cx.warn(format!(
+                    "index {} exists; without the right to create temporary tables its definition cannot be compared",
+                    index.name
+                ));
+                Ok(true)
             }
+            Err(error) => Err(error.context(format!("index {} as the plan defines it", index.name))),
         }
     }
+
+    /// Drops an index without locking anybody out.
+    async fn drop(&self, cx: &Context, session: &Session, index: &Index) -> Result<()> {
+        let sql = format!("drop index concurrently if exists {}", index.qualified());
+        self.patiently(cx, session, &sql, &index.name).await
+    }
+
+    /// Executes a statement that may have to wait for others, and says for whom.
+    async fn patiently(&self, cx: &Context, session: &Session, sql: &str, name: &str) -> Result<()> {
+        let pid = session.backend_pid().await?;
+        tokio::select! {
+            result = session.autocommit(sql, &[]) => result.map(drop),
+            interrupted = watch(cx, &self.on, pid, name) => Err(interrupted),
+        }
+    }
+
+    /// After a failed build: the server leaves an INVALID index that every write maintains, and a unique one
+    /// may go on refusing rows. It is not left behind for the time until somebody looks.
+    async fn failed(&self, cx: &Context, session: &Session, index: &Index, error: Error) -> Error {
+        let error = if index.unique && error.message().contains("[SQLSTATE 23505]") {
+            let columns = index.columns.join(", ");
+            let condition = index.condition.as_ref().map_or_else(String::new, |c| format!(" where {c}"));
+            // The server's words are no more than the name of the index; values may not be shown.
+            Error::data(format!("index {} cannot be unique: the table has duplicates", index.name))
+                .on_database(&self.on)
+                .hint(format!(
+                    "find them with `select {columns}, count(*) from {}{condition} group by {columns} having count(*) > 1`, \
+                     resolve them (a `cleanup` step can), then `handover resume`",
+                    index.table.sql()
+                ))
+        } else {
+            error.context(format!("building index {}", index.name))
+        };
+        if matches!(error.class(), Class::Connection | Class::Cancelled | Class::LeaseLost | Class::Journal) {
+            return error;
+        }
+        match find(session, &index.table, &index.name).await {
+            Ok(Found::Invalid) => {
+                cx.note(format!("dropping what the failed build left of index {}", index.name));
+                if let Err(e) = self.drop(cx, session, index).await {
+                    cx.warn(format!(
+                        "an INVALID index {} is left, which resume and rollback drop: {e}",
+                        index.name
+                    ));
+                }
+            }
+            Ok(_) => {}
+            Err(e) => cx.warn(format!("cannot see what the failed build left: {e}")),
+        }
+        error
+    }
+}
+
+/// Reports progress and whoever the statement waits for, until it is dropped; returns only to stop the step.
+/// It only looks: when it cannot, the work goes on unseen.
+async fn watch(cx: &Context, database: &str, pid: i32, name: &str) -> Error {
+    let mut reported: Option<Instant> = None;
+    let mut session = None;
+    loop {
+        if let Err(stop) = cx.sleep(Duration::from_millis(500)).await {
+            return stop;
+        }
+        let looking = match session.take() {
+            Some(open) => open,
+            None => match cx.reader(database).await {
+                Ok(open) => open,
+                Err(_) => continue,
+            },
+        };
+        if let Ok(waits) = look(cx, &looking, pid, name).await {
+            if !waits.is_empty() && reported.is_none_or(|at| at.elapsed() > REPORT_AGAIN) {
+                cx.warn(waits);
+                reported = Some(Instant::now());
+            }
+            session = Some(looking);
+        }
+    }
+}
+
+/// One look; whom the statement waits for, in words.
+async fn look(cx: &Context, session: &Session, pid: i32, name: &str) -> Result<String> {
+    // Without pg_read_all_stats the columns of other roles' backends are null.
+    let row = session
+        .query_opt(
+            "select phase, blocks_done, blocks_total from pg_stat_progress_create_index where pid = $1",
+            &[&pid],
+        )
+        .await?;
+    let mut phase = "waits".to_owned();
+    if let Some(row) = row {
+        let (done, total): (Option<i64>, Option<i64>) = (row.get(1), row.get(2));
+        if let Some(text) = row.get::<_, Option<String>>(0) {
+            phase = format!("is {text}");
+        }
+        if let (Some(done), Some(total)) = (done, total) {
+            let total = Some(total.unsigned_abs()).filter(|n| *n > 0);
+            cx.progress(name, done.unsigned_abs(), total, Measure::Blocks);
+        }
+    }
+    let waits = holders(session, pid).await?;
+    Ok(if waits.is_empty() { String::new() } else { format!("index {name} {phase}: {}", waits.join("; ")) })
 }

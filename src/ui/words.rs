@@ -38,6 +38,7 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::RunRolledBack { to: None } => "run rolled back".into(),
         Record::RunRolledBack { to: Some(to) } => format!("run rolled back to `{to}`"),
         Record::RunAborted { reason } => format!("run aborted ({reason})"),
+        Record::FinishStarted => "dropping what was kept for rollback".into(),
         Record::Finished => "run finished".into(),
     })
 }

@@ -2,7 +2,7 @@
 //! run reaches done, rolled back, or a stated halt; no step twice, none skipped.
 
 use handover::Class;
-use handover::engine::decide::{Next, Outline, decide, losses};
+use handover::engine::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
 use handover::event::{Entry, Failure, Holder, Record, StepId};
 use handover::journal::{Phase, RunState, Status};
 use handover::steps::{OnFailure, Retry, Undo};
@@ -102,6 +102,7 @@ impl Simulation<'_> {
 
     fn revert(&mut self, step: &StepId) {
         // From the last to the first.
+        assert_eq!(*self.state.status(step), Status::Undoing);
         for later in &self.plan[self.position(step) + 1..] {
             assert!(!self.effects.contains(&later.id), "{step} was undone before {}", later.id);
         }
@@ -147,7 +148,10 @@ proptest! {
                             sim.attach();
                             let to = to.and_then(|i| plan.get(i)).map(|o| o.id.clone());
                             let accept_loss = turn % 2 == 0;
-                            // The engine refuses what would lose something unless that is accepted.
+                            // The engine refuses what cannot be, and what would lose something unless accepted.
+                            if rollback_fits(&plan, &sim.state, to.as_ref()).is_err() {
+                                continue;
+                            }
                             if accept_loss || losses(&plan, &sim.state, to.as_ref()).is_empty() {
                                 sim.record(Record::RollbackStarted { to, reason: "r".into(), accept_loss });
                             }
@@ -155,6 +159,19 @@ proptest! {
                     }
                 }
                 Next::Undo { step, attempt, .. } => {
+                    let Phase::Back { to, accept_loss } = sim.state.phase.clone() else {
+                        panic!("an undo while going forward")
+                    };
+                    prop_assert!(
+                        to.is_none_or(|to| sim.position(&step) > sim.position(&to)),
+                        "{} was to stay",
+                        step
+                    );
+                    match &plan[sim.position(&step)].undo {
+                        Undo::Impossible { .. } => prop_assert!(false, "{} has no undo", step),
+                        Undo::Lossy { .. } => prop_assert!(accept_loss, "{} lost something unasked", step),
+                        _ => {}
+                    }
                     sim.record(Record::UndoStarted { step: step.clone(), attempt });
                     match fates.next().unwrap_or(Fate::Succeeds) {
                         Fate::Fails(class) => sim.record(Record::UndoFailed { step, failure: failure(class) }),
@@ -179,12 +196,29 @@ proptest! {
                     sim.record(Record::RunDone);
                 }
                 Next::RolledBack { to } => {
+                    // What is done in the journal is there, and what was to stay stays.
+                    for outline in &plan {
+                        let stays = to.as_ref().is_some_and(|to| sim.position(&outline.id) <= sim.position(to));
+                        let done = *sim.state.status(&outline.id) == Status::Done;
+                        prop_assert!(!done || (stays && sim.effects.contains(&outline.id)), "{:?}", outline.id);
+                    }
                     let kept = to.as_ref().map_or(0, |to| sim.position(to) + 1);
                     prop_assert!(sim.effects.iter().all(|s| sim.position(s) < kept), "rolled back, but something is left");
+                    let partly = to.is_some();
                     sim.record(Record::RunRolledBack { to });
+                    if partly {
+                        sim.attach(); // and the operator goes forward again
+                    }
                 }
                 Next::Halt(failure) => {
                     prop_assert!(!failure.message.is_empty());
+                    // There is a reason: one that no retry mends, or retries used up since the runner attached.
+                    let stuck = sim.state.steps.iter().any(|(id, s)| {
+                        let may_pass = failure.class.is_transient() || failure.class == Class::External;
+                        let used_up = s.failures >= plan[sim.position(id)].retry.attempts;
+                        matches!(s.status, Status::Failed { .. } | Status::UndoFailed { .. }) && (!may_pass || used_up)
+                    });
+                    prop_assert!(stuck || failure.class == Class::Usage, "halted for nothing: {:?}", failure);
                     sim.record(Record::Halted { reason: failure.message.clone(), class: failure.class });
                     if matches!(failure.class, Class::Usage) {
                         break; // a rollback that cannot go on says so
@@ -214,4 +248,100 @@ fn damaged_journals_are_refused() {
         RunState::fold(&[entry(1, start()), entry(2, Record::Finished), entry(3, done())]).is_err(),
         "after the end"
     );
+}
+
+fn outlined(ids: &[&str]) -> Vec<Outline> {
+    ids.iter()
+        .map(|id| Outline {
+            id: (*id).into(),
+            retry: Retry::default(),
+            on_failure: OnFailure::Halt,
+            undo: if *id == "hard" { Undo::Impossible { why: "w".into() } } else { Undo::Nothing },
+            at_stake: None,
+        })
+        .collect()
+}
+
+fn folded(records: Vec<Record>) -> RunState {
+    let start = Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() };
+    let entries: Vec<Entry> = std::iter::once(start)
+        .chain(records)
+        .zip(1..)
+        .map(|(record, seq)| Entry { seq, at: jiff::Timestamp::from_second(seq).unwrap(), record })
+        .collect();
+    RunState::fold(&entries).unwrap()
+}
+
+fn done(ids: &[&str]) -> Vec<Record> {
+    let one = |id: &&str| {
+        let step = StepId::from(*id);
+        [
+            Record::StepStarted { step: step.clone(), attempt: 1 },
+            Record::StepDone { step, summary: serde_json::Value::Null },
+        ]
+    };
+    ids.iter().flat_map(one).collect()
+}
+
+#[test]
+fn a_rollback_that_cannot_end_is_not_begun() {
+    let plan = outlined(&["a", "hard", "b", "c"]);
+    let state = folded(done(&["a", "hard", "b"]));
+    let fits = |state: &RunState, to: Option<&str>| {
+        rollback_fits(&plan, state, to.map(StepId::from).as_ref()).map_err(|e| e.to_string())
+    };
+    assert!(fits(&state, None).unwrap_err().contains("`hard` cannot be undone"));
+    assert!(fits(&state, Some("c")).unwrap_err().contains("not done"));
+    assert!(fits(&state, Some("x")).unwrap_err().contains("no step"));
+    fits(&state, Some("hard")).unwrap();
+    // Half undone, it can be neither kept nor built upon.
+    let mut records = done(&["a", "hard", "b"]);
+    records.push(Record::RollbackStarted { to: Some("hard".into()), reason: "r".into(), accept_loss: false });
+    records.push(Record::UndoStarted { step: "b".into(), attempt: 1 });
+    assert!(fits(&folded(records), Some("b")).unwrap_err().contains("being undone already"));
+}
+
+#[test]
+fn a_changed_plan_keeps_what_has_begun_in_its_place() {
+    let state = folded(done(&["a", "b"]));
+    for (plan, fits) in [
+        (&["a", "b"][..], true),
+        (&["a", "b", "new"], true),
+        (&["a", "new", "b"], false),
+        (&["b", "a"], false),
+        (&["a"], false),
+        (&["a", "c"], false),
+    ] {
+        assert_eq!(plan_fits(&outlined(plan), &state).is_ok(), fits, "{plan:?}");
+    }
+}
+
+#[test]
+fn a_standing_task_stands_again_when_what_ended_it_is_undone() {
+    let mut records = done(&["relay"]);
+    records.push(Record::StepStarted { step: "replay".into(), attempt: 1 });
+    records.push(Record::StandingEnded { step: "relay".into(), by: Some("replay".into()) });
+    records.push(Record::StepDone { step: "replay".into(), summary: serde_json::Value::Null });
+    assert!(folded(records.clone()).standing_ended.contains_key(&StepId::from("relay")));
+    records.push(Record::RollbackStarted {
+        to: Some("relay".into()),
+        reason: "r".into(),
+        accept_loss: false,
+    });
+    records.push(Record::UndoStarted { step: "replay".into(), attempt: 1 });
+    records.push(Record::UndoDone { step: "replay".into(), summary: serde_json::Value::Null });
+    assert!(folded(records).standing_ended.is_empty());
+}
+
+#[test]
+fn a_record_that_cannot_follow_is_refused_before_it_is_written() {
+    let mut records = done(&["a"]);
+    records.push(Record::StepStarted { step: "b".into(), attempt: 1 });
+    let state = folded(records);
+    let start = |step: &str| Record::StepStarted { step: step.into(), attempt: 1 };
+    assert!(state.objection(&start("c")).is_some(), "while another is not complete");
+    assert!(state.objection(&start("a")).is_some(), "twice");
+    assert!(state.objection(&Record::RunDone).is_some(), "with a step open");
+    assert!(state.objection(&Record::FinishStarted).is_some(), "in the middle");
+    assert!(state.objection(&start("b")).is_none());
 }

@@ -16,6 +16,7 @@ mod cutover;
 mod decide;
 mod demo;
 mod docs;
+mod engine;
 mod lease;
 mod lever;
 mod local;

@@ -74,6 +74,12 @@ impl Scenario {
                     assert_same(&format!("undo killed at {name}"), &before, &world.snapshot().await);
                 }
                 world.handover("run", &[]).await.success();
+            } else if name == failpoint::FINISH_STARTED {
+                world.handover("run", &[]).await.success();
+                world.handover_failing(name, "finish", &[]).await.killed();
+                // What a rollback needs may be gone already.
+                world.handover("rollback", loss).await.code(2);
+                world.handover("finish", &[]).await.success();
             } else {
                 world.handover_failing(name, "run", &[]).await.killed();
                 world.handover("resume", &[]).await.success();
