@@ -38,11 +38,12 @@ pub async fn beat(
     match tokio::time::timeout(LAST_WORD, journal.lease(lease.plan())).await {
         Ok(Ok(_)) => None,
         _ => Some(
-            Error::new(Class::Journal, "the journal did not answer for the whole lifetime of the lease")
-                .on_database("control")
-                .hint(
-                    "every database keeps serving; bring the control database back, then `handover resume`",
-                ),
+            Error::new(
+                Class::Journal,
+                "the journal cannot be written or read: no answer for as long as the lease lasted",
+            )
+            .on_database("control")
+            .hint("every database keeps serving; bring the control database back, then `handover resume`"),
         ),
     }
 }
