@@ -16,7 +16,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         participant.check(&outside).await?;
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
-    let (blue, green) = (cx.reader(freeze).await?, cx.reader(to).await?);
+    let (blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
     for table in never_analyzed(&green).await? {
         cx.warn(format!(
             "{table} on {to} was never analyzed: its first queries may be slow; `analyze {table}`"
@@ -78,11 +78,15 @@ async fn obstacle(
             &[&cutover.max_transaction_age.0.as_secs_f64()],
         )
         .await?;
-    Ok(row.map(|row| {
-        let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-        let (age, query): (f64, String) = (row.get(3), row.get(4));
-        format!("pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {query}")
-    }))
+    let Some(row) = row else { return Ok(None) };
+    let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+    let (age, query): (f64, String) = (row.get(3), row.get(4));
+    if kind == "autovacuum worker" {
+        // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
+        // a superuser) it is waited for like the others.
+        let _ = blue.query("select pg_cancel_backend($1)", &[&pid]).await;
+    }
+    Ok(Some(format!("pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {query}")))
 }
 
 /// Tables with content that the planner knows nothing of.

@@ -301,7 +301,7 @@ impl<'a> Pool<'a> {
         marks::stuck(green, &self.stream, applier.partition, &text).await?;
         Err(Error::data(text).on_database(&self.replay.to).hint(format!(
             "it is in handover.outbox_numbered on {} (capture {}, partition {}, number {}); mend the data or the mapping, or set \
-             `on_missing` or `on_error` to quarantine, then `handover resume`",
+             `on_missing` or `on_error` to quarantine, then `handover resume` (with `--accept-changes` after a change of the plan)",
             self.blue, self.stream.id, applier.partition, stuck.number
         )))
     }
