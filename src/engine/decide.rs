@@ -67,8 +67,10 @@ pub enum Next {
     },
     /// Record that the run goes back, because the plan says so.
     StartRollback {
-        /// Why.
-        reason: String,
+        /// The step whose failure it is.
+        step: StepId,
+        /// Why it failed.
+        failure: Failure,
     },
     /// Record that every step is done.
     Complete,
@@ -109,9 +111,9 @@ fn forward(plan: &[Outline], state: &RunState) -> Next {
             match verdict(failure.class, failures, outline.retry, outline.on_failure) {
                 Verdict::Retry(after) => run(after),
                 Verdict::Halt => Next::Halt(failure.clone()),
-                Verdict::Rollback if losses(plan, state, None).is_empty() => Next::StartRollback {
-                    reason: format!("step `{}` failed: {}", outline.id, failure.message),
-                },
+                Verdict::Rollback if losses(plan, state, None).is_empty() => {
+                    Next::StartRollback { step: outline.id.clone(), failure: failure.clone() }
+                }
                 // Undoing by itself never loses anything; only an operator may decide that.
                 Verdict::Rollback => Next::Halt(failure.clone()),
             }

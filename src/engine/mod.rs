@@ -6,6 +6,7 @@ mod heartbeat;
 pub mod policy;
 mod recorder;
 pub mod run;
+mod runner;
 mod standing;
 pub mod status;
 

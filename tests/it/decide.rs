@@ -186,9 +186,9 @@ proptest! {
                         }
                     }
                 }
-                Next::StartRollback { reason } => {
+                Next::StartRollback { failure, .. } => {
                     prop_assert!(losses(&plan, &sim.state, None).is_empty(), "an automatic rollback lost something");
-                    sim.record(Record::RollbackStarted { to: None, reason, accept_loss: false });
+                    sim.record(Record::RollbackStarted { to: None, reason: failure.message, accept_loss: false });
                 }
                 Next::Complete => {
                     let all: Vec<StepId> = plan.iter().map(|o| o.id.clone()).collect();

@@ -162,7 +162,8 @@ async fn a_slow_endpoint_rolls_the_plan_back() {
         (output.status.code(), String::from_utf8_lossy(&all).into_owned())
     };
     delay.store(300, Ordering::SeqCst);
-    let (_, stderr) = handover("run").await;
+    let (code, stderr) = handover("run").await;
+    assert_eq!(code, Some(8), "a run that was rolled back is not what was asked for: {stderr}");
     assert!(stderr.contains("breach of probe `time`") && stderr.contains("more than 150ms"), "{stderr}");
     assert_eq!(world.blue.value("select count(*) from session").await.as_deref(), Some("100"), "{stderr}");
     delay.store(0, Ordering::SeqCst);

@@ -1,0 +1,396 @@
+//! The loop: fence the databases, then do what `decide` says until there is nothing left.
+
+use super::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
+use super::recorder::Recorder;
+use super::run::{Command, Ended, Options};
+use crate::error::{Class, Error, Result};
+use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
+use crate::failpoint;
+use crate::journal::{Phase, Status, this_process};
+use crate::plan::Plan;
+use crate::postgres::install::{Part, install};
+use crate::postgres::{Databases, Lease, fence};
+use crate::steps::{Access, Context, Step};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How long a step that was asked to stop may take to reach a safe place before its connections are ended.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What acts on one run.
+pub(super) struct Runner<'a> {
+    pub(super) run: RunId,
+    pub(super) plan: &'a Plan,
+    pub(super) outline: Vec<Outline>,
+    pub(super) databases: Databases,
+    pub(super) recorder: Arc<Recorder>,
+    pub(super) emitter: Emitter,
+    pub(super) options: Options,
+    pub(super) stop: CancellationToken,
+    pub(super) abort: CancellationToken,
+    pub(super) failed: mpsc::UnboundedSender<(StepId, Error)>,
+    pub(super) failures: mpsc::UnboundedReceiver<(StepId, Error)>,
+}
+
+/// Which way a step is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Forward,
+    Back,
+}
+
+impl Runner<'_> {
+    /// Attaches to the run and does what the command says.
+    pub(super) async fn attached(&mut self, command: Command) -> Result<Ended> {
+        self.attach(&command).await?;
+        match command {
+            Command::Run | Command::Resume => {}
+            Command::Rollback { to, accept_loss } => self.start_rollback(to, accept_loss).await?,
+            Command::Finish => return self.finish().await,
+            Command::Abort => {
+                let by = this_process().to_string();
+                self.recorder.append(Record::RunAborted { reason: format!("aborted by {by}") }).await?;
+                return Ok(Ended::Aborted);
+            }
+        }
+        if self.recorder.with(|state| state.phase == Phase::Forward) {
+            for step in self.plan.steps.iter() {
+                if self.recorder.with(|state| *state.status(&step.id) == Status::Done) {
+                    self.stand(step);
+                }
+            }
+        }
+        self.drive().await
+    }
+
+    /// Becomes the one who acts: fences every database that the plan writes to, and compares what was reviewed.
+    async fn attach(&self, command: &Command) -> Result<()> {
+        let lease = self.databases.lease()?.clone();
+        let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
+        if *command == Command::Abort && known.is_some() {
+            return self.attach_to_abort(&lease).await;
+        }
+        // Before the first write: two names for one database, or a wrong database, must not be touched.
+        let digest = self.plan.digest(&self.databases).await?;
+        for (name, _) in self.written() {
+            self.fence(name, &lease).await?;
+        }
+        let accepted_digest = match known {
+            None => {
+                // Not before: a run that could not even reach its databases leaves nothing behind.
+                self.recorder.create_run().await?;
+                self.recorder
+                    .append(Record::RunStarted {
+                        plan: self.plan.name.clone(),
+                        digest,
+                        version: env!("CARGO_PKG_VERSION").into(),
+                    })
+                    .await?;
+                None
+            }
+            Some(known) if known == digest => None,
+            Some(_) if self.options.accept_changes => Some(digest),
+            Some(_) => {
+                return Err(Error::new(
+                    Class::Changed,
+                    "the plan, a file it names, or a database is not what this run began with",
+                )
+                .hint("see what changed; `--accept-changes` goes on with what is there now"));
+            }
+        };
+        self.recorder.with(|state| plan_fits(&self.outline, state))?;
+        let attached = Record::Attached { token: lease.token(), holder: this_process(), accepted_digest };
+        self.recorder.append(attached).await
+    }
+
+    /// Giving up must be possible when a database is gone, or the plan is not what it was. Nothing is done to
+    /// any database but to keep an earlier runner out of those that can be reached.
+    async fn attach_to_abort(&self, lease: &Lease) -> Result<()> {
+        for (name, _) in self.written() {
+            if let Err(error) = self.fence(name, lease).await {
+                if error.class() == Class::LeaseLost {
+                    return Err(error);
+                }
+                self.note(
+                    Level::Warning,
+                    format!("cannot see whether an earlier runner left something: {error}"),
+                );
+            }
+        }
+        let holder = this_process();
+        self.recorder.append(Record::Attached { token: lease.token(), holder, accepted_digest: None }).await
+    }
+
+    /// The databases that some step writes to.
+    fn written(&self) -> BTreeSet<(&str, Access)> {
+        let all = self.plan.steps.iter().flat_map(|step| step.kind.databases());
+        all.filter(|(_, access)| *access == Access::Write).collect()
+    }
+
+    /// Makes this runner the only one that can write to a database.
+    async fn fence(&self, name: &str, lease: &Lease) -> Result<()> {
+        let mut session = self.databases.writer(name).await?;
+        install(&mut session, Part::Database).await?;
+        let ended = fence::take_over(&mut session, lease).await?;
+        if ended > 0 {
+            self.note(
+                Level::Warning,
+                format!("ended {ended} connection(s) that an earlier runner left on {name}"),
+            );
+        }
+        Ok(())
+    }
+
+    async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
+        self.recorder.with(|state| rollback_fits(&self.outline, state, to.as_ref()))?;
+        let lost = self.recorder.with(|state| losses(&self.outline, state, to.as_ref()));
+        if !lost.is_empty() && !accept_loss {
+            let list: Vec<String> = lost.iter().map(|(step, what)| format!("step `{step}` {what}")).collect();
+            return Err(Error::usage(format!("this rollback is not free: {}", list.join("; ")))
+                .hint("roll back only `--to` a later step, or accept it with `--accept-loss`"));
+        }
+        let reason = format!("asked for by {}", this_process());
+        self.recorder.append(Record::RollbackStarted { to, reason, accept_loss }).await
+    }
+
+    async fn drive(&mut self) -> Result<Ended> {
+        let mut because = None;
+        loop {
+            if self.stop.is_cancelled() || self.abort.is_cancelled() {
+                return self.stopped().await;
+            }
+            // Going forward without one would lose what it was there to carry; `resume` starts it again.
+            if let Ok((id, error)) = self.failures.try_recv()
+                && self.recorder.with(|state| state.phase == Phase::Forward)
+            {
+                let error = error.context(format!("the standing task of step `{id}` failed"));
+                return Err(self.halt(Failure::from(&error)).await);
+            }
+            let next = self.recorder.with(|state| decide(&self.outline, state));
+            match next {
+                Next::Run { step, attempt, after } => self.step(&step, attempt, after, Way::Forward).await?,
+                Next::Undo { step, attempt, after } => self.step(&step, attempt, after, Way::Back).await?,
+                Next::StartRollback { step, failure } => {
+                    self.recorder.standing.end_all().await;
+                    let reason = format!("step `{step}` failed: {}", failure.message);
+                    because = Some(failure);
+                    self.recorder
+                        .append(Record::RollbackStarted { to: None, reason, accept_loss: false })
+                        .await?;
+                }
+                Next::Complete => {
+                    self.recorder.append(Record::RunDone).await?;
+                    return Ok(Ended::Done);
+                }
+                Next::RolledBack { to } => {
+                    self.recorder.append(Record::RunRolledBack { to }).await?;
+                    // As the plan said, but not what was asked for.
+                    return because.map_or(Ok(Ended::RolledBack), |failure| {
+                        Err(Error::new(
+                            failure.class,
+                            format!("{}; everything was rolled back", failure.message),
+                        )
+                        .hint("mend the cause, then begin anew with `handover run`"))
+                    });
+                }
+                Next::Halt(failure) => return Err(self.halt(failure).await),
+                Next::Over => return Err(Error::internal("the run has ended already")),
+            }
+        }
+    }
+
+    /// Runs or undoes one step and records how it went. An error here ends the loop; a step's own failure is
+    /// recorded, and `decide` sees it.
+    async fn step(&mut self, id: &StepId, attempt: u32, after: Duration, way: Way) -> Result<()> {
+        let step = self.plan.steps.iter().find(|s| s.id == *id).cloned();
+        let step = step.ok_or_else(|| Error::internal(format!("step `{id}` is not in the plan")))?;
+        tokio::select! {
+            () = tokio::time::sleep(after) => {}
+            // The loop's next turn sees it.
+            () = self.stop.cancelled() => return Ok(()),
+            () = self.abort.cancelled() => return Ok(()),
+        }
+        if way == Way::Back {
+            self.recorder.standing.end(id).await;
+        }
+        self.recorder
+            .append(match way {
+                Way::Forward => Record::StepStarted { step: id.clone(), attempt },
+                Way::Back => Record::UndoStarted { step: id.clone(), attempt },
+            })
+            .await?;
+        failpoint::begin(id.as_str());
+        failpoint::hit(if way == Way::Forward { failpoint::STEP_STARTED } else { failpoint::UNDO_STARTED });
+        let cleared = if attempt > 1 { self.end_leftovers(&step).await } else { Ok(()) };
+        let result = match cleared {
+            Ok(()) => self.attempt(&step, way).await,
+            Err(error) => Err(error),
+        };
+        let result = result.map_err(|e| e.at_step(id));
+        let record = match (result, way) {
+            (Ok(summary), Way::Forward) => {
+                failpoint::hit(failpoint::STEP_UNRECORDED);
+                Record::StepDone { step: id.clone(), summary }
+            }
+            (Ok(summary), Way::Back) => {
+                failpoint::hit(failpoint::UNDO_UNRECORDED);
+                Record::UndoDone { step: id.clone(), summary }
+            }
+            (Err(error), _) => match error.class() {
+                // Interrupted: the loop's next turn says why and stops.
+                Class::Cancelled if self.interrupted() => return Ok(()),
+                Class::LeaseLost | Class::Journal => return Err(error),
+                _ if way == Way::Forward => {
+                    Record::StepFailed { step: id.clone(), failure: Failure::from(&error) }
+                }
+                _ => Record::UndoFailed { step: id.clone(), failure: Failure::from(&error) },
+            },
+        };
+        let complete = matches!(record, Record::StepDone { .. });
+        self.recorder.append(record).await?;
+        if complete {
+            self.stand(&step);
+        }
+        Ok(())
+    }
+
+    /// One attempt, ended by its own result, the operator, a timeout, a lost lease or a failed standing task.
+    async fn attempt(&mut self, step: &Step, way: Way) -> Result<Value> {
+        let cx = self.context(step);
+        let work = async {
+            match way {
+                Way::Forward => {
+                    let summary = step.kind.run(&cx).await?;
+                    step.kind.verify(&cx).await?;
+                    Ok(summary)
+                }
+                Way::Back => step.kind.undo(&cx).await,
+            }
+        };
+        tokio::pin!(work);
+        let limit = step.timeout.map_or(Duration::MAX, |t| t.0);
+        let lease = self.databases.lease()?.clone();
+        let interruption = tokio::select! {
+            result = &mut work => return result,
+            () = self.stop.cancelled() => Error::cancelled(),
+            () = self.abort.cancelled() => Error::cancelled(),
+            // Nothing may be done any more, not even in good order.
+            () = lease.lost().cancelled() => return Err(crate::postgres::connect::lost()),
+            () = tokio::time::sleep(limit.min(Duration::from_secs(u64::from(u32::MAX)))) => {
+                Error::new(Class::Timeout, format!("not done within its timeout of {}", step.timeout.unwrap_or(crate::value::Duration::secs(0))))
+                    .hint("raise the step's `timeout:`, or find what slowed it, then `handover resume`")
+            }
+            Some(failure) = self.failures.recv(), if way == Way::Forward => {
+                // Back to the queue, where the loop finds it: whether this step ends well or not, the run halts.
+                let _ = self.failed.send(failure);
+                Error::cancelled()
+            }
+        };
+        cx.stop.cancel();
+        match tokio::time::timeout(GRACE, &mut work).await {
+            // It was quicker than the interruption.
+            Ok(Ok(summary)) => return Ok(summary),
+            Ok(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        if lease.assert_held().is_ok()
+            && let Err(error) = self.end_leftovers(step).await
+        {
+            self.note(Level::Warning, format!("step `{}` was interrupted, but {error}", step.id));
+        }
+        Err(interruption)
+    }
+
+    /// Ends statements that an earlier attempt of this process left running in the servers. Where the step
+    /// writes, it must not begin again before that is certain.
+    async fn end_leftovers(&self, step: &Step) -> Result<()> {
+        let lease = self.databases.lease()?;
+        // One that is both read and written counts as written.
+        let databases: BTreeMap<&str, Access> =
+            step.kind.databases().into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        for (name, access) in databases {
+            match self.databases.writer(name).await {
+                Ok(session) => drop(fence::end_step(&session, lease, step.id.as_str()).await?),
+                Err(error) if access == Access::Write || error.class() == Class::LeaseLost => {
+                    return Err(error);
+                }
+                // What only reads, and cannot be reached, harms nobody.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the loop has a reason to stop that a step was told of.
+    fn interrupted(&self) -> bool {
+        self.stop.is_cancelled() || self.abort.is_cancelled() || !self.failures.is_empty()
+    }
+
+    fn stand(&self, step: &Step) {
+        if step.kind.stands() && !self.recorder.with(|state| state.standing_ended.contains_key(&step.id)) {
+            self.recorder.standing.start(step, self.context(step), self.failed.clone());
+        }
+    }
+
+    fn context(&self, step: &Step) -> Context {
+        let accept_loss =
+            self.recorder.with(|state| matches!(state.phase, Phase::Back { accept_loss: true, .. }));
+        Context {
+            run: self.run,
+            step: step.id.clone(),
+            plan: self.plan.name.as_str().into(),
+            base: Arc::new(self.plan.base.clone()),
+            databases: self.databases.labelled(step.id.as_str()),
+            queue: self.plan.queue.clone(),
+            steps: self.plan.steps.clone(),
+            emitter: self.emitter.clone(),
+            stop: CancellationToken::new(),
+            ledger: self.recorder.clone(),
+            accept_loss,
+            may_wait: self.options.may_wait,
+        }
+    }
+
+    async fn stopped(&self) -> Result<Ended> {
+        if self.abort.is_cancelled() {
+            self.recorder.append(Record::RunAborted { reason: "aborted on request".into() }).await?;
+            return Ok(Ended::Aborted);
+        }
+        Err(self.halt(Failure::from(&Error::cancelled())).await)
+    }
+
+    async fn halt(&self, failure: Failure) -> Error {
+        let mut error = Error::new(failure.class, failure.message.clone());
+        if let Some(hint) = failure.hint {
+            error = error.hint(hint);
+        }
+        match self.recorder.append(Record::Halted { reason: failure.message, class: failure.class }).await {
+            Ok(()) => error,
+            Err(journal) => journal,
+        }
+    }
+
+    async fn finish(&self) -> Result<Ended> {
+        if !self.recorder.with(|state| state.finishing) {
+            self.recorder.append(Record::FinishStarted).await?;
+            failpoint::hit(failpoint::FINISH_STARTED);
+        }
+        // From the last to the first, as undo goes: what was built on others goes before them.
+        for step in self.plan.steps.iter().rev() {
+            if !matches!(self.recorder.with(|s| s.status(&step.id).clone()), Status::Pending | Status::Undone)
+            {
+                step.kind.finish(&self.context(step)).await.map_err(|e| e.at_step(&step.id))?;
+            }
+        }
+        self.recorder.append(Record::Finished).await?;
+        Ok(Ended::Finished)
+    }
+
+    fn note(&self, level: Level, text: String) {
+        self.emitter.emit(Event::Note { step: None, level, text });
+    }
+}
