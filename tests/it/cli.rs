@@ -342,7 +342,7 @@ async fn the_readme_tells_the_truth() {
     let world = world().await;
     let readme = include_str!("../../README.md");
     let mut plans = 0;
-    for block in readme.split("```yaml\n").skip(1) {
+    for block in readme.split("```yaml plan\n").skip(1) {
         let (plan, _) = block.split_once("```").unwrap();
         world.write("plan.yaml", plan);
         world.handover("check", &[]).await.success();

@@ -254,11 +254,11 @@ async fn what_cannot_work_is_refused_before_anything_is_done() {
     pair.blue
         .admin()
         .await
-        .batch_execute("create role stranger; alter table s.t owner to stranger")
+        .batch_execute("create role copy_stranger; alter table s.t owner to copy_stranger")
         .await
         .unwrap();
     let message = refused(json!({ "from": "blue", "to": "green" })).await;
-    assert!(message.contains("roles are missing on the target: stranger"), "{message}");
+    assert!(message.contains("roles are missing on the target: copy_stranger"), "{message}");
 
     pair.blue.admin().await.batch_execute("alter table s.t enable row level security").await.unwrap();
     let message = refused(json!({ "from": "blue", "to": "green" })).await;
@@ -267,7 +267,7 @@ async fn what_cannot_work_is_refused_before_anything_is_done() {
     pair.blue
         .admin()
         .await
-        .batch_execute("drop table s.t; drop role stranger; select lo_create(0)")
+        .batch_execute("drop table s.t; drop role copy_stranger; select lo_create(0)")
         .await
         .unwrap();
     let message = refused(json!({ "from": "blue", "to": "green" })).await;
