@@ -25,7 +25,15 @@ pub async fn take_over(session: &mut Session, lease: &Lease) -> Result<u64> {
             Ok(true) => break,
             Ok(false) => {
                 lease.lose();
-                return Err(super::connect::lost());
+                return Err(Error::new(
+                    Class::LeaseLost,
+                    "this database has seen a newer runner of the plan than the control database knows of",
+                )
+                .on_database(session.database())
+                .hint(
+                    "if another runner acts (`handover status`), leave it to that one; if the control database was \
+                     restored from an older state or is a new one, docs/runbook.md says what to do",
+                ));
             }
             // A predecessor began a transaction after we ended its others: end this one too.
             Err(error) if error.class() == Class::Contention && attempt < BUMPS => {}
