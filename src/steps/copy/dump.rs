@@ -7,6 +7,7 @@
 //! (<https://www.postgresql.org/docs/current/app-pgdump.html>)
 
 use crate::error::{Error, Result};
+use crate::postgres::address::Address;
 use crate::postgres::sql::{Token, tokens};
 use crate::value::Secret;
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,8 @@ pub struct Dump {
 /// pg_dump of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
-    path: PathBuf,
+    /// Where it is.
+    pub path: PathBuf,
     /// Its major version.
     pub major: u32,
 }
@@ -152,11 +154,7 @@ async fn version(program: &Path) -> Option<u32> {
 /// Tells libpq where to go without showing a password in the process list.
 /// (<https://www.postgresql.org/docs/current/libpq-envars.html>)
 fn connect_through_environment(command: &mut Command, url: &Secret, database: &str) -> Result<()> {
-    let config: tokio_postgres::Config = url.expose().parse().map_err(|_| {
-        Error::usage("the URL is not a Postgres URL")
-            .on_database(database)
-            .hint("write postgres://user:password@host:port/database")
-    })?;
+    let config = Address::parse(url).map_err(|e| e.on_database(database))?.config;
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
@@ -192,7 +190,12 @@ fn connect_through_environment(command: &mut Command, url: &Secret, database: &s
         let parsed = url::Url::parse(url.expose()).ok()?;
         parsed.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
     };
-    set("PGSSLMODE", asked("sslmode").or_else(|| Some(mode.into())));
+    let mode = asked("sslmode").unwrap_or_else(|| mode.into());
+    if mode.starts_with("verify") && asked("sslrootcert").is_none() {
+        // As our own connections do it; libpq would look for a file in the home folder.
+        set("PGSSLROOTCERT", Some("system".into()));
+    }
+    set("PGSSLMODE", Some(mode));
     for (key, name) in [("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")] {
         set(name, asked(key));
     }
