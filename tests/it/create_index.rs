@@ -2,7 +2,7 @@
 
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
-use crate::support::world::World;
+use crate::support::world::{BUILDING, World, until};
 
 const PLAN: &str = "
 handover: 1
@@ -71,11 +71,7 @@ async fn writers_are_not_blocked_while_an_old_transaction_holds_the_build_up() {
     let old = admin.transaction().await.unwrap();
     old.query("select count(*) from token", &[]).await.unwrap();
     let mut run = world.command().arg("run").arg(world.plan()).spawn().unwrap();
-    let probe = world.blue.admin().await;
-    let waiting = "select 1 from pg_stat_progress_create_index where phase like 'waiting%'";
-    while probe.query_opt(waiting, &[]).await.unwrap().is_none() {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until(&world.blue.admin().await, BUILDING).await;
     world.blue.execute("set lock_timeout = '2s'; insert into token (id) values (5000)").await;
     old.commit().await.unwrap();
     assert!(run.wait().await.unwrap().success());

@@ -2,7 +2,7 @@
 
 use crate::support::proxy::Proxy;
 use crate::support::servers::{self, Database};
-use crate::support::world::World;
+use crate::support::world::{BUILDING, World, until};
 use async_trait::async_trait;
 use handover::engine::{Command, Options, execute};
 use handover::event::{Emitter, Record, RunId};
@@ -44,18 +44,6 @@ async fn world_of(steps: &str) -> World {
 async fn world() -> World {
     world_of(&step("index", "token_subject", "subject")).await
 }
-
-async fn until(probe: &tokio_postgres::Client, query: &str) {
-    for _ in 0..400 {
-        if probe.query_opt(query, &[]).await.unwrap().is_some() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never true: {query}");
-}
-
-const BUILDING: &str = "select 1 from pg_stat_progress_create_index where phase like 'waiting%' and datname = current_database()";
 
 async fn journal(world: &World, url: String) -> (Journal, RunId, i64) {
     let journal = Journal::open(Secret::new(&url), Duration::from_secs(10)).await.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::support::servers::{self, Database};
 use crate::support::tls::{Begin, TlsProxy};
-use crate::support::world::World;
+use crate::support::world::{BUILDING, World, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -12,18 +12,6 @@ async fn world() -> World {
     let template = Database::with(servers::blue().await, scenario.blue).await;
     World::new(Some(&template.name), None, scenario.plan, &[]).await
 }
-
-async fn until(probe: &tokio_postgres::Client, query: &str) {
-    for _ in 0..400 {
-        if probe.query_opt(query, &[]).await.unwrap().is_some() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never true: {query}");
-}
-
-const BUILDING: &str = "select 1 from pg_stat_progress_create_index where phase like 'waiting%'";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_runner_is_told_who_holds_the_lease() {

@@ -144,3 +144,18 @@ impl World {
         self.control.drop_now().await;
     }
 }
+
+/// True while a concurrent index build of the database asked waits for somebody's snapshot. Other tests build on
+/// the same server, so the view alone would answer for them too.
+pub const BUILDING: &str = "select 1 from pg_stat_progress_create_index where phase like 'waiting%' and datname = current_database()";
+
+/// Waits until `query` finds a row.
+pub async fn until(probe: &tokio_postgres::Client, query: &str) {
+    for _ in 0..400 {
+        if probe.query_opt(query, &[]).await.unwrap().is_some() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("never true: {query}");
+}
