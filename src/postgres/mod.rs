@@ -10,6 +10,7 @@ pub mod identity;
 pub mod index;
 pub mod install;
 pub mod leftovers;
+pub mod programs;
 pub mod session;
 pub mod sql;
 

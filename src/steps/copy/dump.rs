@@ -7,14 +7,13 @@
 //! (<https://www.postgresql.org/docs/current/app-pgdump.html>)
 
 use crate::error::{Error, Result};
-use crate::postgres::address::Address;
+use crate::postgres::programs;
 use crate::postgres::sql::{Token, tokens};
 use crate::value::Secret;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
-use tokio_postgres::config::{Host, SslMode};
 
 /// One entry of a dump's table of contents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +61,7 @@ impl Program {
     pub async fn find(folder: Option<&Path>, blue: u32, green: u32) -> Result<Self> {
         let mut seen = Vec::new();
         let mut best: Option<Program> = None;
-        for path in candidates(folder) {
-            let Some(major) = version(&path).await else { continue };
+        for programs::Program { path, major } in programs::find("pg_dump", folder).await {
             seen.push(format!("{major} ({})", path.display()));
             let better = best.as_ref().is_none_or(|b| major > b.major);
             if (blue..=green).contains(&major) && better {
@@ -97,7 +95,7 @@ impl Program {
             .args(options)
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        connect_through_environment(&mut command, url, database)?;
+        programs::connect_through_environment(&mut command, url, database, "handover/pg_dump")?;
         let output = command
             .output()
             .await
@@ -117,89 +115,6 @@ impl Program {
         })?;
         parse(&text)
     }
-}
-
-fn candidates(folder: Option<&Path>) -> Vec<PathBuf> {
-    let name = "pg_dump";
-    if let Some(folder) = folder {
-        return vec![folder.join(name)];
-    }
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let mut folders: Vec<PathBuf> = [crate::local::GREEN_VARIABLE, crate::local::BLUE_VARIABLE]
-        .into_iter()
-        .filter_map(variable)
-        .collect();
-    for (parent, prefix) in
-        [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")]
-    {
-        let Ok(children) = std::fs::read_dir(parent) else { continue };
-        folders.extend(
-            children
-                .flatten()
-                .filter(|c| c.file_name().to_string_lossy().starts_with(prefix))
-                .map(|c| c.path().join("bin")),
-        );
-    }
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
-    folders.into_iter().map(|f| f.join(name)).filter(|p| p.is_file()).collect()
-}
-
-async fn version(program: &Path) -> Option<u32> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let word = text.split_once(')')?.1.split_whitespace().next()?;
-    word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// Tells libpq where to go without showing a password in the process list.
-/// (<https://www.postgresql.org/docs/current/libpq-envars.html>)
-fn connect_through_environment(command: &mut Command, url: &Secret, database: &str) -> Result<()> {
-    let config = Address::parse(url).map_err(|e| e.on_database(database))?.config;
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PG") {
-            command.env_remove(name);
-        }
-    }
-    let hosts: Vec<String> = config
-        .get_hosts()
-        .iter()
-        .map(|h| match h {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        })
-        .collect();
-    let ports: Vec<String> = config.get_ports().iter().map(u16::to_string).collect();
-    let mut set = |name: &str, value: Option<String>| {
-        if let Some(value) = value.filter(|v| !v.is_empty()) {
-            command.env(name, value);
-        }
-    };
-    set("PGHOST", Some(hosts.join(",")));
-    set("PGPORT", Some(ports.join(",")));
-    set("PGUSER", config.get_user().map(str::to_owned));
-    set("PGDATABASE", config.get_dbname().or(config.get_user()).map(str::to_owned));
-    set("PGPASSWORD", config.get_password().map(|p| String::from_utf8_lossy(p).into_owned()));
-    set("PGOPTIONS", config.get_options().map(str::to_owned));
-    set("PGAPPNAME", Some("handover/pg_dump".into()));
-    let mode = match config.get_ssl_mode() {
-        SslMode::Disable => "disable",
-        SslMode::Require => "require",
-        _ => "prefer",
-    };
-    let asked = |key: &str| {
-        let parsed = url::Url::parse(url.expose()).ok()?;
-        parsed.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
-    };
-    let mode = asked("sslmode").unwrap_or_else(|| mode.into());
-    if mode.starts_with("verify") && asked("sslrootcert").is_none() {
-        // As our own connections do it; libpq would look for a file in the home folder.
-        set("PGSSLROOTCERT", Some("system".into()));
-    }
-    set("PGSSLMODE", Some(mode));
-    for (key, name) in [("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")] {
-        set(name, asked(key));
-    }
-    Ok(())
 }
 
 /// Cuts a plain dump into its entries.

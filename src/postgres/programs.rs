@@ -1,0 +1,167 @@
+//! Postgres's own programs that steps start (pg_dump, psql), and how libpq is told where to go.
+
+use super::address::Address;
+use crate::error::{Error, Result};
+use crate::value::Secret;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::Command;
+use tokio_postgres::config::{Host, SslMode};
+
+/// A program of one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its major version.
+    pub major: u32,
+}
+
+/// Every program called `name` that answers, in `folder` or, when none is given, in the places where
+/// distributions and Homebrew put them and on the search path.
+pub async fn find(name: &str, folder: Option<&Path>) -> Vec<Program> {
+    let mut out: Vec<Program> = Vec::new();
+    for path in candidates(name, folder) {
+        if !out.iter().any(|known| known.path == path)
+            && let Some(major) = version(&path).await
+        {
+            out.push(Program { path, major });
+        }
+    }
+    out
+}
+
+/// The newest psql: what we say through it, every version says alike.
+///
+/// # Errors
+/// There is none.
+pub async fn psql(folder: Option<&Path>) -> Result<Program> {
+    find("psql", folder).await.into_iter().max_by_key(|program| program.major).ok_or_else(|| {
+        Error::external("there is no psql on this machine")
+            .hint("install the client programs of Postgres (Debian: postgresql-client), or name their folder with `programs:`")
+    })
+}
+
+fn candidates(name: &str, folder: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(folder) = folder {
+        return vec![folder.join(name)];
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let mut folders: Vec<PathBuf> = [crate::local::GREEN_VARIABLE, crate::local::BLUE_VARIABLE]
+        .into_iter()
+        .filter_map(variable)
+        .collect();
+    for (parent, prefix) in
+        [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")]
+    {
+        let Ok(children) = std::fs::read_dir(parent) else { continue };
+        folders.extend(
+            children
+                .flatten()
+                .filter(|c| c.file_name().to_string_lossy().starts_with(prefix))
+                .map(|c| c.path().join("bin")),
+        );
+    }
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    folders.into_iter().map(|f| f.join(name)).filter(|p| p.is_file()).collect()
+}
+
+async fn version(program: &Path) -> Option<u32> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let word = text.split_once(')')?.1.split_whitespace().next()?;
+    word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Tells a child program where to connect, and as whom, without showing a password in the process list.
+/// (<https://www.postgresql.org/docs/current/libpq-envars.html>)
+///
+/// # Errors
+/// A URL that cannot be read.
+pub fn connect_through_environment(
+    command: &mut Command,
+    url: &Secret,
+    database: &str,
+    application_name: &str,
+) -> Result<()> {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    for (key, value) in parameters(url, database)? {
+        command.env(
+            format!("PG{}", if key == "dbname" { "DATABASE".into() } else { key.to_uppercase() }),
+            value,
+        );
+    }
+    command.env("PGAPPNAME", application_name);
+    Ok(())
+}
+
+/// A connection string for a server that connects by itself, as a subscription does. With `extra` keywords.
+/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-KEYWORD-VALUE>)
+///
+/// # Errors
+/// A URL that cannot be read.
+pub fn connection_string(url: &Secret, database: &str, extra: &[(&str, &str)]) -> Result<Secret> {
+    let own = parameters(url, database)?;
+    let all = own.iter().map(|(key, value)| (*key, value.as_str())).chain(extra.iter().copied());
+    let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+    let words: Vec<String> = all.map(|(key, value)| format!("{key}={}", quoted(value))).collect();
+    Ok(Secret::new(words.join(" ")))
+}
+
+/// A URL's parts by libpq's keywords. As environment variables they are called the same, but for `dbname`.
+fn parameters(url: &Secret, database: &str) -> Result<Vec<(&'static str, String)>> {
+    let config = Address::parse(url).map_err(|e| e.on_database(database))?.config;
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .map(|h| match h {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        })
+        .collect();
+    let ports: Vec<String> = config.get_ports().iter().map(u16::to_string).collect();
+    let mode = match config.get_ssl_mode() {
+        SslMode::Disable => "disable",
+        SslMode::Require => "require",
+        _ => "prefer",
+    };
+    let asked = |key: &str| {
+        let parsed = url::Url::parse(url.expose()).ok()?;
+        parsed.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
+    };
+    let mode = asked("sslmode").unwrap_or_else(|| mode.into());
+    // As our own connections do it; libpq would look for a file in the home folder.
+    let authority = asked("sslrootcert").or_else(|| mode.starts_with("verify").then(|| "system".into()));
+    let all = [
+        ("host", Some(hosts.join(","))),
+        ("port", Some(ports.join(","))),
+        ("user", config.get_user().map(str::to_owned)),
+        ("dbname", config.get_dbname().or(config.get_user()).map(str::to_owned)),
+        ("password", config.get_password().map(|p| String::from_utf8_lossy(p).into_owned())),
+        ("options", config.get_options().map(str::to_owned)),
+        ("sslmode", Some(mode)),
+        ("sslrootcert", authority),
+        ("sslcert", asked("sslcert")),
+        ("sslkey", asked("sslkey")),
+    ];
+    Ok(all.into_iter().filter_map(|(key, value)| Some((key, value.filter(|v| !v.is_empty())?))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_string_survives_odd_passwords() {
+        let url = Secret::new("postgres://me:it%27s%5C%20me@db.example:6432/shop?sslmode=require");
+        let text = connection_string(&url, "blue", &[("application_name", "handover")]).unwrap();
+        assert_eq!(
+            text.expose(),
+            r"host='db.example' port='6432' user='me' dbname='shop' password='it\'s\\ me' sslmode='require' application_name='handover'"
+        );
+    }
+}
