@@ -2,10 +2,10 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test bench lint fmt setup
+.PHONY: help demo test bench bench-copy lint fmt setup
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--kill-at copy" and so on)
 	@scripts/setup demo
@@ -17,6 +17,11 @@ test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
 
 bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)
 	$(CARGO) bench --locked --bench overhead
+
+bench-copy: ## Time copies against pgcopydb and pg_dump (ARGS="--size 200MB --rounds 1" and so on)
+	@scripts/setup bench
+	$(CARGO) build --release --locked
+	scripts/bench/copy $(ARGS)
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
