@@ -35,8 +35,17 @@ pub enum LeftoverKind {
 }
 
 /// Tables that only say how far work reached; they are kept with the run and hold nothing of the application's.
-const BOOKS: &[&str] =
-    &["run", "record", "lease", "request", "fence", "checkpoint", "control_history", "database_history"];
+const BOOKS: &[&str] = &[
+    "run",
+    "record",
+    "lease",
+    "request",
+    "fence",
+    "checkpoint",
+    "control_history",
+    "database_history",
+    "replication_marker",
+];
 
 /// Counting stops here: a large archive is not worth reading through for a number.
 const COUNTED: i64 = 100_000;

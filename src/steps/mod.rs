@@ -25,6 +25,7 @@ pub mod lever;
 pub mod migrate;
 pub mod monitor;
 pub mod replay;
+pub mod replicate;
 pub mod restore;
 pub mod verify;
 

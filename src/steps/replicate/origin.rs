@@ -1,0 +1,195 @@
+//! Where the stream begins: publication and slot, made by the copy before it reads its first row.
+
+use super::{Link, preflight, slot, subscription};
+use crate::error::{Class, Error, Result};
+use crate::postgres::{Session, TableName, quote_ident, quote_literal};
+use crate::steps::copy::Copy;
+use crate::steps::{Context, Description};
+use std::time::{Duration, Instant};
+
+/// How long the locks for a publication may be waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A point in time of the source that both the copy and the stream begin at.
+#[derive(Debug)]
+pub struct Origin {
+    fresh: slot::Fresh,
+}
+
+impl Origin {
+    /// The name to import the snapshot by.
+    #[must_use]
+    pub fn snapshot(&self) -> &str {
+        &self.fresh.snapshot
+    }
+
+    /// Where the stream begins in the log.
+    #[must_use]
+    pub fn lsn(&self) -> &str {
+        &self.fresh.lsn
+    }
+
+    /// Lets the slot's own connection go, once another transaction has imported the snapshot.
+    pub async fn release(self) {
+        self.fresh.release().await;
+    }
+}
+
+/// What stands in the way of a replication that follows the copy step `cx` is of. Called before the copy does
+/// anything, so that nobody learns of it hours later.
+///
+/// # Errors
+/// What a server says.
+pub async fn look(
+    cx: &Context,
+    copy: &Copy,
+    blue: &Session,
+    green: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    match super::following(cx, &cx.step) {
+        Some((replicate, _)) => {
+            preflight::look(replicate, copy, &cx.databases, blue, green, out).await.map(drop)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Makes publication and slot for the replication that follows the copy step `cx` is of; none when there is none.
+/// What an earlier attempt left is dropped before: a slot belongs to one snapshot.
+///
+/// # Errors
+/// What a server says, or a slot that waits too long for transactions that write.
+pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
+    let Some((replicate, link)) = super::following(cx, &cx.step) else { return Ok(None) };
+    discard(cx, &link).await?;
+    // The publication first: the stream is decoded with the catalogs of its time, and must find it there.
+    publish(cx, copy, &link).await?;
+    subscription::rehearse(cx, replicate, &link).await?;
+    let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
+    let fresh = slot::create(cx, &link, folder, replicate.patience.0).await?;
+    cx.note(format!("replication begins at log position {} of {}", fresh.lsn, link.from));
+    Ok(Some(Origin { fresh }))
+}
+
+/// Tables of the copy that can be published: those with rows of their own that are logged.
+///
+/// # Errors
+/// What the server says.
+pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
+    let rows = blue
+        .query(
+            "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind = 'r' and c.relpersistence = 'p' and n.nspname not like 'pg\\_%'
+               and n.nspname not in ('information_schema', 'handover', 'handover_queue')
+               and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass and e.objid = c.oid and e.deptype = 'e')
+             order by 1, 2",
+            &[],
+        )
+        .await?;
+    let all = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    Ok(all.filter(|table| copy.takes_rows(table)).collect())
+}
+
+async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
+    let mut blue = cx.writer(&link.from).await?;
+    blue.set("lock_timeout", "2s").await?;
+    let begun = Instant::now();
+    loop {
+        cx.proceed()?;
+        let tables = tables(&blue, copy).await?;
+        let mut list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
+        list.push("handover.replication_marker".into());
+        let name = quote_ident(&link.name);
+        let about = format!("Handover: plan {}, step {}, run {}", cx.plan, link.step, cx.run);
+        let tx = blue.transaction().await?;
+        let made = async {
+            tx.execute(&format!("create publication {name} for table {}", list.join(", ")), &[]).await?;
+            tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await
+        };
+        match made.await {
+            Ok(_) => return tx.commit().await,
+            // A table that is altered, vacuumed or gone since we looked.
+            Err(e)
+                if (e.class() == Class::Contention || e.message().contains("42P01"))
+                    && begun.elapsed() < PATIENCE =>
+            {
+                tx.rollback().await?;
+                cx.sleep(Duration::from_millis(500)).await?;
+            }
+            Err(e) => return Err(e.context("creating the publication")),
+        }
+    }
+}
+
+/// Whether slot and publication of the replication that follows the copy step `cx` is of are there, or there is
+/// none. A copy can go on from its snapshot only if they are.
+///
+/// # Errors
+/// What the server says.
+pub async fn is_there(cx: &Context) -> Result<bool> {
+    match super::following(cx, &cx.step) {
+        Some((_, link)) => Ok(trouble(cx, &link).await?.is_none()),
+        None => Ok(true),
+    }
+}
+
+/// Refuses unless slot and publication are there.
+///
+/// # Errors
+/// One of them is gone, or the slot has lost its log.
+pub async fn assert_there(cx: &Context, link: &Link) -> Result<()> {
+    match trouble(cx, link).await? {
+        Some(trouble) => Err(super::end::over(link, &trouble)),
+        None => Ok(()),
+    }
+}
+
+async fn trouble(cx: &Context, link: &Link) -> Result<Option<String>> {
+    let blue = cx.databases.labelled(cx.step.as_str()).read_only(&link.from).await?;
+    let row = blue
+        .query_one(
+            "select exists (select from pg_publication where pubname = $1),
+                    (select coalesce(wal_status, 'lost') from pg_replication_slots
+                     where slot_name = $1 and database = current_database())",
+            &[&link.name],
+        )
+        .await?;
+    let status: Option<String> = row.get(1);
+    Ok(match (row.get::<_, bool>(0), status.as_deref()) {
+        (true, Some("lost")) => Some(format!("the slot on {} has lost its log", link.from)),
+        (true, Some(_)) => None,
+        (false, _) => Some(format!("its publication on {} is not there", link.from)),
+        (true, None) => Some(format!("its slot on {} is not there", link.from)),
+    })
+}
+
+/// Drops what belongs to the replication that follows the copy step `cx` is of, if there is one.
+///
+/// # Errors
+/// See [`discard`].
+pub async fn discard_after_copy(cx: &Context) -> Result<()> {
+    match super::following(cx, &cx.step) {
+        Some((_, link)) => discard(cx, &link).await,
+        None => Ok(()),
+    }
+}
+
+/// Drops subscription, slot and publication, as far as they are there. Should the subscriber be out of reach, the
+/// slot is dropped all the same, for it holds back log on a side that serves; then the error follows.
+///
+/// # Errors
+/// What a server says.
+pub async fn discard(cx: &Context, link: &Link) -> Result<()> {
+    let unsubscribed = subscription::remove(cx, link).await;
+    slot::remove(cx, link).await?;
+    let mut blue = cx.writer(&link.from).await?;
+    blue.set("lock_timeout", "30s").await?;
+    let tx = blue.transaction().await?;
+    tx.execute(&format!("drop publication if exists {}", quote_ident(&link.name)), &[])
+        .await
+        .map_err(|e| e.context("dropping the publication"))?;
+    subscription::forget_marks(&tx, link).await?;
+    tx.commit().await?;
+    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
+}

@@ -1,0 +1,369 @@
+//! What can be known to go wrong before the copy, all of it at once.
+//! (<https://www.postgresql.org/docs/current/logical-replication-config.html>,
+//! <https://www.postgresql.org/docs/current/logical-replication-restrictions.html>)
+
+use super::{Replicate, few, lag, origin};
+use crate::error::Result;
+use crate::postgres::address::Address;
+use crate::postgres::{Databases, Session, TableName};
+use crate::steps::Description;
+use crate::steps::copy::Copy;
+use crate::steps::copy::source::major;
+use crate::value::Secret;
+
+/// Looks at both sides; what makes the replication impossible is among the blockers. Returns the tables that
+/// would be published. Rights are those of the role that executes the plan, whoever looks.
+///
+/// # Errors
+/// What a server says.
+pub async fn look(
+    replicate: &Replicate,
+    copy: &Copy,
+    databases: &Databases,
+    blue: &Session,
+    green: &Session,
+    out: &mut Description,
+) -> Result<Vec<TableName>> {
+    publisher(replicate, databases, blue, out).await?;
+    subscriber(replicate, databases, blue, green, out).await?;
+    let tables = origin::tables(blue, copy).await?;
+    identities(replicate, databases, blue, &tables, out).await?;
+    left_behind(replicate, copy, blue, out).await?;
+    Ok(tables)
+}
+
+fn user(url: &Secret, database: &str) -> Result<String> {
+    let config = Address::parse(url).map_err(|e| e.on_database(database))?.config;
+    Ok(config.get_user().unwrap_or_default().to_owned())
+}
+
+async fn publisher(
+    replicate: &Replicate,
+    databases: &Databases,
+    blue: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    let from = &replicate.from;
+    let role = user(databases.url(from)?, from)?;
+    let row = blue
+        .query_one(
+            "select current_setting('wal_level'), pg_is_in_recovery(),
+                    current_setting('max_replication_slots')::int8 - (select count(*) from pg_replication_slots),
+                    current_setting('max_wal_senders')::int8 - (select count(*) from pg_stat_replication),
+                    (select setting::int8 from pg_settings where name = 'max_slot_wal_keep_size'),
+                    (select setting from pg_settings where name = 'idle_replication_slot_timeout'),
+                    coalesce((select rolreplication or rolsuper from pg_roles where rolname = $1), false),
+                    coalesce((select has_database_privilege(oid, current_database(), 'create') from pg_roles where rolname = $1), false)",
+            &[&role],
+        )
+        .await?;
+    let level: String = row.get(0);
+    if level != "logical" {
+        out.blocker(format!("wal_level on {from} is {level}: set it to logical and restart that server"));
+    }
+    if row.get(1) {
+        out.blocker(format!("{from} is a standby; replicate from its primary"));
+    }
+    if row.get::<_, i64>(2) < 1 {
+        out.blocker(format!(
+            "no replication slot is free on {from}: drop one that nobody uses, or raise max_replication_slots there"
+        ));
+    }
+    // One for the subscription, and one while the slot is made.
+    if row.get::<_, i64>(3) < 2 {
+        out.blocker(format!("fewer than 2 WAL senders are free on {from}: raise max_wal_senders there"));
+    }
+    let limit: i64 = row.get(4);
+    if limit < 0 && !replicate.waive_slot_limit {
+        out.blocker(format!(
+            "max_slot_wal_keep_size on {from} is without limit, so that a slot nobody reads fills the disk: set it to what the disk can spare (alter system, and reload), or say `waive_slot_limit: true` with `wal_budget_mb:`"
+        ));
+    }
+    if let (Some(mb), Ok(limit)) = (replicate.wal_budget_mb, u64::try_from(limit))
+        && mb >= limit
+    {
+        out.warning(format!(
+            "`wal_budget_mb` is {mb}, and {from} breaks the slot off at {limit} MB (max_slot_wal_keep_size) already"
+        ));
+    }
+    let idle: Option<String> = row.get(5);
+    if idle.as_deref().is_some_and(|idle| idle != "0") {
+        out.warning(format!(
+            "idle_replication_slot_timeout on {from} breaks the slot off when nobody reads it for long, as while the copy runs"
+        ));
+    }
+    if !row.get::<_, bool>(6) {
+        out.blocker(format!(
+            "the role {role} on {from} has not the attribute REPLICATION: alter role {role} replication (scripts/grants.sql with handover.grant_replicate = on)"
+        ));
+    }
+    if !row.get::<_, bool>(7) {
+        out.blocker(format!(
+            "the role {role} may not create a publication on {from}: grant create on the database"
+        ));
+    }
+    if let Some(connection) = &replicate.connection
+        && let Ok(url) = connection.resolve()
+    {
+        let other = user(&url, from)?;
+        let row = blue
+            .query_one(
+                "select coalesce((select rolreplication or rolsuper from pg_roles where rolname = $1), false)",
+                &[&other],
+            )
+            .await?;
+        if other != role && !row.get::<_, bool>(0) {
+            out.blocker(format!(
+                "the role of `connection:` has not the attribute REPLICATION on {from}: alter role {other} replication"
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn subscriber(
+    replicate: &Replicate,
+    databases: &Databases,
+    blue: &Session,
+    green: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    let to = &replicate.to;
+    let role = user(databases.url(to)?, to)?;
+    let version = major(green).await?;
+    let row = green
+        .query_one(
+            "select current_setting('max_logical_replication_workers')::int8
+                      - (select count(*) from pg_stat_subscription where pid is not null),
+                    (select setting::int8 from pg_settings
+                     where name in ('max_active_replication_origins', 'max_replication_slots') order by name limit 1)
+                      - (select count(*) from pg_replication_origin_status),
+                    current_setting('max_worker_processes')::int8
+                      - (select count(*) from pg_stat_activity where backend_type not in
+                         ('client backend', 'checkpointer', 'background writer', 'walwriter', 'autovacuum launcher',
+                          'autovacuum worker', 'walsender', 'walreceiver', 'archiver', 'startup', 'io worker',
+                          'walsummarizer', 'slotsync worker')),
+                    coalesce((select rolsuper from pg_roles where rolname = $1), false),
+                    coalesce((select has_database_privilege(oid, current_database(), 'create') from pg_roles where rolname = $1), false),
+                    exists (select from pg_roles r, pg_roles m where r.rolname = $1 and m.rolname = 'pg_create_subscription'
+                            and pg_has_role(r.oid, m.oid, 'usage'))",
+            &[&role],
+        )
+        .await?;
+    if row.get::<_, i64>(0) < 1 {
+        out.blocker(format!(
+            "no worker for a subscription is free on {to}: raise max_logical_replication_workers there"
+        ));
+    }
+    if row.get::<_, i64>(1) < 1 {
+        let setting = if version >= 18 { "max_active_replication_origins" } else { "max_replication_slots" };
+        out.blocker(format!("no replication origin is free on {to}: raise {setting} there"));
+    }
+    if row.get::<_, i64>(2) < 1 {
+        out.blocker(format!("no background worker is free on {to}: raise max_worker_processes there"));
+    }
+    let (superuser, creates, subscribes): (bool, bool, bool) = (row.get(3), row.get(4), row.get(5));
+    if superuser {
+        return Ok(());
+    }
+    if version < 16 {
+        out.blocker(format!(
+            "{to} is Postgres {version}, where only a superuser can subscribe: give the plan a superuser's URL for {to}, or take Postgres 16 or later"
+        ));
+        return Ok(());
+    }
+    if !subscribes || !creates {
+        out.blocker(format!(
+            "the role {role} may not subscribe on {to}: grant it pg_create_subscription, and create on the database (scripts/grants.sql with handover.grant_replicate = on)"
+        ));
+    }
+    let url = match &replicate.connection {
+        Some(connection) => connection.resolve()?,
+        None => databases.url(&replicate.from)?.clone(),
+    };
+    if Address::parse(&url).map_err(|e| e.on_database(&replicate.from))?.config.get_password().is_none() {
+        out.blocker(format!(
+            "a role that is no superuser subscribes with a password only, and the URL by which {to} reaches {} has none",
+            replicate.from
+        ));
+    }
+    // Rows are applied as the table's owner, whose role the subscription's owner must be able to take.
+    let owners = blue
+        .query(
+            "select distinct pg_get_userbyid(c.relowner)::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind = 'r' and n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')",
+            &[],
+        )
+        .await?;
+    let owners: Vec<String> = owners.iter().map(|row| row.get(0)).collect();
+    let rows = green
+        .query(
+            "select o.rolname::text from pg_roles o, pg_roles r
+             where o.rolname = any($1) and r.rolname = $2 and not pg_has_role(r.oid, o.oid, 'SET')",
+            &[&owners, &role],
+        )
+        .await?;
+    let missing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    if !missing.is_empty() {
+        out.blocker(format!(
+            "the role {role} on {to} cannot act as the owners {}: grant each of them to it with set true (scripts/grants.sql)",
+            missing.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// Tables whose updates and deletes would fail on the publisher itself once they are published, and how to mend
+/// them. (<https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>)
+async fn identities(
+    replicate: &Replicate,
+    databases: &Databases,
+    blue: &Session,
+    tables: &[TableName],
+    out: &mut Description,
+) -> Result<()> {
+    let role = user(databases.url(&replicate.from)?, &replicate.from)?;
+    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
+    let rows = blue
+        .query(
+            "with t as (
+                 select c.oid, c.relreplident, c.relforcerowsecurity, c.relowner, n.nspname, c.relname
+                 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any(
+                     select to_regclass(x) from unnest($1::text[]) x)
+             )
+             select t.nspname::text, t.relname::text, t.relreplident::text,
+                    case t.relreplident
+                        when 'f' then true
+                        when 'd' then exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary and i.indimmediate and i.indisvalid)
+                        when 'i' then exists (select from pg_index i where i.indrelid = t.oid and i.indisreplident and i.indimmediate and i.indisvalid)
+                        else false
+                    end,
+                    (select c.relname::text from pg_index i join pg_class c on c.oid = i.indexrelid
+                     where i.indrelid = t.oid and i.indisunique and i.indimmediate and i.indisvalid
+                       and i.indpred is null and i.indexprs is null
+                       and not exists (select from unnest(i.indkey::int2[]) k left join pg_attribute a on a.attrelid = t.oid and a.attnum = k
+                                       where not coalesce(a.attnotnull, false))
+                     order by i.indnatts, c.relname limit 1),
+                    t.relreplident = 'f' and exists (
+                        select from pg_attribute a join pg_type y on y.oid = a.atttypid
+                        where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+                          and y.typname in ('json', 'xml', 'point', 'line', 'lseg', 'box', 'path', 'polygon', 'circle')),
+                    t.relforcerowsecurity,
+                    coalesce((select pg_has_role(r.oid, t.relowner, 'usage') from pg_roles r where r.rolname = $2), false)
+             from t order by 1, 2",
+            &[&names, &role],
+        )
+        .await?;
+    let (mut fixes, mut without, mut slow, mut forced, mut foreign) =
+        (vec![], vec![], vec![], vec![], vec![]);
+    for row in &rows {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        if !row.get::<_, bool>(3) {
+            fixes.push(match row.get::<_, Option<String>>(4) {
+                Some(index) => {
+                    let index = crate::postgres::quote_ident(&index);
+                    format!("alter table {} replica identity using index {index};", table.sql())
+                }
+                None => format!("alter table {} replica identity full;", table.sql()),
+            });
+            without.push(table.clone());
+        }
+        if row.get(5) {
+            slow.push(table.clone());
+        }
+        if row.get(6) {
+            forced.push(table.clone());
+        }
+        if !row.get::<_, bool>(7) {
+            foreign.push(table);
+        }
+    }
+    let from = &replicate.from;
+    if !without.is_empty() {
+        out.blocker(format!(
+            "tables of {from} have no replica identity, and their updates and deletes would fail once they are published: {}; {}",
+            few(&without),
+            fixes.join(" ")
+        ));
+    }
+    if !slow.is_empty() {
+        out.blocker(format!(
+            "tables with replica identity full have a column whose type knows no equality, and cannot be followed: {}; give each a key, or leave it out of the copy",
+            few(&slow)
+        ));
+    }
+    if !forced.is_empty() {
+        out.warning(format!(
+            "row security is forced on {}: applying there fails unless their owner bypasses it on {}",
+            few(&forced),
+            replicate.to
+        ));
+    }
+    if !foreign.is_empty() {
+        out.blocker(format!(
+            "only their owner can publish {}: make the role {role} a member of it on {from} (scripts/grants.sql)",
+            few(&foreign)
+        ));
+    }
+    Ok(())
+}
+
+/// What a stream does not carry.
+async fn left_behind(
+    replicate: &Replicate,
+    copy: &Copy,
+    blue: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    let rows = blue
+        .query(
+            "select n.nspname::text, c.relname::text, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where (c.relkind = 'r' and c.relpersistence = 'u' or c.relkind = 'm') and n.nspname not like 'pg\\_%'
+               and n.nspname not in ('information_schema', 'handover', 'handover_queue') order by 1, 2",
+            &[],
+        )
+        .await?;
+    let named = |kind: &str| -> Vec<TableName> {
+        let of = rows.iter().filter(|row| row.get::<_, String>(2) == kind);
+        of.map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)))
+            .filter(|name| copy.takes_rows(name))
+            .collect()
+    };
+    let (unlogged, views) = (named("r"), named("m"));
+    if !unlogged.is_empty() {
+        out.warning(format!(
+            "unlogged tables are copied and not replicated: {}; a cutover refuses if they were written to since",
+            few(&unlogged)
+        ));
+    }
+    if !views.is_empty() {
+        out.warning(format!(
+            "materialized views are not replicated: refresh {} on {} before the cutover",
+            few(&views),
+            replicate.to
+        ));
+    }
+    let objects: i64 = blue.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
+    if objects > 0 {
+        out.warning(format!(
+            "{objects} large objects are not replicated: one that is made, changed or removed after the copy stays behind"
+        ));
+    }
+    out.warning(format!(
+        "schema changes are not replicated: alter no table of {} until the cutover",
+        replicate.from
+    ));
+    let limit: i64 = blue
+        .query_one("select setting::int8 from pg_settings where name = 'max_slot_wal_keep_size'", &[])
+        .await?
+        .get(0);
+    let budget = replicate.budget(u64::try_from(limit).ok().map(|mb| mb << 20));
+    if budget < u64::MAX {
+        out.action(format!(
+            "while it lasts, keep at most {} of log on {}; more ends the replication before the disk is at risk",
+            lag::bytes(budget),
+            replicate.from
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! The slot on the side that is replicated, and the snapshot it begins with.
+//!
+//! Only the replication protocol makes a slot with a snapshot that others can use, and the driver does not speak
+//! it; psql does. The snapshot lives as long as psql's connection does nothing else.
+//! (<https://www.postgresql.org/docs/current/protocol-replication.html>)
+
+use super::Link;
+use crate::error::{Class, Error, Result};
+use crate::event::Measure;
+use crate::postgres::Session;
+use crate::postgres::programs::{self, connect_through_environment};
+use crate::steps::Context;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+/// How long a slot that is in use may take to be let go.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A slot that was just made, and the connection that shows its snapshot.
+#[derive(Debug)]
+pub struct Fresh {
+    child: Child,
+    /// Closing it ends psql.
+    _input: ChildStdin,
+    /// The name to import the snapshot by.
+    pub snapshot: String,
+    /// Where the stream begins.
+    pub lsn: String,
+}
+
+impl Fresh {
+    /// Lets the snapshot go, once somebody else holds it.
+    pub async fn release(mut self) {
+        // Ended hard: it has nothing to save, and must not keep the slot.
+        let _ = self.child.kill().await;
+    }
+}
+
+/// Makes it. The server first waits for every transaction that writes; who is in the way is told.
+///
+/// # Errors
+/// No psql, what the server says, or `patience` running out.
+pub async fn create(cx: &Context, link: &Link, folder: Option<&Path>, patience: Duration) -> Result<Fresh> {
+    let program = programs::psql(folder).await?;
+    let application = cx.databases.lease()?.application_name(cx.step.as_str());
+    let blue = cx.databases.labelled("slot").read_only(&link.from).await?;
+    let major = super::super::copy::source::major(&blue).await?;
+    let mut command = Command::new(&program.path);
+    command
+        .args([
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "--no-password",
+            "-d",
+            "replication=database",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, &application)?;
+    // Waiting is what it is for.
+    let mut settings =
+        String::from("-c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0");
+    if major >= 14 {
+        settings.push_str(" -c idle_session_timeout=0");
+    }
+    if major >= 17 {
+        settings.push_str(" -c transaction_timeout=0");
+    }
+    command.env("PGOPTIONS", settings);
+    let broken = |e: std::io::Error| Error::external(format!("cannot run {} ({e})", program.path.display()));
+    let mut child = command.spawn().map_err(broken)?;
+    let (Some(mut input), Some(output), Some(mut errors)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(Error::internal("a child without its pipes"));
+    };
+    // Exporting the snapshot is what every version does unless told otherwise.
+    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput;\n", link.name);
+    input.write_all(sql.as_bytes()).await.map_err(broken)?;
+    input.flush().await.map_err(broken)?;
+    let mut lines = BufReader::new(output).lines();
+    let begun = Instant::now();
+    let mut told = Vec::new();
+    loop {
+        tokio::select! {
+            line = lines.next_line() => {
+                let Some(line) = line.map_err(broken)? else {
+                    let mut text = String::new();
+                    let _ = errors.read_to_string(&mut text).await;
+                    return Err(refused(&text, link));
+                };
+                let mut words = line.split('|').skip(1);
+                let (Some(lsn), Some(snapshot)) = (words.next(), words.next()) else { continue };
+                cx.unit_done("slot");
+                return Ok(Fresh { child, _input: input, snapshot: snapshot.into(), lsn: lsn.into() });
+            }
+            () = cx.stop.cancelled() => return Err(Error::cancelled()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                cx.proceed()?;
+                cx.progress("slot", begun.elapsed().as_secs(), Some(patience.as_secs()), Measure::Seconds);
+                let waiting = blockers(&blue, &application).await?;
+                if begun.elapsed() > patience {
+                    return Err(Error::new(Class::Timeout, format!(
+                        "the replication slot waits for transactions that began before it: {}",
+                        waiting.join("; ")
+                    ))
+                    .on_database(&link.from)
+                    .hint("end them, or raise `patience:` of the replicate step; then `handover resume`"));
+                }
+                if !waiting.is_empty() && waiting != told {
+                    cx.note(format!("the replication slot waits for {}", waiting.join("; ")));
+                    told = waiting;
+                }
+            }
+        }
+    }
+}
+
+fn refused(text: &str, link: &Link) -> Error {
+    let said: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+    let message = format!("the replication slot could not be made: {}", said.join("; "));
+    let error = Error::external(message).on_database(&link.from);
+    if text.contains("wal_level") {
+        return error.hint("set wal_level = logical on the server and restart it");
+    }
+    if text.contains("all replication slots are in use") {
+        return error
+            .with_class(Class::Resources)
+            .hint("drop one that nobody uses, or raise max_replication_slots");
+    }
+    error.hint("the role needs the attribute REPLICATION (scripts/grants.sql with handover.grant_replicate = on), and pg_hba.conf must let it in; then `handover resume`")
+}
+
+/// Whom the creation of the slot waits for.
+async fn blockers(blue: &Session, application: &str) -> Result<Vec<String>> {
+    let rows = blue
+        .query(
+            "select b.pid, coalesce(a.usename::text, '?'), extract(epoch from clock_timestamp() - a.xact_start)::float8,
+                    left(coalesce(a.query, ''), 60)
+             from pg_stat_activity w cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
+             left join pg_stat_activity a on a.pid = b.pid
+             where w.application_name = $1 and w.backend_type = 'walsender'",
+            &[&application],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| match row.get::<_, i32>(0) {
+            0 => "a prepared transaction (see pg_prepared_xacts)".to_owned(),
+            pid => format!(
+                "pid {pid} ({}), whose transaction is {:.0} s old: {}",
+                row.get::<_, String>(1),
+                row.get::<_, Option<f64>>(2).unwrap_or_default(),
+                row.get::<_, Option<String>>(3).unwrap_or_default()
+            ),
+        })
+        .collect())
+}
+
+/// Drops it if it is there, ending whoever reads from it: what nobody consumes fills the disk.
+///
+/// # Errors
+/// What the server says.
+pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
+    let blue = cx.writer(&link.from).await?;
+    let begun = Instant::now();
+    loop {
+        let row = blue
+            .query_opt(
+                "select active_pid from pg_replication_slots where slot_name = $1 and database = current_database()",
+                &[&link.name],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(()) };
+        if let Some(pid) = row.get::<_, Option<i32>>(0) {
+            blue.check_fence().await?;
+            // It may be gone already, or be of another role: then it is waited for.
+            let _ = blue.query("select pg_terminate_backend($1)", &[&pid]).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        match blue.autocommit("select pg_drop_replication_slot($1)", &[&link.name]).await {
+            Ok(_) => return Ok(()),
+            Err(e) if e.class() == Class::Contention && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            // Somebody else was faster.
+            Err(e) if e.message().contains("42704") => return Ok(()),
+            Err(e) => return Err(e.context("dropping the replication slot")),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The subscription on the side that follows.
+//! (<https://www.postgresql.org/docs/current/sql-createsubscription.html>)
+
+use super::{Link, Replicate};
+use crate::error::{Class, Error, Result};
+use crate::postgres::programs::connection_string;
+use crate::postgres::{Session, Tx, quote_ident, quote_literal};
+use crate::steps::Context;
+use crate::value::Secret;
+use bytes::Bytes;
+use futures_util::SinkExt;
+use std::pin::pin;
+
+/// Creates it, unless it is there. Returns whether it was made now.
+///
+/// # Errors
+/// What the server says, also of reaching the publisher.
+pub async fn create(cx: &Context, replicate: &Replicate, link: &Link) -> Result<bool> {
+    let mut green = cx.writer(&link.to).await?;
+    if find(&green, &link.name).await?.is_some() {
+        return Ok(false);
+    }
+    // It connects to the publisher, which may be slow, and must end some time.
+    green.set("statement_timeout", "60s").await?;
+    let address = address(cx, replicate, link)?;
+    let tx = green.transaction().await?;
+    forget_marks(&tx, link).await?;
+    execute(&tx, link, &address, true).await.map_err(|e| explain(e, link))?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Creates one in a transaction that is rolled back: proves, before a copy that takes hours, that the role may
+/// and that this side reaches the other.
+///
+/// # Errors
+/// Like [`create`].
+pub async fn rehearse(cx: &Context, replicate: &Replicate, link: &Link) -> Result<()> {
+    let mut green = cx.writer(&link.to).await?;
+    green.set("statement_timeout", "60s").await?;
+    let address = address(cx, replicate, link)?;
+    let tx = green.transaction().await?;
+    execute(&tx, link, &address, false).await.map_err(|e| explain(e, link))?;
+    tx.rollback().await
+}
+
+fn address(cx: &Context, replicate: &Replicate, link: &Link) -> Result<Secret> {
+    let extra = [
+        ("application_name", link.name.as_str()),
+        ("connect_timeout", "10"),
+        // A publisher whose machine is gone is noticed, rather than waited for.
+        ("keepalives_idle", "30"),
+        ("keepalives_interval", "10"),
+        ("keepalives_count", "3"),
+    ];
+    connection_string(&replicate.address(cx)?, &link.from, &extra)
+}
+
+/// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
+/// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it.
+async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret, enabled: bool) -> Result<()> {
+    tx.batch("create temporary table handover_address (text text) on commit drop").await?;
+    let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
+    line.push('\n');
+    let mut sink = pin!(tx.copy_in("copy pg_temp.handover_address from stdin").await?);
+    sink.send(Bytes::from(line)).await.map_err(|e| tx.error(&e))?;
+    sink.finish().await.map_err(|e| tx.error(&e))?;
+    let name = quote_literal(&link.name);
+    // No slot is made here, so that this may be part of a transaction; and no rows are copied: they are there.
+    let body = format!(
+        "begin
+             execute format('create subscription %I connection %L publication %I with (create_slot = false, slot_name = %L, copy_data = false, enabled = {enabled})',
+                            {name}, (select text from pg_temp.handover_address), {name}, {name});
+         exception when others then
+             raise exception using errcode = sqlstate, message = sqlerrm;
+         end"
+    );
+    tx.batch(&format!("do {}", quote_literal(&body))).await
+}
+
+fn explain(error: Error, link: &Link) -> Error {
+    let (to, from) = (&link.to, &link.from);
+    let message = error.message().to_owned();
+    let hint = if message.contains("2F003") || message.contains("password") {
+        format!(
+            "a role that is no superuser subscribes with a password only: give one in the URL of {from} or in `connection:`, and let the publisher's pg_hba.conf ask for it"
+        )
+    } else if error.class() == Class::Privilege {
+        format!(
+            "run scripts/grants.sql on {to} with handover.grant_replicate = on; before Postgres 16 only a superuser can subscribe"
+        )
+    } else {
+        format!(
+            "the server of {to} connects to {from} by itself: name an address that leads there from it as `connection: ${{NAME}}`, and see that the publisher's pg_hba.conf lets it in"
+        )
+    };
+    let context = format!("subscribing {to} to {from}");
+    // The first hint stays, and what the driver knows of its own connection does not help here.
+    Error::new(if error.class() == Class::Connection { Class::External } else { error.class() }, message)
+        .on_database(to)
+        .hint(hint)
+        .context(context)
+}
+
+/// The subscription as the catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Whether it runs.
+    pub enabled: bool,
+}
+
+/// Looks for it.
+///
+/// # Errors
+/// What the server says.
+pub async fn find(green: &Session, name: &str) -> Result<Option<Found>> {
+    let row = green
+        .query_opt(
+            "select s.subenabled from pg_subscription s join pg_database d on d.oid = s.subdbid
+             where s.subname = $1 and d.datname = current_database()",
+            &[&name],
+        )
+        .await?;
+    Ok(row.map(|row| Found { enabled: row.get(0) }))
+}
+
+/// Its worker, and how often applying failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Worker {
+    /// The process that applies, if it runs.
+    pub pid: Option<i32>,
+    /// Failures so far; unknown before Postgres 15.
+    pub errors: Option<i64>,
+    /// Who holds a lock that it waits for.
+    pub blockers: Vec<i32>,
+}
+
+/// Looks at its worker.
+/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-SUBSCRIPTION>)
+///
+/// # Errors
+/// What the server says.
+pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
+    // Workers that help the one that leads are not asked; before Postgres 16 there are none.
+    let alone = if major >= 16 { "and w.leader_pid is null" } else { "" };
+    let errors = if major >= 15 {
+        "(select s.apply_error_count from pg_stat_subscription_stats s where s.subname = $1)"
+    } else {
+        "null::int8"
+    };
+    let row = green
+        .query_opt(
+            &format!(
+                "select w.pid, coalesce(pg_blocking_pids(w.pid), '{{}}'), {errors}
+                 from pg_stat_subscription w where w.subname = $1 and w.relid is null {alone} limit 1"
+            ),
+            &[&name],
+        )
+        .await?;
+    Ok(row
+        .map(|row| Worker { pid: row.get(0), blockers: row.get(1), errors: row.get(2) })
+        .unwrap_or_default())
+}
+
+/// Drops it if it is there, and leaves its slot to the publisher's side: the publisher may be out of reach.
+///
+/// # Errors
+/// What the server says.
+pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
+    let mut green = cx.writer(&link.to).await?;
+    if find(&green, &link.name).await?.is_some() {
+        green.set("lock_timeout", "30s").await?;
+        let name = quote_ident(&link.name);
+        let tx = green.transaction().await?;
+        for sql in [
+            format!("alter subscription {name} disable"),
+            format!("alter subscription {name} set (slot_name = none)"),
+            format!("drop subscription {name}"),
+        ] {
+            tx.execute(&sql, &[]).await.map_err(|e| e.context("dropping the subscription"))?;
+        }
+        tx.commit().await?;
+    }
+    let tx = green.transaction().await?;
+    forget_marks(&tx, link).await?;
+    tx.commit().await
+}
+
+/// Forgets the marks of a link.
+///
+/// # Errors
+/// What the server says.
+pub async fn forget_marks(tx: &Tx<'_>, link: &Link) -> Result<()> {
+    tx.execute("delete from handover.replication_marker where link = $1", &[&link.name]).await.map(drop)
+}
