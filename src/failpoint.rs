@@ -85,6 +85,8 @@ failpoints! {
     APPROVE_FOUND = "approve.found";
     /// A baseline was recorded.
     VERIFY_RECORDED = "verify.recorded";
+    /// A piece of a table was summed on both sides.
+    VERIFY_CHUNK = "verify.chunk";
     /// One check of a verification held; the next one not yet begun.
     VERIFY_COMPARED = "verify.compared";
     /// A migration's effect and its history row are written, not yet committed.

@@ -4,10 +4,15 @@
 //! one at two points in time, when an earlier step recorded a baseline. Each side answers from one snapshot,
 //! read-only. A check that compares nothing is an error, because it could not fail.
 
+pub mod checksum;
+pub mod cut;
 mod evaluate;
+pub mod found;
+pub mod hash;
+pub mod narrow;
 pub mod rows;
+pub mod shape;
 pub mod side;
-pub mod tables;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
@@ -31,6 +36,8 @@ const PIECE: usize = 500;
 const TIMEOUT: Duration = Duration::secs(30 * 60);
 /// Unit that says that a baseline is complete.
 const COMPLETE: &str = "baseline";
+/// The fact with what differed, for `handover events`.
+const DIFFERENCES: &str = "differences";
 /// The fact that a verification passed.
 const PASSED: &str = "passed";
 
@@ -110,6 +117,12 @@ pub struct Checksums {
     /// Rows that share a checksum; 50000 unless given. Fewer rows make differing chunks quicker to search.
     #[schemars(range(min = 1))]
     pub chunk_rows: Option<u32>,
+}
+
+impl Checksums {
+    fn chunk_rows(&self) -> u32 {
+        self.chunk_rows.unwrap_or(50_000)
+    }
 }
 
 /// A query whose answer must survive.
@@ -276,11 +289,12 @@ impl StepKind for Verify {
                 if found.compared == 0 {
                     return Err(Error::internal("a verification compared nothing"));
                 }
-                let summary = json!({ "compared": found.compared, "evaluations": evaluations });
+                let summary = found.summary(evaluations);
                 cx.remember(PASSED, &summary).await?;
                 return Ok(summary);
             }
             let Some(retries) = self.retries.filter(|r| started.elapsed() < r.within.0) else {
+                cx.remember(DIFFERENCES, &found.summary(evaluations)).await?;
                 return Err(self.failure(&found));
             };
             cx.note(format!("not equal yet: {}", found.differences.join("; ")));
@@ -397,6 +411,10 @@ impl Verify {
 
     fn counts_tables(&self) -> bool {
         !matches!(self.row_counts, None | Some(RowCounts::All(false)))
+    }
+
+    fn jobs(&self) -> usize {
+        self.jobs.unwrap_or(2).max(1)
     }
 
     fn counted(&self) -> Tables {

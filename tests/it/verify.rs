@@ -84,7 +84,7 @@ async fn differences_are_named_and_values_are_not_shown() {
     for expected in [
         "only before: (77)",
         "only after: (2000)",
-        "changed: (ä5,5)",
+        "changed: (ä5, 5) in secret",
         "table keyless: ",
         "part has 50 rows before and 51 after",
     ] {

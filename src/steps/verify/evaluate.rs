@@ -1,9 +1,14 @@
 //! Evaluating a verification: everything on both sides once, against each other or against a baseline.
 
+use super::checksum::{Comparison, Sessions};
+use super::cut::Table;
+use super::found::{self, TableFound};
+use super::hash::Hasher;
+use super::narrow;
 use super::rows::{self, Row};
-use super::side::Side;
-use super::tables::{self, Shape};
-use super::{Before, COMPLETE, Invariant, PIECE, Recorded, Tables, Verify};
+use super::shape::{self, Shape};
+use super::side::{Moment, Side};
+use super::{Before, COMPLETE, Checksums, Invariant, PIECE, Recorded, Tables, Verify};
 use crate::error::{Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
@@ -30,6 +35,36 @@ pub(super) struct Findings {
     pub(super) compared: u64,
     /// Differences, a line each.
     pub(super) differences: Vec<String>,
+    /// Tables whose content was compared.
+    pub(super) tables: Vec<TableFound>,
+    /// The points in time that were compared.
+    pub(super) moments: Vec<Moment>,
+}
+
+impl Findings {
+    /// For the journal and the report: totals, and the tables about which there is something to say.
+    pub(super) fn summary(&self, evaluations: u32) -> Value {
+        let mut out = json!({ "compared": self.compared, "evaluations": evaluations });
+        if self.tables.is_empty() {
+            return out;
+        }
+        let sum = |of: fn(&TableFound) -> u64| self.tables.iter().map(of).sum::<u64>();
+        out["checksums"] = json!({
+            "tables": self.tables.len(),
+            "rows": sum(|t| t.rows_before),
+            "pieces": sum(|t| t.chunks),
+            "resumed": sum(|t| t.resumed),
+            "settled": sum(|t| t.settled),
+            "differing": sum(TableFound::differing),
+            "unsettled": sum(|t| t.unsettled),
+        });
+        out["at"] = json!(self.moments);
+        let noted: Vec<&TableFound> = self.tables.iter().filter(|t| !t.equal() || t.settled > 0).collect();
+        if !noted.is_empty() {
+            out["tables"] = json!(noted);
+        }
+        out
+    }
 }
 
 impl Verify {
@@ -55,34 +90,36 @@ impl Verify {
         (after, after_name): (&Side, &str),
     ) -> Result<Findings> {
         let mut found = Findings::default();
-        if self.counts_tables() || self.checksums.is_some() {
-            let there = tables::shapes(before.session()).await?;
-            let now = tables::shapes(after.session()).await?;
-            let mut work: Vec<(TableName, Option<u32>)> = Vec::new();
-            if self.counts_tables() {
-                let Tables { tables, exclude } = self.counted();
-                let chosen = tables::chosen(&there, &tables, &exclude, before_name)?;
-                work.extend(chosen.into_iter().map(|name| (name, None)));
-            }
-            if let Some(sums) = &self.checksums {
-                let chosen = tables::chosen(&there, &sums.tables, &sums.exclude, before_name)?;
-                work.extend(chosen.into_iter().map(|name| (name, Some(sums.chunk_rows.unwrap_or(50_000)))));
-            }
+        if let Some(sums) = &self.checksums {
+            let sessions = Sessions::Frozen(before, after);
+            let compared = sum_tables(cx, sums, sessions, self.jobs(), before_name).await?;
+            found.compared += compared.len() as u64;
+            found.differences.extend(compared.iter().filter_map(TableFound::words));
+            found.tables = compared;
+            found.moments = vec![before.moment.clone(), after.moment.clone()];
+            failpoint::hit(failpoint::VERIFY_COMPARED);
+        }
+        if self.counts_tables() {
+            let there = shape::shapes(before.session()).await?;
+            let now = shape::shapes(after.session()).await?;
+            let Tables { tables, exclude } = self.counted();
+            let work = shape::chosen(&there, &tables, &exclude, before_name)?;
             let total = work.len() as u64;
-            let one = |(name, chunk_rows): (TableName, Option<u32>)| {
-                let shapes = (there.get(&name).cloned(), now.get(&name).cloned());
-                async move {
-                    cx.proceed()?;
-                    compare_table((before, after), &name, shapes, chunk_rows).await
-                }
+            let (there, now) = (&there, &now);
+            let one = |name: TableName| async move {
+                cx.proceed()?;
+                count_table((before, after), &name, (there.get(&name), now.get(&name))).await
             };
-            let mut results = futures_util::stream::iter(work.into_iter().map(one))
-                .buffer_unordered(self.jobs.unwrap_or(2).max(1));
-            while let Some(differences) = results.try_next().await? {
-                found.compared += 1;
-                found.differences.extend(differences);
-                cx.progress("tables", found.compared, Some(total), Measure::Items);
+            let mut results =
+                futures_util::stream::iter(work.into_iter().map(one)).buffer_unordered(self.jobs());
+            let mut counted = 0;
+            while let Some(difference) = results.try_next().await? {
+                counted += 1;
+                found.differences.extend(difference);
+                cx.progress("tables", counted, Some(total), Measure::Items);
             }
+            found.compared += counted;
+            cx.unit_done("tables");
             found.differences.sort();
             found.differences.dedup();
             failpoint::hit(failpoint::VERIFY_COMPARED);
@@ -133,7 +170,7 @@ impl Verify {
         })?;
         if self.counts_tables() {
             let Tables { tables: wanted, exclude } = self.counted();
-            let now = tables::shapes(after.session()).await?;
+            let now = shape::shapes(after.session()).await?;
             let counts = baseline.counts.unwrap_or_default();
             let mut compared = 0;
             for (name, rows_before) in &counts {
@@ -145,7 +182,7 @@ impl Verify {
                 match now.get(&name) {
                     None => found.differences.push(format!("table {name} is gone")),
                     Some(shape) => {
-                        let rows = tables::count(after.session(), &name, shape).await?;
+                        let rows = shape::count(after.session(), &name, shape).await?;
                         if rows != *rows_before {
                             found
                                 .differences
@@ -198,12 +235,12 @@ impl Verify {
         let mut baseline = Baseline::default();
         if self.counts_tables() {
             let Tables { tables, exclude } = self.counted();
-            let there = tables::shapes(side.session()).await?;
+            let there = shape::shapes(side.session()).await?;
             let mut counts = BTreeMap::new();
-            for name in tables::chosen(&there, &tables, &exclude, database)? {
+            for name in shape::chosen(&there, &tables, &exclude, database)? {
                 cx.proceed()?;
                 if let Some(shape) = there.get(&name) {
-                    counts.insert(name.to_string(), tables::count(side.session(), &name, shape).await?);
+                    counts.insert(name.to_string(), shape::count(side.session(), &name, shape).await?);
                 }
             }
             baseline.counts = Some(counts);
@@ -254,31 +291,58 @@ pub(super) fn recorded_sql(cx: &Context, step: &StepId, invariant: &str) -> Stri
     )
 }
 
-pub(super) async fn compare_table(
-    sides: (&Side, &Side),
-    name: &TableName,
-    shapes: (Option<Shape>, Option<Shape>),
-    chunk_rows: Option<u32>,
-) -> Result<Vec<String>> {
-    let (Some(there), Some(now)) = &shapes else { return Ok(vec![format!("table {name} is gone")]) };
-    let shapes = (there, now);
-    match chunk_rows {
-        None => {
-            let (left, right) = tokio::try_join!(sides.0.join(), sides.1.join())?;
-            let (before, after): (i64, i64) = tokio::try_join!(
-                tables::count(&left, name, shapes.0),
-                tables::count(&right, name, shapes.1)
-            )?;
-            if before == after {
-                return Ok(Vec::new());
+/// The content of all tables that are chosen.
+pub(super) async fn sum_tables(
+    cx: &Context,
+    sums: &Checksums,
+    sessions: Sessions<'_>,
+    jobs: usize,
+    before_name: &str,
+) -> Result<Vec<TableFound>> {
+    let pair = sessions.pair().await?;
+    let (there, now) = tokio::try_join!(shape::shapes(&pair.before), shape::shapes(&pair.after))?;
+    let hasher = Hasher::agree(&pair.before, &pair.after).await?;
+    let (mut out, mut tables) = (Vec::new(), Vec::new());
+    for name in shape::chosen(&there, &sums.tables, &sums.exclude, before_name)? {
+        let Some(before) = there.get(&name).cloned() else { continue };
+        let Some(after) = now.get(&name).cloned() else {
+            out.push(TableFound::broken(&name, found::GONE));
+            continue;
+        };
+        let table = Table::new(name, before, after, sums.chunk_rows());
+        match table.lost() {
+            lost if lost.is_empty() => tables.push(table),
+            lost => {
+                out.push(TableFound::broken(&table.name, format!("columns {} are gone", lost.join(", "))));
             }
-            Ok(vec![format!("table {name} has {before} rows before and {after} after")])
-        }
-        Some(chunk_rows) => {
-            let found = tables::checksum(sides, name, shapes, chunk_rows).await?;
-            Ok(if found.is_empty() { found } else { vec![format!("table {name}: {}", found.join(", "))] })
         }
     }
+    let compared = Comparison::new(cx, sessions, hasher, &tables).run(jobs).await?;
+    for (table, (mut found, candidates)) in tables.iter().zip(compared) {
+        let keyed = !table.key.is_empty();
+        let few: Vec<_> = candidates
+            .into_iter()
+            .take(found::SHOWN)
+            .map(|c| (c.kind(keyed).0, c))
+            .map(|(k, c)| (c, k))
+            .collect();
+        found.shown = narrow::show(pair.both(), table, &hasher, &few).await?;
+        out.push(found);
+    }
+    out.sort_by(|a, b| a.table.cmp(&b.table));
+    Ok(out)
+}
+
+pub(super) async fn count_table(
+    sides: (&Side, &Side),
+    name: &TableName,
+    shapes: (Option<&Shape>, Option<&Shape>),
+) -> Result<Option<String>> {
+    let (Some(there), Some(now)) = shapes else { return Ok(Some(format!("table {name} is gone"))) };
+    let (left, right) = tokio::try_join!(sides.0.join(), sides.1.join())?;
+    let (before, after): (i64, i64) =
+        tokio::try_join!(shape::count(&left, name, there), shape::count(&right, name, now))?;
+    Ok((before != after).then(|| format!("table {name} has {before} rows before and {after} after")))
 }
 
 pub(super) fn judge(

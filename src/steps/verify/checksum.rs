@@ -1,0 +1,444 @@
+//! Checksums of tables, piece by piece, by both servers at the same time.
+//!
+//! A piece's checksum is the number of its rows and the sum of their hashes, which no order of rows changes and
+//! which counts duplicates. Several pairs of sessions take pieces from one queue; only pieces that differ are
+//! read again, for their rows.
+
+use super::cut::{self, Blocks, Cut, Table};
+use super::found::{Kind, SHOWN, TableFound};
+use super::hash::Hasher;
+use super::narrow::{self, Candidate};
+use super::side::{BEGIN, Side, summing};
+use crate::error::{Error, Result};
+use crate::event::Measure;
+use crate::failpoint;
+use crate::postgres::{Databases, Session};
+use crate::steps::Context;
+use futures_util::future::try_join_all;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Differing pieces of a table whose rows are searched, at most; and rows that are looked for.
+const SEARCHED: u64 = 1_000;
+const ROWS_SEARCHED: u64 = 1_000_000;
+/// Differing rows of a table that are remembered while it is being written.
+pub const REMEMBERED: usize = 100_000;
+
+/// Where sessions come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Sessions<'a> {
+    /// One point in time for each side, and every difference is one.
+    Frozen(&'a Side, &'a Side),
+    /// Each query sees what is there when it begins, and differences may be writes on their way.
+    Moving {
+        /// The plan's databases.
+        databases: &'a Databases,
+        /// Names of both sides.
+        names: (&'a str, &'a str),
+        /// For each query.
+        timeout: Duration,
+    },
+}
+
+/// A session on either side.
+#[derive(Debug)]
+pub struct Pair {
+    /// Before.
+    pub before: Session,
+    /// After.
+    pub after: Session,
+}
+
+impl Sessions<'_> {
+    /// A new pair.
+    ///
+    /// # Errors
+    /// No connection, or what a server says.
+    pub async fn pair(&self) -> Result<Pair> {
+        let (before, after) = match self {
+            Sessions::Frozen(before, after) => tokio::try_join!(before.join_to_sum(), after.join_to_sum())?,
+            Sessions::Moving { databases, names, timeout } => tokio::try_join!(
+                summing(databases, names.0, *timeout),
+                summing(databases, names.1, *timeout)
+            )?,
+        };
+        Ok(Pair { before, after })
+    }
+
+    fn moving(&self) -> bool {
+        matches!(self, Sessions::Moving { .. })
+    }
+}
+
+impl Pair {
+    /// Both sessions.
+    #[must_use]
+    pub fn both(&self) -> (&Session, &Session) {
+        (&self.before, &self.after)
+    }
+
+    /// Whether small pieces are found through an index even where the planner knows nothing of the table yet.
+    ///
+    /// # Errors
+    /// What a server says.
+    pub async fn by_index(&self, yes: bool) -> Result<()> {
+        let value = if yes { "off" } else { "on" };
+        let set = |session| async move { Session::set(session, "enable_seqscan", value).await };
+        tokio::try_join!(set(&self.before), set(&self.after)).map(drop)
+    }
+}
+
+/// What is left to do.
+#[derive(Debug)]
+enum Unit {
+    /// Find a table's boundaries.
+    Plan(usize),
+    /// Sum one range of a table.
+    Range(usize, Range),
+    /// Sum some blocks of a table: the pieces from this one to before that one.
+    Blocks(usize, usize, usize),
+}
+
+#[derive(Debug)]
+struct Range {
+    columns: Vec<String>,
+    lower: Option<Vec<String>>,
+    upper: Option<Vec<String>>,
+    bytes: u64,
+}
+
+type Buckets = BTreeMap<i64, (i64, i128)>;
+
+/// What is known of a table so far.
+#[derive(Debug, Default)]
+struct Tally {
+    found: TableFound,
+    candidates: Vec<Candidate>,
+    buckets: (Buckets, Buckets),
+    blocks_left: usize,
+    bytes: u64,
+    units_left: usize,
+}
+
+/// A comparison of tables.
+pub struct Comparison<'a> {
+    cx: &'a Context,
+    sessions: Sessions<'a>,
+    hasher: Hasher,
+    tables: &'a [Table],
+    queue: Mutex<VecDeque<Unit>>,
+    planning: AtomicUsize,
+    tallies: Vec<Mutex<Tally>>,
+    total: (AtomicU64, u64),
+    backends: Mutex<(Vec<i32>, Vec<i32>)>,
+}
+
+/// A table that was compared: what was found, and the rows that differ.
+pub type Compared = (TableFound, Vec<Candidate>);
+
+impl<'a> Comparison<'a> {
+    /// A comparison that was not begun.
+    #[must_use]
+    pub fn new(cx: &'a Context, sessions: Sessions<'a>, hasher: Hasher, tables: &'a [Table]) -> Self {
+        let mut order: Vec<usize> = (0..tables.len()).collect();
+        // Largest first, so that no big one is left for the end.
+        order.sort_by_key(|i| std::cmp::Reverse(tables[*i].shapes.0.bytes));
+        let tallies = tables.iter().map(|table| {
+            let (table, key) = (table.name.to_string(), table.key.clone());
+            Mutex::new(Tally {
+                found: TableFound { table, key, ..TableFound::default() },
+                ..Tally::default()
+            })
+        });
+        Comparison {
+            cx,
+            sessions,
+            hasher,
+            tables,
+            queue: Mutex::new(order.into_iter().map(Unit::Plan).collect()),
+            planning: AtomicUsize::new(0),
+            tallies: tallies.collect(),
+            total: (AtomicU64::new(0), tables.iter().map(|t| t.shapes.0.bytes).sum()),
+            backends: Mutex::default(),
+        }
+    }
+
+    /// Compares all tables with `jobs` sessions on each side.
+    ///
+    /// # Errors
+    /// What either server says.
+    pub async fn run(self, jobs: usize) -> Result<Vec<Compared>> {
+        let workers = try_join_all((0..jobs.max(1)).map(|_| self.work()));
+        let result = tokio::select! {
+            result = workers => result.map(drop),
+            () = self.cx.stop.cancelled() => Err(Error::cancelled()),
+        };
+        if let Err(e) = result {
+            self.cancel().await;
+            return Err(e);
+        }
+        let mut out = Vec::new();
+        for tally in self.tallies {
+            let Tally { mut found, candidates, .. } =
+                tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+            if !self.sessions.moving() && found.differed > 0 && found.equal() && !found.at_least {
+                found.problem = Some("its sums differ although no row does".into());
+            }
+            out.push((found, candidates));
+        }
+        self.cx.unit_done(IN_ALL);
+        Ok(out)
+    }
+
+    /// Ends queries that nobody waits for any more. A role may end its own.
+    async fn cancel(&self) {
+        let (before, after) = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let end = async {
+            let Pair { before: one, after: two } = self.sessions.pair().await?;
+            let sql = "select pg_cancel_backend(pid) from unnest($1::int4[]) pid";
+            one.query(sql, &[&before]).await?;
+            two.query(sql, &[&after]).await.map(drop)
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), end).await;
+    }
+
+    async fn work(&self) -> Result<()> {
+        let pair = self.sessions.pair().await?;
+        let pids = tokio::try_join!(pair.before.backend_pid(), pair.after.backend_pid())?;
+        {
+            let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+            backends.0.push(pids.0);
+            backends.1.push(pids.1);
+        }
+        loop {
+            self.cx.proceed()?;
+            let unit = {
+                let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+                let unit = queue.pop_front();
+                if matches!(unit, Some(Unit::Plan(_))) {
+                    self.planning.fetch_add(1, Ordering::SeqCst);
+                }
+                unit
+            };
+            let Some(unit) = unit else {
+                if self.planning.load(Ordering::SeqCst) == 0 {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let (Unit::Plan(i) | Unit::Range(i, _) | Unit::Blocks(i, ..)) = &unit;
+            let (i, name) = (*i, &self.tables[*i].name);
+            let result = match unit {
+                Unit::Plan(_) => {
+                    let planned = self.plan(&pair, i).await;
+                    self.planning.fetch_sub(1, Ordering::SeqCst);
+                    planned
+                }
+                Unit::Range(_, range) => self.range(&pair, i, &range).await,
+                Unit::Blocks(_, from, to) => self.blocks(&pair, i, from, to).await,
+            };
+            result.map_err(|e| e.context(format!("comparing table {name}")))?;
+        }
+    }
+
+    fn tally(&self, i: usize) -> MutexGuard<'_, Tally> {
+        self.tallies[i].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn plan(&self, pair: &Pair, i: usize) -> Result<()> {
+        let table = &self.tables[i];
+        let units: Vec<Unit> = match &table.cut {
+            Cut::Ranges { columns, pieces } => {
+                let bounds = cut::boundaries(&pair.before, table, columns, *pieces).await?;
+                let bytes = table.shapes.0.bytes / (bounds.len() as u64 + 1);
+                let lowers = std::iter::once(None).chain(bounds.iter().cloned().map(Some));
+                let uppers = bounds.iter().cloned().map(Some).chain(std::iter::once(None));
+                lowers
+                    .zip(uppers)
+                    .map(|(lower, upper)| {
+                        Unit::Range(i, Range { columns: columns.clone(), lower, upper, bytes })
+                    })
+                    .collect()
+            }
+            Cut::Blocks { pieces, .. } => {
+                let n = pieces.0.len().max(pieces.1.len());
+                // Rows move between blocks while they are written: then one transaction must see all pieces.
+                let units: Vec<Unit> = if self.sessions.moving() {
+                    vec![Unit::Blocks(i, 0, n)]
+                } else {
+                    (0..n).map(|at| Unit::Blocks(i, at, at + 1)).collect()
+                };
+                self.tally(i).blocks_left = units.len();
+                units
+            }
+        };
+        self.tally(i).units_left = units.len();
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        for unit in units.into_iter().rev() {
+            queue.push_front(unit);
+        }
+        Ok(())
+    }
+
+    async fn range(&self, pair: &Pair, i: usize, range: &Range) -> Result<()> {
+        let table = &self.tables[i];
+        let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
+        pair.by_index(lower.is_some() || upper.is_some()).await?;
+        let condition = cut::condition(table, &range.columns, lower, upper);
+        let sources = (
+            format!("{} where {condition}", table.from(true)),
+            format!("{} where {condition}", table.from(false)),
+        );
+        let row = self.hasher.row(&table.columns);
+        let sum = |source: &str| format!("select count(*), coalesce(sum({row}), 0)::text from {source}");
+        let (one, two) = (sum(&sources.0), sum(&sources.1));
+        let (one, two) = tokio::try_join!(pair.before.query_one(&one, &[]), pair.after.query_one(&two, &[]))?;
+        let (one, two): ((i64, String), (i64, String)) = ((one.get(0), one.get(1)), (two.get(0), two.get(1)));
+        let equal = one == two;
+        {
+            let mut tally = self.tally(i);
+            tally.found.chunks += 1;
+            tally.found.rows_before += one.0.unsigned_abs();
+            tally.found.rows_after += two.0.unsigned_abs();
+            tally.found.differed += u64::from(!equal);
+        }
+        if !equal {
+            self.narrow(pair, i, (&sources.0, &sources.1)).await?;
+        }
+        self.advance(i, range.bytes);
+        self.close_unit(i);
+        failpoint::hit(failpoint::VERIFY_CHUNK);
+        Ok(())
+    }
+
+    async fn blocks(&self, pair: &Pair, i: usize, from: usize, to: usize) -> Result<()> {
+        let table = &self.tables[i];
+        let Cut::Blocks { buckets, pieces } = &table.cut else { return Ok(()) };
+        let bucket = table.bucket(&self.hasher, *buckets);
+        pair.by_index(false).await?;
+        let moving = self.sessions.moving();
+        if moving {
+            tokio::try_join!(pair.before.query(BEGIN, &[]), pair.after.query(BEGIN, &[]))?;
+        }
+        let n = pieces.0.len().max(pieces.1.len()) as u64;
+        for at in from..to {
+            self.cx.proceed()?;
+            let (one, two) = tokio::try_join!(
+                self.sums(&pair.before, table, &bucket, pieces.0.get(at)),
+                self.sums(&pair.after, table, &bucket, pieces.1.get(at))
+            )?;
+            let mut tally = self.tally(i);
+            tally.found.chunks += 1;
+            merge(&mut tally.buckets.0, one);
+            merge(&mut tally.buckets.1, two);
+            drop(tally);
+            self.advance(i, table.shapes.0.bytes / n.max(1));
+            failpoint::hit(failpoint::VERIFY_CHUNK);
+        }
+        let differing: Option<BTreeSet<i64>> = {
+            let mut tally = self.tally(i);
+            tally.blocks_left -= 1;
+            (tally.blocks_left == 0).then(|| {
+                let (one, two) = std::mem::take(&mut tally.buckets);
+                tally.found.rows_before = one.values().map(|b| b.0.unsigned_abs()).sum();
+                tally.found.rows_after = two.values().map(|b| b.0.unsigned_abs()).sum();
+                one.keys().chain(two.keys()).copied().filter(|b| one.get(b) != two.get(b)).collect()
+            })
+        };
+        if let Some(differing) = differing.filter(|d| !d.is_empty()) {
+            self.tally(i).found.differed = differing.len() as u64;
+            let few: Vec<String> =
+                differing.iter().take(SEARCHED as usize).map(ToString::to_string).collect();
+            self.tally(i).found.at_least |= few.len() < differing.len();
+            let condition = format!("{bucket} in ({})", few.join(", "));
+            let source = |before| format!("{} where {condition}", table.from(before));
+            self.narrow(pair, i, (&source(true), &source(false))).await?;
+        }
+        if moving {
+            tokio::try_join!(pair.before.query("commit", &[]), pair.after.query("commit", &[]))?;
+        }
+        self.close_unit(i);
+        Ok(())
+    }
+
+    async fn sums(
+        &self,
+        session: &Session,
+        table: &Table,
+        bucket: &str,
+        blocks: Option<&Blocks>,
+    ) -> Result<Vec<(i64, i64, i128)>> {
+        let Some(blocks) = blocks else { return Ok(Vec::new()) };
+        let sql = format!(
+            "select b, count(*), sum(h)::text from (select {bucket} as b, {} as h from {} offset 0) s group by b",
+            self.hasher.row(&table.columns),
+            blocks.from()
+        );
+        let rows = session.query(&sql, &[]).await?;
+        rows.iter()
+            .map(|row| {
+                let sum = row.get::<_, String>(2).parse();
+                Ok((row.get(0), row.get(1), sum.map_err(|_| Error::internal("a sum is no whole number"))?))
+            })
+            .collect()
+    }
+
+    async fn narrow(&self, pair: &Pair, i: usize, sources: (&str, &str)) -> Result<()> {
+        let table = &self.tables[i];
+        let keep = {
+            let mut tally = self.tally(i);
+            if tally.found.differed > SEARCHED && !matches!(table.cut, Cut::Blocks { .. })
+                || tally.found.differing() > ROWS_SEARCHED
+            {
+                tally.found.at_least = true;
+                return Ok(());
+            }
+            let most = if self.sessions.moving() { REMEMBERED } else { SHOWN };
+            most.saturating_sub(tally.candidates.len())
+        };
+        let (candidates, counts) = narrow::rows(pair.both(), table, &self.hasher, sources, keep).await?;
+        let mut tally = self.tally(i);
+        let count = |kind| counts.get(narrow::count_name(kind)).copied().unwrap_or(0);
+        tally.found.only_before += count(Kind::OnlyBefore);
+        tally.found.only_after += count(Kind::OnlyAfter);
+        tally.found.changed += count(Kind::Changed);
+        tally.candidates.extend(candidates);
+        Ok(())
+    }
+
+    fn close_unit(&self, i: usize) {
+        let mut tally = self.tally(i);
+        tally.units_left -= 1;
+        if tally.units_left == 0 {
+            self.cx.unit_done(&tally.found.table);
+        }
+    }
+
+    /// Moves the bars.
+    fn advance(&self, i: usize, bytes: u64) {
+        let table = &self.tables[i];
+        let of = table.shapes.0.bytes;
+        let done = {
+            let mut tally = self.tally(i);
+            tally.bytes = (tally.bytes + bytes).min(of);
+            tally.bytes
+        };
+        let all = self.total.0.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.cx.progress(&table.name.to_string(), done, Some(of), Measure::Bytes);
+        self.cx.progress(IN_ALL, all.min(self.total.1), Some(self.total.1), Measure::Bytes);
+    }
+}
+
+/// The bar over all tables.
+const IN_ALL: &str = "in all";
+
+fn merge(into: &mut Buckets, sums: Vec<(i64, i64, i128)>) {
+    for (bucket, rows, sum) in sums {
+        let entry = into.entry(bucket).or_insert((0, 0));
+        entry.0 += rows;
+        entry.1 += sum;
+    }
+}

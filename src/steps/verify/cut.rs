@@ -1,0 +1,269 @@
+//! How a table is cut into pieces that both servers can sum alike, without sorting it and without memory for it.
+//!
+//! Two ways. **Key ranges**, where both sides have an index whose first columns sort alike everywhere: a piece
+//! can be read again by itself. Where rows do not lie in the order of the key (random ids), reading a large
+//! table by ranges would fetch each page many times; that, tables without a key, and keys that are text in some
+//! locale are read **by block** in whatever order each server has them, and rows fall into buckets by a hash of
+//! their key.
+
+use super::hash::{self, Both, Hasher, at};
+use super::shape::{Heap, Shape, from};
+use crate::error::Result;
+use crate::postgres::{Session, TableName, quote_literal};
+use std::fmt::Write;
+
+/// Pieces of a table at most, so that boundaries and results stay small whatever its size.
+const PIECES: f64 = 10_000.0;
+/// A piece of key ranges holds this much at most, in bytes of table.
+const PIECE_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
+/// Blocks that are read by one query.
+const BLOCKS: u64 = 65_536;
+/// Buckets of a table, at least.
+const BUCKETS: f64 = 256.0;
+/// Rows that lie this closely in the order of a key are read by it.
+const CORRELATED: f32 = 0.8;
+/// A table of this many bytes is in memory after it was read once, in whatever order.
+const CACHED: u64 = 1024 * 1024 * 1024;
+
+/// A range of blocks of one heap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    heap: TableName,
+    from: u64,
+    /// None: to its end.
+    to: Option<u64>,
+}
+
+/// A way to cut.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cut {
+    /// By the first columns of a key; boundaries come from a sample.
+    Ranges {
+        /// Those columns.
+        columns: Vec<String>,
+        /// Pieces wanted.
+        pieces: u64,
+    },
+    /// By block, into that many buckets (a power of two).
+    Blocks {
+        /// How many buckets.
+        buckets: i64,
+        /// Pieces of "before" and of "after".
+        pieces: (Vec<Blocks>, Vec<Blocks>),
+    },
+}
+
+/// One table that both sides have, ready to be compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// Its name.
+    pub name: TableName,
+    /// Either side's shape.
+    pub shapes: (Shape, Shape),
+    /// Columns of both.
+    pub columns: Vec<Both>,
+    /// Columns that identify a row on both sides; empty when nothing does.
+    pub key: Vec<String>,
+    /// Whether both sides find a row by its key through an index.
+    pub indexed: bool,
+    /// How it is cut.
+    pub cut: Cut,
+}
+
+impl Table {
+    /// Decides how to compare a table, in pieces of about `rows` rows.
+    #[must_use]
+    pub fn new(name: TableName, before: Shape, after: Shape, rows: u32) -> Self {
+        let columns = hash::columns(&before, &after);
+        let twin = |key: &super::shape::Key| {
+            after.keys.iter().find(|other| {
+                other.columns.len() == key.columns.len()
+                    && key.columns.iter().all(|c| other.columns.contains(c))
+            })
+        };
+        let there = |key: &&super::shape::Key| key.columns.iter().all(|c| after.columns.contains_key(c));
+        let key = before.keys.iter().find(|key| twin(key).is_some()).or(before.keys.iter().find(there));
+        let cut = key
+            .and_then(|key| Some((key, twin(key)?)))
+            .and_then(|(key, other)| ranges((&before, key), (&after, other), rows))
+            .unwrap_or_else(|| Cut::Blocks {
+                buckets: buckets(&before, rows),
+                pieces: (blocks(&before.heaps), blocks(&after.heaps)),
+            });
+        Table {
+            indexed: key.is_some_and(|key| twin(key).is_some()),
+            key: key.map(|key| key.columns.clone()).unwrap_or_default(),
+            name,
+            columns,
+            cut,
+            shapes: (before, after),
+        }
+    }
+
+    /// Columns that "after" lacks.
+    #[must_use]
+    pub fn lost(&self) -> Vec<&str> {
+        let lost = |name: &&String| !self.shapes.1.columns.contains_key(*name);
+        self.shapes.0.columns.keys().filter(lost).map(String::as_str).collect()
+    }
+
+    /// How it is cut, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match &self.cut {
+            Cut::Ranges { pieces: 1, .. } => "in one piece".into(),
+            Cut::Ranges { columns, pieces } => {
+                format!("in about {pieces} ranges of {}", columns.join(", "))
+            }
+            Cut::Blocks { buckets, pieces } => format!(
+                "by block in {} pieces, in {buckets} buckets by a hash of {}",
+                pieces.0.len().max(pieces.1.len()),
+                if self.key.is_empty() { "the row".into() } else { self.key.join(", ") }
+            ),
+        }
+    }
+
+    /// A side's FROM item, named `t`.
+    #[must_use]
+    pub fn from(&self, before: bool) -> String {
+        format!("{} t", from(&self.name, if before { &self.shapes.0 } else { &self.shapes.1 }))
+    }
+
+    /// The bucket of a row, as an expression.
+    #[must_use]
+    pub fn bucket(&self, hasher: &Hasher, buckets: i64) -> String {
+        let hash = if self.key.is_empty() { hasher.row(&self.columns) } else { hasher.key(&self.key) };
+        format!("({hash} & {})", buckets - 1)
+    }
+}
+
+/// Key ranges, if both sides can read them well.
+fn ranges(
+    (before, key): (&Shape, &super::shape::Key),
+    (after, other): (&Shape, &super::shape::Key),
+    rows: u32,
+) -> Option<Cut> {
+    let alike = |(one, two): &(&String, &String)| {
+        one == two
+            && before.columns.get(*one).map(|c| c.base) == after.columns.get(*two).map(|c| c.base)
+            && before.columns.contains_key(*one)
+    };
+    let columns: Vec<String> = key.columns[..key.ranged]
+        .iter()
+        .zip(&other.columns[..other.ranged])
+        .take_while(alike)
+        .map(|(name, _)| name.clone())
+        .collect();
+    #[allow(clippy::cast_precision_loss)]
+    let by_bytes = before.bytes as f64 / PIECE_BYTES;
+    let pieces = (before.estimate / f64::from(rows.max(1))).max(by_bytes).ceil().clamp(1.0, PIECES);
+    if pieces > 1.0 {
+        let in_order = |key: &super::shape::Key| key.correlation.is_some_and(|c| c >= CORRELATED);
+        let cached = before.bytes.max(after.bytes) <= CACHED;
+        if columns.is_empty() || !(cached || in_order(key) && in_order(other)) {
+            return None;
+        }
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Some(Cut::Ranges { columns, pieces: pieces as u64 })
+}
+
+fn buckets(shape: &Shape, rows: u32) -> i64 {
+    let wanted = (shape.estimate / f64::from(rows.max(1))).clamp(BUCKETS, 65_536.0);
+    #[allow(clippy::cast_possible_truncation)]
+    let wanted = wanted.log2().ceil() as u32;
+    1 << wanted
+}
+
+fn blocks(heaps: &[Heap]) -> Vec<Blocks> {
+    let mut out = Vec::new();
+    for heap in heaps {
+        let mut from = 0;
+        while heap.divisible && from + BLOCKS < heap.blocks {
+            out.push(Blocks { heap: heap.name.clone(), from, to: Some(from + BLOCKS) });
+            from += BLOCKS;
+        }
+        out.push(Blocks { heap: heap.name.clone(), from, to: None });
+    }
+    out
+}
+
+impl Blocks {
+    /// A query for its rows: a FROM item named `t`, with its condition.
+    #[must_use]
+    pub fn from(&self) -> String {
+        let mut out = format!("only {} t", self.heap.sql());
+        if self.from > 0 || self.to.is_some() {
+            let _ = write!(out, " where t.ctid >= '({},0)'::tid", self.from);
+        }
+        if let Some(to) = self.to {
+            let _ = write!(out, " and t.ctid < '({to},0)'::tid");
+        }
+        out
+    }
+}
+
+/// Boundaries of key ranges, from a sample of the table's pages, in order. A bad sample makes uneven pieces and
+/// never a wrong result: whatever the boundaries are, each row is in exactly one piece.
+///
+/// # Errors
+/// What the server says.
+pub async fn boundaries(
+    session: &Session,
+    table: &Table,
+    columns: &[String],
+    pieces: u64,
+) -> Result<Vec<Vec<String>>> {
+    /// Pages and rows that are sampled for a piece.
+    const PAGES: f64 = 4.0;
+    const ROWS: f64 = 40.0;
+    if pieces < 2 {
+        return Ok(Vec::new());
+    }
+    let shape = &table.shapes.0;
+    #[allow(clippy::cast_precision_loss)]
+    let (blocks, pieces) = (shape.heaps.iter().map(|h| h.blocks).sum::<u64>().max(1) as f64, pieces as f64);
+    let percent = (100.0 * PAGES.max(ROWS * blocks / shape.estimate.max(1.0)) * pieces / blocks).min(100.0);
+    let share = (ROWS * pieces / (shape.estimate * percent / 100.0).max(1.0)).min(1.0);
+    let list = columns.iter().map(|c| at(c)).collect::<Vec<_>>().join(", ");
+    let texts =
+        columns.iter().map(|c| format!("k.{}::text", crate::postgres::quote_ident(c))).collect::<Vec<_>>();
+    let order = columns
+        .iter()
+        .map(|c| format!("k.{}", crate::postgres::quote_ident(c)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let sql = format!(
+        "select b from (select array[{}]::text[] as b, row_number() over (order by {order}) as n, count(*) over () as all
+            from (select distinct {list} from {} tablesample system ({percent}) where random() <= {share}) k) s
+         where n > 1 and n % greatest(1, ceil(s.all / {pieces}))::int8 = 0 order by n",
+        texts.join(", "),
+        table.from(true),
+    );
+    Ok(session.query(&sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// The condition for a range: from its lower boundary to before its upper one.
+#[must_use]
+pub fn condition(
+    table: &Table,
+    columns: &[String],
+    lower: Option<&[String]>,
+    upper: Option<&[String]>,
+) -> String {
+    let row = |items: Vec<String>| {
+        if items.len() == 1 { items.join("") } else { format!("({})", items.join(", ")) }
+    };
+    let names = row(columns.iter().map(|c| at(c)).collect());
+    let values = |bound: &[String]| {
+        let one = |(name, value): (&String, &String)| {
+            let sql_type = table.shapes.0.columns.get(name).map_or("text", |c| c.sql_type.as_str());
+            format!("{}::{sql_type}", quote_literal(value).trim_start())
+        };
+        row(columns.iter().zip(bound).map(one).collect())
+    };
+    let mut parts = Vec::new();
+    parts.extend(lower.map(|bound| format!("{names} >= {}", values(bound))));
+    parts.extend(upper.map(|bound| format!("{names} < {}", values(bound))));
+    if parts.is_empty() { "true".into() } else { parts.join(" and ") }
+}
