@@ -28,3 +28,4 @@ mod replay;
 mod restore;
 mod support;
 mod verify;
+mod verify_checksums;
