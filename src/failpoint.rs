@@ -123,6 +123,20 @@ failpoints! {
     REPLAY_TRIMMED = "replay.trimmed";
     /// Replay has caught up; its step is not recorded as done.
     REPLAY_CAUGHT_UP = "replay.caught-up";
+    /// A publication is there; no slot yet.
+    REPLICATE_PUBLISHED = "replicate.published";
+    /// A replication slot is there; nothing was copied from its snapshot yet.
+    REPLICATE_SLOT_CREATED = "replicate.slot-created";
+    /// The new side is subscribed; it has not caught up.
+    REPLICATE_SUBSCRIBED = "replicate.subscribed";
+    /// The new side has caught up; the step is not recorded as done.
+    REPLICATE_CAUGHT_UP = "replicate.caught-up";
+    /// After the decision of a cutover, nothing is left of a replication; the step is not recorded as done.
+    REPLICATE_ENDED = "replicate.ended";
+    /// A subscription is dropped; its slot is still there.
+    REPLICATE_UNDO_UNSUBSCRIBED = "replicate.undo-unsubscribed";
+    /// A replication slot is dropped; its publication is still there.
+    REPLICATE_UNDO_SLOT_DROPPED = "replicate.undo-slot-dropped";
     /// All participants are prepared; nothing is frozen.
     CUTOVER_PREPARED = "cutover.prepared";
     /// Writers on the old side are held off.

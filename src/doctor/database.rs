@@ -30,7 +30,7 @@ pub(super) async fn examine(
 ) -> Result<u32> {
     let session = databases.labelled("doctor").reader(name).await?;
     let major = server(&session, notes).await?;
-    settings(&session, kinds, notes).await?;
+    settings(&session, notes).await?;
     for need in needs::of(kinds) {
         privilege(&session, need, major, notes).await?;
     }
@@ -135,13 +135,11 @@ async fn server(session: &Session, notes: &mut Notes) -> Result<i32> {
     Ok(major)
 }
 
-async fn settings(session: &Session, kinds: &[(&str, Access)], notes: &mut Notes) -> Result<()> {
+async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
     let row = session
         .query_one(
             "select current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
                       - (select count(*) from pg_stat_activity where backend_type = 'client backend'),
-                    current_setting('wal_level'),
-                    (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size'),
                     (select rolconnlimit::bigint from pg_roles where rolname = current_user),
                     current_setting('idle_in_transaction_session_timeout'), current_setting('statement_timeout'),
                     current_setting('default_transaction_isolation'),
@@ -158,25 +156,11 @@ async fn settings(session: &Session, kinds: &[(&str, Access)], notes: &mut Notes
     } else {
         notes.ok(format!("{free} connections are free"));
     }
-    let limit: i64 = row.get(3);
+    let limit: i64 = row.get(1);
     if (0..CONNECTIONS).contains(&limit) {
         notes.warning(format!("the role may open {limit} connections"), "alter role … connection limit -1");
     }
-    if kinds.iter().any(|(kind, _)| *kind == "replicate") {
-        let level: String = row.get(1);
-        if level == "logical" {
-            notes.ok("wal_level is logical");
-        } else {
-            notes.error(format!("wal_level is {level}"), "set wal_level = logical and restart the server");
-        }
-        if row.get::<_, Option<i64>>(2) == Some(-1) {
-            notes.error(
-                "max_slot_wal_keep_size is without limit: a slot nobody reads fills the disk",
-                "set max_slot_wal_keep_size to what the disk can spare",
-            );
-        }
-    }
-    for (column, name) in [(4, "idle_in_transaction_session_timeout"), (5, "statement_timeout")] {
+    for (column, name) in [(2, "idle_in_transaction_session_timeout"), (3, "statement_timeout")] {
         let value: String = row.get(column);
         if value != "0" {
             notes.warning(
@@ -185,13 +169,13 @@ async fn settings(session: &Session, kinds: &[(&str, Access)], notes: &mut Notes
             );
         }
     }
-    if let Some(value) = row.get::<_, Option<String>>(7).filter(|value| value != "0") {
+    if let Some(value) = row.get::<_, Option<String>>(5).filter(|value| value != "0") {
         notes.warning(
             format!("transaction_timeout is {value} ms for this role: it may end long work of a step"),
             "alter role … in database … set transaction_timeout = 0",
         );
     }
-    let isolation: String = row.get(6);
+    let isolation: String = row.get(4);
     if isolation != "read committed" {
         notes.warning(
             format!(
@@ -250,11 +234,6 @@ async fn privilege(session: &Session, need: Need, major: i32, notes: &mut Notes)
             "may cancel an autovacuum",
             "select 'membership in pg_signal_autovacuum_worker'
              where not pg_has_role('pg_signal_autovacuum_worker', 'usage')"
-                .into(),
-        ),
-        Need::Replication => (
-            "may use replication slots",
-            "select 'the attribute REPLICATION' from pg_roles where rolname = current_user and not (rolreplication or rolsuper)"
                 .into(),
         ),
         // Only a superuser may, and the steps do without.

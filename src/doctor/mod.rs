@@ -4,6 +4,7 @@
 mod database;
 mod needs;
 mod programs;
+mod replication;
 
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -128,6 +129,7 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
         findings.extend(examine_queue(url.resolve()?.expose()).await);
     }
     findings.extend(programs::examine(plan, &versions).await);
+    findings.extend(replication::examine(plan, &targets).await);
     let ok = findings.iter().all(|finding| finding.severity != Severity::Error);
     Ok(Diagnosis { plan: plan.name.clone(), ok, findings })
 }

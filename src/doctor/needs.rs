@@ -21,8 +21,6 @@ pub enum Need {
     ReplicationRole,
     /// Cancelling an autovacuum that is in the way.
     SignalAutovacuum,
-    /// Replication slots.
-    Replication,
 }
 
 /// What the kinds of a database's steps need, without repetition.
@@ -40,7 +38,7 @@ pub fn of(kinds: &[(&str, Access)]) -> Vec<Need> {
 
 fn one(kind: &str, access: Access) -> &'static [Need] {
     use Need::{
-        ActAsOwners, BecomeOwners, CreateInSchemas, Monitor, ReadEverything, Replication, ReplicationRole,
+        ActAsOwners, BecomeOwners, CreateInSchemas, Monitor, ReadEverything, ReplicationRole,
         SignalAutovacuum,
     };
     match (kind, access) {
@@ -52,8 +50,7 @@ fn one(kind: &str, access: Access) -> &'static [Need] {
         ("create_index", _) => &[ActAsOwners, CreateInSchemas, Monitor],
         ("migrate", _) => &[ActAsOwners, BecomeOwners, CreateInSchemas],
         ("cutover", _) => &[ActAsOwners, Monitor, SignalAutovacuum, ReadEverything],
-        ("replicate", _) => &[ActAsOwners, Replication, ReadEverything, Monitor],
-        // capture, cleanup, replay, restore and what is yet to come: they change the application's rows.
+        // capture, cleanup, replay, replicate, restore and what is yet to come: they change the application's rows.
         _ => &[ActAsOwners, ReadEverything, Monitor],
     }
 }

@@ -62,6 +62,7 @@ impl PostgresOptions {
             ("wal_level", "logical"),
             ("max_wal_senders", "20"),
             ("max_replication_slots", "20"),
+            ("max_slot_wal_keep_size", "2GB"),
             ("max_worker_processes", "32"),
             ("max_logical_replication_workers", "16"),
             ("max_sync_workers_per_subscription", "4"),

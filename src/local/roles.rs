@@ -58,7 +58,12 @@ impl PostgresServer {
     pub async fn grant(&self, database: &str, owner: Option<&str>) -> Result<()> {
         let client = self.admin(database).await?;
         let one_at_a_time = self.inner.roles.lock().await;
-        let settings = [("role", ENGINE_ROLE), ("reader", READER_ROLE), ("owner", owner.unwrap_or("none"))];
+        let settings = [
+            ("role", ENGINE_ROLE),
+            ("reader", READER_ROLE),
+            ("owner", owner.unwrap_or("none")),
+            ("replicate", "on"),
+        ];
         for (name, value) in settings {
             client
                 .execute("select set_config('handover.grant_' || $1, $2, false)", &[&name, &value])

@@ -15,7 +15,7 @@ pub mod schema;
 pub mod source;
 pub mod state;
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
@@ -242,6 +242,53 @@ impl StepKind for Copy {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
+        tokio::select! {
+            result = self.attempt(cx) => result,
+            // A slot that a replication after this copy needs must not fill the source's disk meanwhile.
+            error = replicate::guard(cx) => Err(error),
+        }
+    }
+
+    async fn verify(&self, cx: &Context) -> Result<()> {
+        let mut green = cx.writer(&self.to).await?;
+        let Some(state) = state::load(&mut green, cx.run, &cx.step).await? else {
+            return Err(Error::internal("a copy without its record on the target").on_database(&self.to));
+        };
+        let done = state::units(&green, cx.run, &cx.step).await?;
+        if !done.contains(state::DONE) {
+            return Err(Error::data("the copy's last step is not recorded on the target")
+                .on_database(&self.to)
+                .hint("`handover resume` completes it"));
+        }
+        self.compare_catalogs(&green, &state).await?;
+        self.compare_rows(cx, &state).await
+    }
+
+    async fn undo(&self, cx: &Context) -> Result<Value> {
+        replicate::origin::discard_after_copy(cx).await?;
+        let mut green = cx.writer(&self.to).await?;
+        let dropped = created::discard(cx, &mut green).await?;
+        Ok(json!({ "objects_dropped": dropped }))
+    }
+
+    async fn finish(&self, cx: &Context) -> Result<()> {
+        replicate::origin::discard_after_copy(cx).await
+    }
+}
+
+/// Whether this run and step has begun a copy there.
+async fn own_checkpoints(green: &Session, cx: &Context) -> Result<bool> {
+    let table = green.query_one("select to_regclass('handover.checkpoint') is not null", &[]).await?;
+    Ok(table.get(0) && !state::units(green, cx.run, &cx.step).await?.is_empty())
+}
+
+/// A read-only session on the target as the role that executes the plan.
+async fn target_reader(cx: &Context, copy: &Copy) -> Result<Session> {
+    cx.databases.labelled(cx.step.as_str()).read_only(&copy.to).await
+}
+
+impl Copy {
+    async fn attempt(&self, cx: &Context) -> Result<Value> {
         let mut green = cx.writer(&self.to).await?;
         let mut state = state::load(&mut green, cx.run, &cx.step).await?;
         let done = state::units(&green, cx.run, &cx.step).await?;
@@ -267,40 +314,6 @@ impl StepKind for Copy {
         }))
     }
 
-    async fn verify(&self, cx: &Context) -> Result<()> {
-        let mut green = cx.writer(&self.to).await?;
-        let Some(state) = state::load(&mut green, cx.run, &cx.step).await? else {
-            return Err(Error::internal("a copy without its record on the target").on_database(&self.to));
-        };
-        let done = state::units(&green, cx.run, &cx.step).await?;
-        if !done.contains(state::DONE) {
-            return Err(Error::data("the copy's last step is not recorded on the target")
-                .on_database(&self.to)
-                .hint("`handover resume` completes it"));
-        }
-        self.compare_catalogs(&green, &state).await?;
-        self.compare_rows(cx, &state).await
-    }
-
-    async fn undo(&self, cx: &Context) -> Result<Value> {
-        let mut green = cx.writer(&self.to).await?;
-        let dropped = created::discard(cx, &mut green).await?;
-        Ok(json!({ "objects_dropped": dropped }))
-    }
-}
-
-/// Whether this run and step has begun a copy there.
-async fn own_checkpoints(green: &Session, cx: &Context) -> Result<bool> {
-    let table = green.query_one("select to_regclass('handover.checkpoint') is not null", &[]).await?;
-    Ok(table.get(0) && !state::units(green, cx.run, &cx.step).await?.is_empty())
-}
-
-/// A read-only session on the target as the role that executes the plan.
-async fn target_reader(cx: &Context, copy: &Copy) -> Result<Session> {
-    cx.databases.labelled(cx.step.as_str()).read_only(&copy.to).await
-}
-
-impl Copy {
     fn jobs(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
         self.jobs.unwrap_or_else(cores).max(1)
@@ -326,6 +339,7 @@ impl Copy {
         let blue = cx.databases.labelled(cx.step.as_str()).read_only(&self.from).await?;
         let mut found = Description::default();
         let program = preflight::look(self, &blue, green, &mut found).await?;
+        replicate::origin::look(cx, self, &blue, green, &mut found).await?;
         preflight::refuse(&found, &self.to)?;
         drop(blue);
         let Some(program) = program else {

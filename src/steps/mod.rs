@@ -51,6 +51,7 @@ kinds! {
     "copy" => copy::Copy,
     "capture" => capture::Capture,
     "replay" => replay::Replay,
+    "replicate" => replicate::Replicate,
     "verify" => verify::Verify,
     "cutover" => cutover::Cutover,
     "monitor" => monitor::Monitor,

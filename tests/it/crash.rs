@@ -34,6 +34,7 @@ proofs! {
     migrate => crate::migrate::scenario(),
     capture_and_replay => crate::replay::scenario(),
     cutover => crate::cutover::scenario(),
+    replicate => crate::replicate::scenario(),
 }
 
 /// The engine's own failpoints, around a step whose effect is easily seen.

@@ -25,6 +25,7 @@ mod monitor;
 mod plans;
 mod queue;
 mod replay;
+mod replicate;
 mod restore;
 mod support;
 mod verify;

@@ -4,8 +4,9 @@ use super::catalog;
 use super::state::{Chunk, Fact, Sequence, Snapshot, Table};
 use super::{Copy, Selection};
 use crate::error::{Class, Error, Result};
-use crate::postgres::{Databases, Session, TableName};
+use crate::postgres::{Databases, Session, TableName, quote_literal};
 use crate::steps::Context;
+use crate::steps::replicate::origin;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,12 @@ impl Source {
             let sql = format!("lock table only {} in access share mode", list.join(", only "));
             holder.query(&sql, &[]).await?;
         }
+        // A replication that follows begins at the same point in time: its slot's.
+        let origin = origin::prepare(cx, copy).await?;
+        if let Some(origin) = &origin {
+            let sql = format!("set transaction snapshot {}", quote_literal(origin.snapshot()));
+            holder.query(&sql, &[]).await?;
+        }
         let row = holder
             .query_one(
                 "select pg_export_snapshot(), pg_current_snapshot()::text,
@@ -82,6 +89,9 @@ impl Source {
                 &[],
             )
             .await?;
+        if let Some(origin) = origin {
+            origin.release().await;
+        }
         if lockable(&holder, &copy.selection()).await? != wanted {
             return Ok(None);
         }
@@ -104,7 +114,7 @@ impl Source {
     pub async fn reader(databases: &Databases, database: &str, exported: &str) -> Result<Session> {
         let session = reader(databases, database).await?;
         session.query("begin isolation level repeatable read, read only", &[]).await?;
-        let sql = format!("set transaction snapshot {}", crate::postgres::quote_literal(exported));
+        let sql = format!("set transaction snapshot {}", quote_literal(exported));
         session.query(&sql, &[]).await?;
         Ok(session)
     }

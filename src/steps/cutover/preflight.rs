@@ -6,6 +6,7 @@ use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
 use crate::postgres::Session;
+use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,17 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         ));
     }
     uncaptured::refuse(cutover, cx, &blue, &green).await?;
+    let mut gauge = match protocol::link(cutover, cx) {
+        Some(link) => Some(Gauge::open(cx, &link).await?),
+        None => None,
+    };
     let begun = Instant::now();
     loop {
-        let Some(obstacle) = obstacle(cutover, cx, &blue, &green).await? else { return Ok(()) };
+        let obstacle = match late(gauge.as_mut()).await? {
+            None => obstacle(cutover, cx, &blue, &green).await?,
+            late => late,
+        };
+        let Some(obstacle) = obstacle else { return Ok(()) };
         if begun.elapsed() >= cutover.patience.0 {
             return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))
                 .on_database(freeze)
@@ -39,6 +48,17 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         );
         cx.sleep(Duration::from_millis(250)).await?;
     }
+}
+
+/// Whether changes arrive too late by replication, in words.
+async fn late(gauge: Option<&mut Gauge>) -> Result<Option<String>> {
+    let Some(gauge) = gauge else { return Ok(None) };
+    let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
+    if gauge.mark(protocol::MARK, patience).await? {
+        return Ok(None);
+    }
+    let behind = replicate::lag::bytes(gauge.behind().await?);
+    Ok(Some(format!("a change takes longer than {patience:?} to arrive on {to}, which is {behind} behind")))
 }
 
 /// What would make a pause long, in words.
@@ -131,6 +151,12 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         }
         if tables.is_empty() {
             out.blocker(format!("{freeze} has no table to freeze"));
+        }
+        if let Some(link) = protocol::link(cutover, cx) {
+            out.action(format!(
+                "begin only when changes arrive on {to} within {:?}; go on only when a row written behind the last write has arrived there, and end the replication of step `{}` afterwards",
+                link.max_lag, link.step
+            ));
         }
         for stream in protocol::replayed(cutover, cx) {
             out.action(format!("go on only when replay of step `{stream}` has passed the fence marker"));

@@ -9,11 +9,15 @@ use crate::outside::Outside;
 use crate::postgres::{Session, fence};
 use crate::steps::capture::Capture;
 use crate::steps::replay::Replay;
-use crate::steps::{Context, Step, of_kind};
+use crate::steps::replicate::{Gauge, Link};
+use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// The name of a cutover's marks in a replication's stream.
+pub const MARK: &str = "cutover";
 
 /// How an attempt went that came to a decision.
 struct Decided {
@@ -28,6 +32,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     if is_decided(cutover, cx).await? {
         let begun = Instant::now();
         commit_all(cutover, cx, begun).await?;
+        end_replication(cutover, cx).await?;
         return Ok(json!({ "decided": "by an earlier attempt", "participants": names(cutover) }));
     }
     // An earlier attempt may have left participants holding their clients.
@@ -58,6 +63,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         attempt += 1;
     };
     let pauses = commit_all(cutover, cx, decided.prepared).await?;
+    end_replication(cutover, cx).await?;
     Ok(json!({
         "attempts": attempt,
         "write_pause_ms": millis(decided.pause),
@@ -66,6 +72,20 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         "sequences": decided.sequences,
         "participants": pauses,
     }))
+}
+
+/// What still replicates into the new side, which writes for itself from here on. Nothing is written on the old
+/// side any more, so there is no hurry.
+async fn end_replication(cutover: &Cutover, cx: &Context) -> Result<()> {
+    match link(cutover, cx) {
+        Some(link) => replicate::end(cx, &link).await,
+        None => Ok(()),
+    }
+}
+
+/// The replication from the side that is frozen to the one that takes over.
+pub fn link(cutover: &Cutover, cx: &Context) -> Option<Link> {
+    replicate::between(cx, cutover.freeze.as_deref()?, cutover.to.as_deref()?)
 }
 
 /// One attempt, up to and including the decision.
@@ -97,6 +117,10 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let mut blue = cx.writer(name).await?;
     let mut green = cx.writer(to).await?;
     let streams = streams(cutover, cx, &blue).await?;
+    let mut gauge = match link(cutover, cx) {
+        Some(link) => Some(Gauge::open(cx, &link).await?),
+        None => None,
+    };
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
 
@@ -112,6 +136,12 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let drain = async {
         freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
         failpoint::hit(failpoint::CUTOVER_FROZEN);
+        if let Some(gauge) = &mut gauge {
+            let mark = gauge.write(MARK).await?;
+            while !gauge.passed(&mark).await? {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
         for stream in &streams {
             let marker = outbox::write_fence_marker(&mut blue, stream).await?;
             while !outbox::marker_passed(&green, stream, marker).await? {

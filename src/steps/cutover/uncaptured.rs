@@ -15,7 +15,7 @@ use crate::postgres::{Session, TableName};
 use crate::steps::capture::Capture;
 use crate::steps::copy::state::{self, State};
 use crate::steps::copy::{Copy, data, source};
-use crate::steps::{Context, Step, of_kind};
+use crate::steps::{Context, Step, of_kind, replicate};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn earlier(cx: &Context) -> &[Step] {
@@ -32,7 +32,7 @@ fn copies<'a>(
     })
 }
 
-/// The tables that are copied and frozen, and of which nothing is captured.
+/// The tables that are copied and frozen, and of which nothing is captured or replicated.
 pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<Vec<TableName>> {
     if copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
@@ -62,10 +62,17 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
         let is = captured.contains(&name) || parent.is_some_and(|parent| captured.contains(&parent));
         *known.entry(name).or_default() |= is;
     }
+    let replicated = match (&cutover.freeze, &cutover.to) {
+        (Some(from), Some(to)) => match replicate::between(cx, from, to) {
+            Some(link) => replicate::published(cx, blue, &link).await?,
+            None => BTreeSet::new(),
+        },
+        _ => BTreeSet::new(),
+    };
     let frozen = freeze::tables(blue, cutover).await?;
     Ok(frozen
         .into_iter()
-        .filter(|table| known.get(table) == Some(&false))
+        .filter(|table| known.get(table) == Some(&false) && !replicated.contains(table))
         .filter(|table| copies(cutover, cx).any(|(_, copy)| copy.takes_rows(table)))
         .collect())
 }
@@ -106,7 +113,10 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     }
     let mut text = Vec::new();
     if !changed.is_empty() {
-        text.push(format!("written to since the copy, and not captured: {}", few(&changed)));
+        text.push(format!(
+            "written to since the copy, and neither captured nor replicated: {}",
+            few(&changed)
+        ));
     }
     if !new.is_empty() {
         text.push(format!("made after the copy: {}", few(&new)));

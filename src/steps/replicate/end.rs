@@ -1,7 +1,8 @@
 //! The end of a replication: in good order after a cutover, or before its time.
 
-use super::{ENDED, Link, origin, subscription};
+use super::{ENDED, Link, origin};
 use crate::error::{Class, Error, Result};
+use crate::failpoint;
 use crate::steps::Context;
 
 /// Ends it for good after the decision of a cutover, by the step that `cx` is of.
@@ -17,15 +18,8 @@ pub async fn end(cx: &Context, link: &Link) -> Result<()> {
             "the decision stands, but the replication could not be taken away ({e}); `handover finish` does it"
         )),
     }
+    failpoint::hit(failpoint::REPLICATE_ENDED);
     Ok(())
-}
-
-/// Whether nothing of it is left on the subscriber, as after a cutover that was taken back.
-///
-/// # Errors
-/// What the server says.
-pub async fn lost(cx: &Context, link: &Link) -> Result<bool> {
-    Ok(subscription::find(&cx.reader(&link.to).await?, &link.name).await?.is_none())
 }
 
 /// Ends it before its time, and remembers why.

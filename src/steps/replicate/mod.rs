@@ -20,14 +20,16 @@ use super::copy::Copy;
 use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
 use crate::error::{Class, Error, Result};
 use crate::event::{RunId, StepId};
-use crate::postgres::TableName;
+use crate::failpoint;
+use crate::postgres::{Session, TableName};
 use crate::problem::Problems;
 use crate::value::{Duration, EnvString, Secret};
 use async_trait::async_trait;
-pub use end::{end, lost};
+pub use end::end;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 pub use watch::{Gauge, guard};
 
@@ -81,6 +83,8 @@ pub struct Link {
     pub from: String,
     /// The subscriber.
     pub to: String,
+    /// How late changes may arrive to count as caught up.
+    pub max_lag: std::time::Duration,
 }
 
 impl Link {
@@ -91,7 +95,8 @@ impl Link {
         let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
         // Slots are named with lower-case letters, digits and underscores, and at most 63 of them.
         let name = format!("handover_{}_{short}", run.0.simple());
-        Link { step: step.clone(), name, from: replicate.from.clone(), to: replicate.to.clone() }
+        let (from, to) = (replicate.from.clone(), replicate.to.clone());
+        Link { step: step.clone(), name, from, to, max_lag: replicate.max_lag.0 }
     }
 }
 
@@ -114,6 +119,28 @@ pub fn following<'a>(cx: &'a Context, copy: &StepId) -> Option<(&'a Replicate, L
         replicate.copy(&cx.steps[..at]).is_some_and(|(found, _)| found == copy)
     });
     found.map(|(id, replicate)| (replicate, Link::new(cx.run, id, replicate)))
+}
+
+/// The tables that a link carries, as the publisher's catalog says; before there is a publication, those that it
+/// would have.
+///
+/// # Errors
+/// What the server says.
+pub async fn published(cx: &Context, blue: &Session, link: &Link) -> Result<BTreeSet<TableName>> {
+    let rows = blue
+        .query(
+            "select t.schemaname::text, t.tablename::text from pg_publication_tables t where t.pubname = $1",
+            &[&link.name],
+        )
+        .await?;
+    if !rows.is_empty() {
+        let names = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+        return Ok(names.collect());
+    }
+    let step = of_kind::<Replicate>(&cx.steps).find(|(id, _)| **id == link.step);
+    let Some((id, replicate)) = step else { return Ok(BTreeSet::new()) };
+    let (_, copy) = replicate.source(cx, id)?;
+    Ok(origin::tables(blue, copy).await?.into_iter().collect())
 }
 
 impl Replicate {
@@ -274,10 +301,12 @@ impl StepKind for Replicate {
         origin::assert_there(cx, &link).await?;
         let made = subscription::create(cx, self, &link).await?;
         if made {
+            failpoint::hit(failpoint::REPLICATE_SUBSCRIBED);
             cx.note(format!("{} follows {} as subscription {}", self.to, self.from, link.name));
         }
         let begun = std::time::Instant::now();
         let sample = watch::catch_up(self, cx, &link).await?;
+        failpoint::hit(failpoint::REPLICATE_CAUGHT_UP);
         Ok(json!({
             "name": link.name,
             "caught_up_after_s": begun.elapsed().as_secs(),

@@ -2,6 +2,7 @@
 
 use super::{Link, preflight, slot, subscription};
 use crate::error::{Class, Error, Result};
+use crate::failpoint;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
 use crate::steps::copy::Copy;
 use crate::steps::{Context, Description};
@@ -63,11 +64,25 @@ pub async fn look(
 pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
     let Some((replicate, link)) = super::following(cx, &cx.step) else { return Ok(None) };
     discard(cx, &link).await?;
-    // The publication first: the stream is decoded with the catalogs of its time, and must find it there.
-    publish(cx, copy, &link).await?;
-    subscription::rehearse(cx, replicate, &link).await?;
-    let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
-    let fresh = slot::create(cx, &link, folder, replicate.patience.0).await?;
+    let made = async {
+        announce(cx, &link).await?;
+        subscription::rehearse(cx, replicate, &link).await?;
+        // Before the slot: the stream is decoded with the catalogs of its time, and must find it there.
+        publish(cx, copy, &link).await?;
+        failpoint::hit(failpoint::REPLICATE_PUBLISHED);
+        let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
+        slot::create(cx, &link, folder, replicate.patience.0).await
+    };
+    let fresh = match made.await {
+        Ok(fresh) => fresh,
+        Err(error) => {
+            if let Err(e) = discard(cx, &link).await {
+                cx.warn(format!("what was made for the replication is still there: {e}"));
+            }
+            return Err(error);
+        }
+    };
+    failpoint::hit(failpoint::REPLICATE_SLOT_CREATED);
     cx.note(format!("replication begins at log position {} of {}", fresh.lsn, link.from));
     Ok(Some(Origin { fresh }))
 }
@@ -91,6 +106,19 @@ pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
     Ok(all.filter(|table| copy.takes_rows(table)).collect())
 }
 
+/// Makes a publication without tables.
+async fn announce(cx: &Context, link: &Link) -> Result<()> {
+    let mut blue = cx.writer(&link.from).await?;
+    let name = quote_ident(&link.name);
+    let about = format!("Handover: plan {}, step {}, run {}", cx.plan, link.step, cx.run);
+    let tx = blue.transaction().await?;
+    let failed = |e: Error| e.context("creating the publication");
+    tx.execute(&format!("create publication {name}"), &[]).await.map_err(failed)?;
+    tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await?;
+    tx.commit().await
+}
+
+/// Adds the tables to it.
 async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
     let mut blue = cx.writer(&link.from).await?;
     blue.set("lock_timeout", "2s").await?;
@@ -100,14 +128,9 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
         let tables = tables(&blue, copy).await?;
         let mut list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
         list.push("handover.replication_marker".into());
-        let name = quote_ident(&link.name);
-        let about = format!("Handover: plan {}, step {}, run {}", cx.plan, link.step, cx.run);
+        let sql = format!("alter publication {} add table {}", quote_ident(&link.name), list.join(", "));
         let tx = blue.transaction().await?;
-        let made = async {
-            tx.execute(&format!("create publication {name} for table {}", list.join(", ")), &[]).await?;
-            tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await
-        };
-        match made.await {
+        match tx.execute(&sql, &[]).await {
             Ok(_) => return tx.commit().await,
             // A table that is altered, vacuumed or gone since we looked.
             Err(e)
@@ -117,7 +140,7 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
                 tx.rollback().await?;
                 cx.sleep(Duration::from_millis(500)).await?;
             }
-            Err(e) => return Err(e.context("creating the publication")),
+            Err(e) => return Err(e.context("publishing the tables")),
         }
     }
 }
@@ -182,7 +205,11 @@ pub async fn discard_after_copy(cx: &Context) -> Result<()> {
 /// What a server says.
 pub async fn discard(cx: &Context, link: &Link) -> Result<()> {
     let unsubscribed = subscription::remove(cx, link).await;
+    if unsubscribed.is_ok() {
+        failpoint::hit(failpoint::REPLICATE_UNDO_UNSUBSCRIBED);
+    }
     slot::remove(cx, link).await?;
+    failpoint::hit(failpoint::REPLICATE_UNDO_SLOT_DROPPED);
     let mut blue = cx.writer(&link.from).await?;
     blue.set("lock_timeout", "30s").await?;
     let tx = blue.transaction().await?;

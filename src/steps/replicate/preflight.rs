@@ -5,6 +5,7 @@
 use super::{Replicate, few, lag, origin};
 use crate::error::Result;
 use crate::postgres::address::Address;
+use crate::postgres::connect::open_as;
 use crate::postgres::{Databases, Session, TableName};
 use crate::steps::Description;
 use crate::steps::copy::Copy;
@@ -105,6 +106,7 @@ async fn publisher(
     if let Some(connection) = &replicate.connection
         && let Ok(url) = connection.resolve()
     {
+        elsewhere(replicate, &url, blue, out).await?;
         let other = user(&url, from)?;
         let row = blue
             .query_one(
@@ -117,6 +119,23 @@ async fn publisher(
                 "the role of `connection:` has not the attribute REPLICATION on {from}: alter role {other} replication"
             ));
         }
+    }
+    Ok(())
+}
+
+/// Whether `connection:` leads to the database that is copied. It may be an address that only the subscriber can
+/// use: then this machine cannot tell.
+async fn elsewhere(replicate: &Replicate, url: &Secret, blue: &Session, out: &mut Description) -> Result<()> {
+    let Ok(client) = open_as(url, &replicate.from, "handover/look", true).await else { return Ok(()) };
+    let sql = "select system_identifier, current_database()::text from pg_control_system()";
+    let Ok(there) = client.query_one(sql, &[]).await else { return Ok(()) };
+    let here = blue.query_one(sql, &[]).await?;
+    let name = |row: &tokio_postgres::Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
+    if name(&there) != name(&here) {
+        out.blocker(format!(
+            "`connection:` leads to another database than {}: correct its environment variable",
+            replicate.from
+        ));
     }
     Ok(())
 }
@@ -137,7 +156,7 @@ async fn subscriber(
                       - (select count(*) from pg_stat_subscription where pid is not null),
                     (select setting::int8 from pg_settings
                      where name in ('max_active_replication_origins', 'max_replication_slots') order by name limit 1)
-                      - (select count(*) from pg_replication_origin_status),
+                      - (select count(*) from pg_replication_origin),
                     current_setting('max_worker_processes')::int8
                       - (select count(*) from pg_stat_activity where backend_type not in
                          ('client backend', 'checkpointer', 'background writer', 'walwriter', 'autovacuum launcher',

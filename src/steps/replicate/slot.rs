@@ -8,7 +8,7 @@ use super::Link;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
-use crate::postgres::programs::{self, connect_through_environment};
+use crate::postgres::programs::{self, Program, connect_through_environment};
 use crate::steps::Context;
 use std::path::Path;
 use std::process::Stdio;
@@ -47,7 +47,28 @@ pub async fn create(cx: &Context, link: &Link, folder: Option<&Path>, patience: 
     let program = programs::psql(folder).await?;
     let application = cx.databases.lease()?.application_name(cx.step.as_str());
     let blue = cx.databases.labelled("slot").read_only(&link.from).await?;
-    let major = super::super::copy::source::major(&blue).await?;
+    let result = ask(cx, link, &program, &blue, &application, patience).await;
+    if result.is_err() {
+        // While it waits, the server does not see that psql is gone, and would make the slot all the same.
+        let sql = "select pg_terminate_backend(pid) from pg_stat_activity
+                   where application_name = $1 and backend_type = 'walsender'";
+        let _ = blue.query(sql, &[&application]).await;
+        if let Err(e) = remove(cx, link).await {
+            cx.warn(format!("the slot that could not be made is still there: {e}"));
+        }
+    }
+    result
+}
+
+async fn ask(
+    cx: &Context,
+    link: &Link,
+    program: &Program,
+    blue: &Session,
+    application: &str,
+    patience: Duration,
+) -> Result<Fresh> {
+    let major = crate::steps::copy::source::major(blue).await?;
     let mut command = Command::new(&program.path);
     command
         .args([
@@ -65,7 +86,7 @@ pub async fn create(cx: &Context, link: &Link, folder: Option<&Path>, patience: 
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, &application)?;
+    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, application)?;
     // Waiting is what it is for.
     let mut settings =
         String::from("-c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0");
@@ -107,7 +128,7 @@ pub async fn create(cx: &Context, link: &Link, folder: Option<&Path>, patience: 
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 cx.proceed()?;
                 cx.progress("slot", begun.elapsed().as_secs(), Some(patience.as_secs()), Measure::Seconds);
-                let waiting = blockers(&blue, &application).await?;
+                let waiting = blockers(blue, application).await?;
                 if begun.elapsed() > patience {
                     return Err(Error::new(Class::Timeout, format!(
                         "the replication slot waits for transactions that began before it: {}",

@@ -25,13 +25,14 @@ pub async fn create(cx: &Context, replicate: &Replicate, link: &Link) -> Result<
     let address = address(cx, replicate, link)?;
     let tx = green.transaction().await?;
     forget_marks(&tx, link).await?;
-    execute(&tx, link, &address, true).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &address).await.map_err(|e| explain(e, link))?;
     tx.commit().await?;
     Ok(true)
 }
 
 /// Creates one in a transaction that is rolled back: proves, before a copy that takes hours, that the role may
-/// and that this side reaches the other.
+/// and that this side reaches the other. The publication must have no tables yet: they are not
+/// on this side.
 ///
 /// # Errors
 /// Like [`create`].
@@ -40,7 +41,7 @@ pub async fn rehearse(cx: &Context, replicate: &Replicate, link: &Link) -> Resul
     green.set("statement_timeout", "60s").await?;
     let address = address(cx, replicate, link)?;
     let tx = green.transaction().await?;
-    execute(&tx, link, &address, false).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &address).await.map_err(|e| explain(e, link))?;
     tx.rollback().await
 }
 
@@ -57,8 +58,9 @@ fn address(cx: &Context, replicate: &Replicate, link: &Link) -> Result<Secret> {
 }
 
 /// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
-/// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it.
-async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret, enabled: bool) -> Result<()> {
+/// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it. The
+/// context of a warning would, as for a publication that is not there; so there must be nothing to warn of.
+async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret) -> Result<()> {
     tx.batch("create temporary table handover_address (text text) on commit drop").await?;
     let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
     line.push('\n');
@@ -69,7 +71,7 @@ async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret, enabled: bool) -> R
     // No slot is made here, so that this may be part of a transaction; and no rows are copied: they are there.
     let body = format!(
         "begin
-             execute format('create subscription %I connection %L publication %I with (create_slot = false, slot_name = %L, copy_data = false, enabled = {enabled})',
+             execute format('create subscription %I connection %L publication %I with (create_slot = false, slot_name = %L, copy_data = false)',
                             {name}, (select text from pg_temp.handover_address), {name}, {name});
          exception when others then
              raise exception using errcode = sqlstate, message = sqlerrm;

@@ -40,6 +40,12 @@ impl Gauge {
         Ok(Gauge { blue: cx.writer(&link.from).await?, green, link: link.clone() })
     }
 
+    /// The replication that it measures.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Writes a mark under `name`.
     ///
     /// # Errors
@@ -194,7 +200,7 @@ impl<'a> Watch<'a> {
     async fn open(cx: &'a Context, replicate: &Replicate, link: &'a Link) -> Result<Self> {
         let gauge = Gauge::open(cx, link).await?;
         let keeper = Keeper::new(replicate, &gauge.blue).await?;
-        let major = super::super::copy::source::major(&gauge.green).await?;
+        let major = crate::steps::copy::source::major(&gauge.green).await?;
         let (trend, pulse) = (Trend::default(), Pulse::default());
         Ok(Watch { cx, link, gauge, keeper, trend, pulse, major, failures: None, silent: None })
     }

@@ -1,0 +1,44 @@
+//! What a `replicate` step asks of both sides together: the same look that it takes itself before the copy.
+
+use super::{Finding, Notes};
+use crate::error::Result;
+use crate::plan::Plan;
+use crate::postgres::Databases;
+use crate::postgres::connect::Target;
+use crate::steps::replicate::{Replicate, preflight};
+use crate::steps::{Description, of_kind};
+use std::collections::BTreeMap;
+
+pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> Vec<Finding> {
+    let mut notes = Notes::new("replication");
+    // As the role that executes the plan.
+    let working = targets
+        .iter()
+        .map(|(name, target)| (name.clone(), Target { url: target.url.clone(), reader: None }))
+        .collect();
+    let databases = Databases::new(working).labelled("doctor");
+    for (id, replicate) in of_kind::<Replicate>(&plan.steps) {
+        let earlier: Vec<_> = plan.steps.iter().take_while(|step| step.id != *id).cloned().collect();
+        let Some((_, copy)) = replicate.copy(&earlier) else { continue };
+        let mut found = Description::default();
+        let look = async {
+            let (blue, green) =
+                (databases.reader(&replicate.from).await?, databases.reader(&replicate.to).await?);
+            Result::Ok(preflight::look(replicate, copy, &databases, &blue, &green, &mut found).await?.len())
+        };
+        match look.await {
+            Ok(tables) => notes.ok(format!("step `{id}` would publish {tables} tables")),
+            Err(e) => notes.failure(&e),
+        }
+        for blocker in found.blockers {
+            notes.error(
+                format!("step `{id}`: {blocker}"),
+                "see `replicate` in docs/plans.md and docs/grants.md",
+            );
+        }
+        for warning in found.warnings {
+            notes.warning(format!("step `{id}`: {warning}"), "see `replicate` in docs/plans.md");
+        }
+    }
+    notes.findings
+}
