@@ -29,19 +29,23 @@ def machine():
     return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory"
 
 
+def work(result):
+    """CPU seconds of both servers and the client."""
+    return result["blue_cpu"] + result["green_cpu"] + result["client"]
+
+
 def ratios(by_name):
-    """(peer, ratio) of Handover to its best peer, and its ratio to the floor; pairs of one round, then the median."""
+    """Lines on Handover against its best peer and the floor: of each round's pair, then the median."""
     ours = by_name.get("handover")
     if not ours:
-        return None, None
+        return
     whole = {name: r for name, r in by_name.items() if len(r) == len(ours)}
-    peers = [name for name in PEERS if name in whole]
-    best = min(peers, key=lambda name: median(r["seconds"] for r in whole[name]), default=None)
-
-    def against(name):
-        return [a["seconds"] / b["seconds"] for a, b in zip(ours, whole[name])]
-
-    return best and (best, against(best)), "floor" in whole and against("floor") or None
+    for what, key in (("seconds", lambda r: r["seconds"]), ("CPU seconds", work)):
+        best = min((n for n in PEERS if n in whole), key=lambda n: median(key(r) for r in whole[n]), default=None)
+        for label, name in ((f"best peer, {best}", best), ("floor", "floor")):
+            if name in whole:
+                pairs = [key(a) / key(b) for a, b in zip(ours, whole[name])]
+                yield f"- {what}, Handover / {label}: **{spread(pairs, 2)}**"
 
 
 def table(results, facts):
@@ -56,19 +60,20 @@ def table(results, facts):
         f"Data: {facts['data']}. {facts['rounds']} rounds, interleaved, each into an empty database after a CHECKPOINT on both"
         f" servers; {facts['jobs']} jobs, tables cut at {facts['split_mb']} MB. Both servers: {facts['settings']}.",
         "",
-        "| | seconds, median (min–max) | CPU seconds | blue | green | client | WAL | others' CPU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | seconds, median (min–max) | CPU seconds | blue | green | client | cores used | WAL | others' CPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, rounds in by_name.items():
         def col(key, digits=1, rounds=rounds):
             return f"{median(r[key] for r in rounds):.{digits}f}"
-        cpu = median(r["blue_cpu"] + r["green_cpu"] + r["client"] for r in rounds)
+        cpu = spread([work(r) for r in rounds])
+        cores = median(work(r) / r["seconds"] for r in rounds)
         lines.append(
-            f"| {cell(name)} | {spread([r['seconds'] for r in rounds])} | {cpu:.1f} | {col('blue_cpu')} | {col('green_cpu')} |"
-            f" {col('client')} | {mb(median(r['wal'] for r in rounds))} | {col('others')} |")
+            f"| {cell(name)} | {spread([r['seconds'] for r in rounds])} | {cpu} | {col('blue_cpu')} | {col('green_cpu')} |"
+            f" {col('client')} | {cores:.2f} | {mb(median(r['wal'] for r in rounds))} | {col('others')} |")
     for result in results:
         if result["lost"] is not None:
-            lines.append(f"| {cell(result['name'])} | not timed: {cell(result['lost'])} | | | | | | |")
+            lines.append(f"| {cell(result['name'])} | not timed: {cell(result['lost'])} | | | | | | | |")
     lines += [
         "",
         "Where it goes: seconds in which at least one of green's backends worked on it / CPU seconds of those backends.",
@@ -80,15 +85,13 @@ def table(results, facts):
         cells = [f"{median(r['busy'][s] for r in rounds):.1f} / {median(r['cpu'][s] for r in rounds):.1f}" for s in SHARES]
         rest = median(r["green_cpu"] - sum(r["cpu"][s] for s in SHARES) for r in rounds)
         lines.append(f"| {cell(name)} | " + " | ".join(cells) + f" | {rest:.1f} |")
-    best, floor = ratios(by_name)
-    lines.append("")
-    if best:
-        lines.append(f"Handover / best peer ({best[0]}): **{spread(best[1], 2)}**")
-    if floor:
-        lines.append(f"Handover / floor: **{spread(floor, 2)}**")
+    lines += ["", *ratios(by_name)]
     memory = [r["memory"] for r in by_name.get("handover", [])]
     if memory:
-        lines.append(f"Peak memory of the engine (`VmHWM`): {max(memory) / (1 << 20):.1f} MiB")
+        lines.append(f"- Peak memory of the engine (`VmHWM`): {max(memory) / (1 << 20):.1f} MiB")
+    if median(r["others"] / r["seconds"] for r in results) > 0.05 * os.cpu_count():
+        lines += ["", "The machine was not quiet (see others' CPU): trust the CPU seconds. Each Postgres backend is a scheduling group"
+                  " of its own there (`sched_autogroup`), so seconds favour who has most processes."]
     return "\n".join(lines) + "\n"
 
 
