@@ -36,11 +36,14 @@ class Race:
         self.blue, self.green, self.folder = blue, green, Path(folder)
         self.jobs, self.split_mb, self.handover, self.plan_lines = jobs, split_mb, handover, plan_lines
         self.running = []
+        self.over = False
         self.memory = 0
         # Programs find each other (pgcopydb needs pg_dump), and nothing of the operator's environment gets in.
         self.env = {"PATH": f"{blue.bin}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C.UTF-8"}
 
     def spawn(self, command, **more):
+        if self.over:
+            raise Failed("stopped")
         child = subprocess.Popen(
             [str(c) for c in command], env={**self.env, **more.pop("env", {})}, start_new_session=True, **more)
         self.running.append(child)
@@ -66,7 +69,7 @@ class Race:
 
     def stop(self):
         """Ends what still runs: each is the first process of its own group."""
-        for child in self.running:
+        for child in list(self.running):
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGTERM)
                 try:
