@@ -449,3 +449,39 @@ async fn a_transaction_that_writes_is_waited_for_and_named() {
     assert_equal(&world).await;
     assert_eq!(left(&world).await, NOTHING);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_object_that_was_made_since_stops_the_cutover() {
+    let world = world(&watched("max_lag: 5s")).await;
+    let mut run = Background::start(&world, "run").await;
+    run.until("hold: started").await;
+    world.blue.execute("select lo_create(424242)").await;
+    world.handover("approve", &["hold", "--by", "alice"]).await.success();
+    let (code, said) = run.ended().await;
+    assert_eq!(code, Some(8), "{said}");
+    assert!(
+        said.contains("1 large objects were made since the copy, and the new side lacks them: 424242"),
+        "{said}"
+    );
+    world.green.execute("select lo_from_bytea(424242, '')").await;
+    world.handover("resume", &[]).await.success();
+    assert_equal(&world).await;
+    assert_eq!(left(&world).await, NOTHING);
+}
+
+/// Before Postgres 16 only a superuser can subscribe.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_version_is_followed_by_the_same_with_a_superuser() {
+    let mut world = world(PLAN).await;
+    world.green = Database::create(servers::blue().await, None).await;
+    let dry = world.handover("dry-run", &[]).await;
+    assert!(dry.stdout.contains("only a superuser can subscribe"), "{dry}");
+    let traffic = Traffic::start(&world.blue, 1);
+    let mut command = world.command();
+    command.env("GREEN_URL", world.green.server.admin_url(&world.green.name)).arg("run").arg(world.plan());
+    let output = command.output().await.unwrap();
+    traffic.stop().await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_equal(&world).await;
+    assert_eq!(left(&world).await, NOTHING);
+}

@@ -362,10 +362,30 @@ async fn left_behind(
             replicate.to
         ));
     }
+    // Rows are applied with session_replication_role = replica: ordinary triggers stay silent, these do not.
+    let rows = blue
+        .query(
+            "select distinct n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
+             join pg_namespace n on n.oid = c.relnamespace join pg_proc p on p.oid = t.tgfoid
+             join pg_namespace pn on pn.oid = p.pronamespace
+             where t.tgenabled in ('A', 'R') and not t.tgisinternal and pn.nspname not in ('handover', 'handover_queue')
+             order by 1, 2",
+            &[],
+        )
+        .await?;
+    let named = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+    let firing: Vec<TableName> = named.filter(|name| copy.takes_rows(name)).collect();
+    if !firing.is_empty() {
+        out.warning(format!(
+            "triggers that are enabled ALWAYS or REPLICA fire on {} too, for each replicated row of {}: what they write arrives twice",
+            replicate.to,
+            few(&firing)
+        ));
+    }
     let objects: i64 = blue.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
     if objects > 0 {
         out.warning(format!(
-            "{objects} large objects are not replicated: one that is made, changed or removed after the copy stays behind"
+            "{objects} large objects are not replicated: one that is made after the copy stops the cutover, one that is changed stays as it was"
         ));
     }
     out.warning(format!(
