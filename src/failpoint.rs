@@ -87,6 +87,8 @@ failpoints! {
     VERIFY_RECORDED = "verify.recorded";
     /// A piece of a table was summed on both sides.
     VERIFY_CHUNK = "verify.chunk";
+    /// All tables that are being written were summed; rows that differed were not looked at again yet.
+    VERIFY_SUMMED = "verify.summed";
     /// One check of a verification held; the next one not yet begun.
     VERIFY_COMPARED = "verify.compared";
     /// A migration's effect and its history row are written, not yet committed.

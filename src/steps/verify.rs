@@ -5,23 +5,32 @@
 //! read-only. A check that compares nothing is an error, because it could not fail.
 
 pub mod checksum;
+pub mod contents;
 pub mod cut;
 mod evaluate;
+pub mod fence;
 pub mod found;
 pub mod hash;
 pub mod narrow;
 pub mod rows;
+pub mod settle;
 pub mod shape;
 pub mod side;
+pub mod watched;
 
+use super::replicate::{self, Gauge};
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
+use crate::failpoint;
 use crate::postgres::{TableName, sql};
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
 use async_trait::async_trait;
+use checksum::Sessions;
 use evaluate::{Baseline, Findings};
+use fence::{Fence, Marks, Pause};
+use found::TableFound;
 use rows::Matching;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -34,6 +43,8 @@ use std::time::Instant;
 const PIECE: usize = 500;
 /// For a query, unless the plan says otherwise.
 const TIMEOUT: Duration = Duration::secs(30 * 60);
+/// How long rows that are written all the time are looked at again, unless `retries` says.
+const SETTLE: Duration = Duration::secs(10 * 60);
 /// Unit that says that a baseline is complete.
 const COMPLETE: &str = "baseline";
 /// The fact with what differed, for `handover events`.
@@ -280,11 +291,19 @@ impl StepKind for Verify {
             return self.record_baseline(cx).await;
         }
         let started = Instant::now();
+        let moving = self.moving(cx).await?;
+        // What is being written is summed on its own, not at one point in time.
+        let sums = self.checksums.as_ref().filter(|_| moving.is_none());
+        let contents = match moving {
+            Some(fence) => self.moving_contents(cx, fence).await?,
+            None => Vec::new(),
+        };
         let mut evaluations = 0_u32;
         loop {
             cx.proceed()?;
             evaluations += 1;
-            let found = self.evaluate(cx).await?;
+            let mut found = self.evaluate(cx, sums).await?;
+            found.add(&contents);
             if found.differences.is_empty() {
                 if found.compared == 0 {
                     return Err(Error::internal("a verification compared nothing"));
@@ -293,7 +312,8 @@ impl StepKind for Verify {
                 cx.remember(PASSED, &summary).await?;
                 return Ok(summary);
             }
-            let Some(retries) = self.retries.filter(|r| started.elapsed() < r.within.0) else {
+            let over = contents.iter().any(|table| !table.equal());
+            let Some(retries) = self.retries.filter(|r| !over && started.elapsed() < r.within.0) else {
                 cx.remember(DIFFERENCES, &found.summary(evaluations)).await?;
                 return Err(self.failure(&found));
             };
@@ -422,6 +442,37 @@ impl Verify {
             Some(RowCounts::Some(tables)) => tables.clone(),
             _ => Tables::default(),
         }
+    }
+
+    /// How to wait for changes, if "after" follows "before" while that is written: by a `replicate` step that
+    /// was not ended, or as `retries` says.
+    async fn moving(&self, cx: &Context) -> Result<Option<Box<dyn Fence>>> {
+        let (Before::Database(before), Some(after), true) =
+            (&self.before, &self.after, self.checksums.is_some())
+        else {
+            return Ok(None);
+        };
+        if let Some(link) = replicate::between(cx, before, after)
+            && !replicate::lost(cx, &link).await?
+        {
+            let gauge = Gauge::open(cx, &link).await?;
+            return Ok(Some(Box::new(Marks { gauge, name: cx.step.to_string() })));
+        }
+        let every = self.retries.map(|r| r.every.unwrap_or(Duration::secs(1)).0);
+        Ok(every.map(|every| Box::new(Pause { cx: cx.clone(), every }) as Box<dyn Fence>))
+    }
+
+    async fn moving_contents(&self, cx: &Context, mut fence: Box<dyn Fence>) -> Result<Vec<TableFound>> {
+        let (Before::Database(before), Some(after), Some(sums)) =
+            (&self.before, &self.after, &self.checksums)
+        else {
+            return Ok(Vec::new());
+        };
+        let databases = cx.databases.labelled(cx.step.as_str());
+        let timeout = self.statement_timeout.unwrap_or(TIMEOUT).0;
+        let sessions = Sessions::Moving { databases: &databases, names: (before, after), timeout };
+        let within = self.retries.map_or(SETTLE, |r| r.within).0;
+        contents::moving(cx, sums, sessions, self.jobs(), before, (fence.as_mut(), within)).await
     }
 
     async fn open(&self, cx: &Context, database: &str) -> Result<Side> {

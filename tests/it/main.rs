@@ -30,3 +30,4 @@ mod restore;
 mod support;
 mod verify;
 mod verify_checksums;
+mod verify_moving;

@@ -76,7 +76,7 @@ async fn copies_are_equal_however_they_are_cut() {
         assert_eq!(total.as_deref(), Some("80"));
         assert_eq!(sums["rows"], 8 * 1000 - 2000 + 700 + 300 + 10 + 20 + 2 + 300 + 50, "{summary}");
         assert!(rows > 100 || sums["pieces"].as_u64() > Some(50), "{summary}");
-        assert_eq!(summary["at"][1]["database"], "green");
+        assert!(summary["at"][1].as_str().unwrap().starts_with("green at 2"), "{summary}");
     }
 }
 

@@ -399,13 +399,15 @@ impl<'a> Comparison<'a> {
             let most = if self.sessions.moving() { REMEMBERED } else { SHOWN };
             most.saturating_sub(tally.candidates.len())
         };
-        let (candidates, counts) = narrow::rows(pair.both(), table, &self.hasher, sources, keep).await?;
+        let found = narrow::rows(pair.both(), table, &self.hasher, sources, keep).await?;
         let mut tally = self.tally(i);
-        let count = |kind| counts.get(narrow::count_name(kind)).copied().unwrap_or(0);
+        let count = |kind| found.counts.get(narrow::count_name(kind)).copied().unwrap_or(0);
         tally.found.only_before += count(Kind::OnlyBefore);
         tally.found.only_after += count(Kind::OnlyAfter);
         tally.found.changed += count(Kind::Changed);
-        tally.candidates.extend(candidates);
+        // While rows are written, each that differs must be looked at again.
+        tally.found.at_least |= self.sessions.moving() && found.more;
+        tally.candidates.extend(found.candidates);
         Ok(())
     }
 

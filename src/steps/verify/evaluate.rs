@@ -1,10 +1,8 @@
 //! Evaluating a verification: everything on both sides once, against each other or against a baseline.
 
-use super::checksum::{Comparison, Sessions};
-use super::cut::Table;
-use super::found::{self, TableFound};
-use super::hash::Hasher;
-use super::narrow;
+use super::checksum::Sessions;
+use super::contents;
+use super::found::TableFound;
 use super::rows::{self, Row};
 use super::shape::{self, Shape};
 use super::side::{Moment, Side};
@@ -42,6 +40,13 @@ pub(super) struct Findings {
 }
 
 impl Findings {
+    /// Adds what was found of tables' content.
+    pub(super) fn add(&mut self, tables: &[TableFound]) {
+        self.compared += tables.len() as u64;
+        self.differences.extend(tables.iter().filter_map(TableFound::words));
+        self.tables.extend(tables.iter().cloned());
+    }
+
     /// For the journal and the report: totals, and the tables about which there is something to say.
     pub(super) fn summary(&self, evaluations: u32) -> Value {
         let mut out = json!({ "compared": self.compared, "evaluations": evaluations });
@@ -49,16 +54,26 @@ impl Findings {
             return out;
         }
         let sum = |of: fn(&TableFound) -> u64| self.tables.iter().map(of).sum::<u64>();
-        out["checksums"] = json!({
-            "tables": self.tables.len(),
-            "rows": sum(|t| t.rows_before),
-            "pieces": sum(|t| t.chunks),
-            "resumed": sum(|t| t.resumed),
-            "settled": sum(|t| t.settled),
-            "differing": sum(TableFound::differing),
-            "unsettled": sum(|t| t.unsettled),
-        });
-        out["at"] = json!(self.moments);
+        let totals = [
+            ("tables", self.tables.len() as u64),
+            ("rows", sum(|t| t.rows_before)),
+            ("pieces", sum(|t| t.chunks)),
+            ("differing", sum(TableFound::differing)),
+        ];
+        let sometimes = [
+            ("resumed", sum(|t| t.resumed)),
+            ("settled", sum(|t| t.settled)),
+            ("unsettled", sum(|t| t.unsettled)),
+        ];
+        let totals = totals.into_iter().chain(sometimes.into_iter().filter(|(_, n)| *n > 0));
+        out["checksums"] = totals.map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        if !self.moments.is_empty() {
+            let words = self
+                .moments
+                .iter()
+                .map(|m| format!("{} at {} (WAL {}, snapshot {})", m.database, m.at, m.lsn, m.snapshot));
+            out["at"] = words.collect();
+        }
         let noted: Vec<&TableFound> = self.tables.iter().filter(|t| !t.equal() || t.settled > 0).collect();
         if !noted.is_empty() {
             out["tables"] = json!(noted);
@@ -69,7 +84,7 @@ impl Findings {
 
 impl Verify {
     /// Everything once, each side in one snapshot.
-    pub(super) async fn evaluate(&self, cx: &Context) -> Result<Findings> {
+    pub(super) async fn evaluate(&self, cx: &Context, sums: Option<&Checksums>) -> Result<Findings> {
         let Some(after_name) = &self.after else {
             return Err(Error::internal("a verification without a side after"));
         };
@@ -77,7 +92,7 @@ impl Verify {
         match &self.before {
             Before::Database(name) => {
                 let before = self.open(cx, name).await?;
-                self.compare_databases(cx, (&before, name), (&after, after_name)).await
+                self.compare_databases(cx, (&before, name), (&after, after_name), sums).await
             }
             Before::Recorded(recorded) => self.compare_recorded(cx, recorded, &after, after_name).await,
         }
@@ -88,14 +103,13 @@ impl Verify {
         cx: &Context,
         (before, before_name): (&Side, &str),
         (after, after_name): (&Side, &str),
+        sums: Option<&Checksums>,
     ) -> Result<Findings> {
         let mut found = Findings::default();
-        if let Some(sums) = &self.checksums {
+        if let Some(sums) = sums {
             let sessions = Sessions::Frozen(before, after);
-            let compared = sum_tables(cx, sums, sessions, self.jobs(), before_name).await?;
-            found.compared += compared.len() as u64;
-            found.differences.extend(compared.iter().filter_map(TableFound::words));
-            found.tables = compared;
+            let compared = contents::frozen(cx, sums, sessions, self.jobs(), before_name).await?;
+            found.add(&compared);
             found.moments = vec![before.moment.clone(), after.moment.clone()];
             failpoint::hit(failpoint::VERIFY_COMPARED);
         }
@@ -289,48 +303,6 @@ pub(super) fn recorded_sql(cx: &Context, step: &StepId, invariant: &str) -> Stri
         quote_literal(&prefix(invariant)),
         prefix(invariant).chars().count() + 8
     )
-}
-
-/// The content of all tables that are chosen.
-pub(super) async fn sum_tables(
-    cx: &Context,
-    sums: &Checksums,
-    sessions: Sessions<'_>,
-    jobs: usize,
-    before_name: &str,
-) -> Result<Vec<TableFound>> {
-    let pair = sessions.pair().await?;
-    let (there, now) = tokio::try_join!(shape::shapes(&pair.before), shape::shapes(&pair.after))?;
-    let hasher = Hasher::agree(&pair.before, &pair.after).await?;
-    let (mut out, mut tables) = (Vec::new(), Vec::new());
-    for name in shape::chosen(&there, &sums.tables, &sums.exclude, before_name)? {
-        let Some(before) = there.get(&name).cloned() else { continue };
-        let Some(after) = now.get(&name).cloned() else {
-            out.push(TableFound::broken(&name, found::GONE));
-            continue;
-        };
-        let table = Table::new(name, before, after, sums.chunk_rows());
-        match table.lost() {
-            lost if lost.is_empty() => tables.push(table),
-            lost => {
-                out.push(TableFound::broken(&table.name, format!("columns {} are gone", lost.join(", "))));
-            }
-        }
-    }
-    let compared = Comparison::new(cx, sessions, hasher, &tables).run(jobs).await?;
-    for (table, (mut found, candidates)) in tables.iter().zip(compared) {
-        let keyed = !table.key.is_empty();
-        let few: Vec<_> = candidates
-            .into_iter()
-            .take(found::SHOWN)
-            .map(|c| (c.kind(keyed).0, c))
-            .map(|(k, c)| (c, k))
-            .collect();
-        found.shown = narrow::show(pair.both(), table, &hasher, &few).await?;
-        out.push(found);
-    }
-    out.sort_by(|a, b| a.table.cmp(&b.table));
-    Ok(out)
 }
 
 pub(super) async fn count_table(

@@ -39,6 +39,17 @@ impl Candidate {
     }
 }
 
+/// What was found in a piece.
+#[derive(Debug, Default)]
+pub struct Differing {
+    /// The first rows that differ.
+    pub candidates: Vec<Candidate>,
+    /// How many rows differ in which way.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// Whether some are only counted.
+    pub more: bool,
+}
+
 /// The rows of a piece that differ, given the FROM item and condition of both sides. Those after the first
 /// `keep` are only counted.
 ///
@@ -50,15 +61,15 @@ pub async fn rows(
     hasher: &Hasher,
     sources: (&str, &str),
     keep: usize,
-) -> Result<(Vec<Candidate>, BTreeMap<&'static str, u64>)> {
+) -> Result<Differing> {
     let (one, two) = (listing(table, hasher, sources.0), listing(table, hasher, sources.1));
     let (mut one, mut two) = tokio::try_join!(stream(before, &one), stream(after, &two))?;
     let (mut left, mut right) = (next(&mut one).await?, next(&mut two).await?);
-    let (mut out, mut counts) = (Vec::new(), BTreeMap::new());
+    let mut out = Differing::default();
     let keyed = !table.key.is_empty();
     loop {
         let order = match (&left, &right) {
-            (None, None) => return Ok((out, counts)),
+            (None, None) => return Ok(out),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some((l, _)), Some((r, _))) => l.cmp(r),
@@ -79,9 +90,11 @@ pub async fn rows(
         let Some((key, _)) = taken.0.or(taken.1) else { continue };
         let candidate = Candidate { key, contents };
         let (kind, n) = candidate.kind(keyed);
-        *counts.entry(count_name(kind)).or_insert(0) += n;
-        if out.len() < keep {
-            out.push(candidate);
+        *out.counts.entry(count_name(kind)).or_insert(0) += n;
+        if out.candidates.len() < keep {
+            out.candidates.push(candidate);
+        } else {
+            out.more = true;
         }
     }
 }

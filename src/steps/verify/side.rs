@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::postgres::{Databases, Session, quote_literal};
-use serde::Serialize;
 use std::time::Duration;
 
 /// A read-only transaction on one database, whose snapshot others can join.
@@ -18,7 +17,7 @@ pub struct Side {
 }
 
 /// The point in time that a side answers for.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Moment {
     /// The database's name in the plan.
     pub database: String,

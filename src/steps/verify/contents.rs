@@ -1,0 +1,172 @@
+//! The content of tables: summed, and where it differs judged by whether anybody may be writing.
+
+use super::checksum::{Comparison, Pair, Sessions};
+use super::cut::Table;
+use super::fence::Fence;
+use super::found::{self, Kind, TableFound};
+use super::hash::Hasher;
+use super::narrow::{self, Candidate};
+use super::settle::{Fate, Row, Settling};
+use super::shape;
+use super::{Checksums, failpoint};
+use crate::error::Result;
+use crate::steps::Context;
+use std::time::{Duration, Instant};
+
+/// What is compared, and with what.
+struct Work {
+    pair: Pair,
+    hasher: Hasher,
+    tables: Vec<Table>,
+    /// Tables that cannot be compared.
+    broken: Vec<TableFound>,
+}
+
+/// Reads the catalogs and decides how each chosen table is cut.
+async fn prepare(sums: &Checksums, sessions: Sessions<'_>, before_name: &str) -> Result<Work> {
+    let pair = sessions.pair().await?;
+    let (there, now) = tokio::try_join!(shape::shapes(&pair.before), shape::shapes(&pair.after))?;
+    let hasher = Hasher::agree(&pair.before, &pair.after).await?;
+    let (mut broken, mut tables) = (Vec::new(), Vec::new());
+    for name in shape::chosen(&there, &sums.tables, &sums.exclude, before_name)? {
+        let Some(before) = there.get(&name).cloned() else { continue };
+        let Some(after) = now.get(&name).cloned() else {
+            broken.push(TableFound::broken(&name, found::GONE));
+            continue;
+        };
+        let table = Table::new(name, before, after, sums.chunk_rows());
+        let lost = table.lost();
+        if lost.is_empty() {
+            tables.push(table);
+        } else {
+            broken.push(TableFound::broken(&table.name, format!("columns {} are gone", lost.join(", "))));
+        }
+    }
+    Ok(Work { pair, hasher, tables, broken })
+}
+
+/// Compares what stands still: each side at one point in time, and every difference is one.
+///
+/// # Errors
+/// What either server says.
+pub async fn frozen(
+    cx: &Context,
+    sums: &Checksums,
+    sessions: Sessions<'_>,
+    jobs: usize,
+    before_name: &str,
+) -> Result<Vec<TableFound>> {
+    let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
+    let compared = Comparison::new(cx, sessions, hasher, &tables).run(jobs).await?;
+    for (table, (mut found, candidates)) in tables.iter().zip(compared) {
+        let keyed = !table.key.is_empty();
+        let few: Vec<(Candidate, Kind)> = candidates
+            .into_iter()
+            .take(found::SHOWN)
+            .map(|candidate| {
+                let kind = candidate.kind(keyed).0;
+                (candidate, kind)
+            })
+            .collect();
+        found.shown = narrow::show(pair.both(), table, &hasher, &few).await?;
+        broken.push(found);
+    }
+    broken.sort_by(|a, b| a.table.cmp(&b.table));
+    Ok(broken)
+}
+
+/// Compares what is being written before and follows after; rows that differ are looked at again for `within`.
+/// A row is equal when it was seen equal at some time
+/// since the comparison began; see [`super::watched`].
+///
+/// # Errors
+/// What either server or the fence says.
+pub async fn moving(
+    cx: &Context,
+    sums: &Checksums,
+    sessions: Sessions<'_>,
+    jobs: usize,
+    before_name: &str,
+    (fence, within): (&mut dyn Fence, Duration),
+) -> Result<Vec<TableFound>> {
+    let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
+    if fence.proves() {
+        // What is far behind differs everywhere.
+        fence.pass().await?;
+    }
+    let settling = Settling { cx, pair: &pair, tables: &tables, hasher };
+    let mut found: Vec<TableFound> = Vec::new();
+    found.resize_with(tables.len(), TableFound::default);
+    let mut deadline = None;
+    let mut wanted: Vec<usize> = (0..tables.len()).collect();
+    while !wanted.is_empty() {
+        let some: Vec<Table> = wanted.iter().filter_map(|i| tables.get(*i).cloned()).collect();
+        let compared = Comparison::new(cx, sessions, hasher, &some).run(jobs).await?;
+        failpoint::hit(failpoint::VERIFY_SUMMED);
+        // Reading large tables takes what it takes; the time is for what differed.
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + within);
+        let (mut rows, mut again) = (Vec::new(), Vec::new());
+        let late = Instant::now() >= deadline;
+        for (i, (one, candidates)) in wanted.iter().zip(compared) {
+            // With more rows on their way than can be looked at one by one, all is read again later.
+            if one.at_least && !late {
+                again.push(*i);
+            } else {
+                rows.extend(candidates.into_iter().map(|candidate| Row::new(*i, candidate)));
+                found[*i] = TableFound { only_before: 0, only_after: 0, changed: 0, ..one };
+            }
+        }
+        settling.settle(&mut rows, fence, deadline).await?;
+        for i in wanted.iter().filter(|i| !again.contains(i)) {
+            let (table, found) = (&tables[*i], &mut found[*i]);
+            judge(&pair, table, &hasher, found, rows.iter().filter(|row| row.table == *i)).await?;
+            if found.at_least && found.equal() {
+                found.problem = Some("more rows differ than can be looked at one by one".into());
+            }
+        }
+        if !again.is_empty() {
+            cx.note(format!("{} tables differ in very many rows; they are read again", again.len()));
+            fence.pass().await?;
+        }
+        wanted = again;
+    }
+    broken.extend(found);
+    broken.sort_by(|a, b| a.table.cmp(&b.table));
+    Ok(broken)
+}
+
+/// Counts the fates of a table's rows, and shows the first.
+async fn judge(
+    pair: &Pair,
+    table: &Table,
+    hasher: &Hasher,
+    found: &mut TableFound,
+    rows: impl Iterator<Item = &Row>,
+) -> Result<()> {
+    let keyed = !table.key.is_empty();
+    let mut few: Vec<(Candidate, Kind)> = Vec::new();
+    for row in rows {
+        let (mut kind, n) = row.candidate.kind(keyed);
+        match row.fate {
+            Some(Fate::Equal) => {
+                found.settled += 1;
+                continue;
+            }
+            Some(Fate::Different) => match kind {
+                Kind::OnlyBefore => found.only_before += n,
+                Kind::OnlyAfter => found.only_after += n,
+                _ => found.changed += n,
+            },
+            Some(Fate::Unsettled) | None => {
+                kind = Kind::Unsettled;
+                found.unsettled += 1;
+            }
+        }
+        few.push((row.candidate.clone(), kind));
+    }
+    // What is certain comes first.
+    few.sort_by_key(|(_, kind)| *kind == Kind::Unsettled);
+    few.truncate(found::SHOWN);
+    found.shown = narrow::show(pair.both(), table, hasher, &few).await?;
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Checksums while blue is written all the time and Postgres replicates it to green.
+
+use crate::support::context::{context, kind};
+use crate::support::servers::{self, Database};
+use async_trait::async_trait;
+use handover::Result;
+use handover::steps::Context;
+use handover::steps::verify::Checksums;
+use handover::steps::verify::checksum::Sessions;
+use handover::steps::verify::contents;
+use handover::steps::verify::fence::Fence;
+use handover::steps::verify::found::{Kind, TableFound};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const TABLES: &str = "
+    create table marker (n bigint primary key);
+    create table hot (id int primary key, n bigint not null default 0, flag bool not null default false, note text);
+    create table busy (id bigint primary key, v text, body text);
+    create table label (name text primary key, n int);
+    create table jobs (id bigint primary key, what text);
+    create table heap (v text, n int); alter table heap replica identity full;
+    create index on heap (v);";
+
+const ROWS: &str = "
+    insert into hot (id) select generate_series(1, 5);
+    insert into busy select n, 'v' || n, repeat(md5(n::text), 5) from generate_series(1, 5000) n;
+    insert into label select md5(n::text), n from generate_series(1, 3000) n;
+    insert into heap select 'v' || n % 50, n from generate_series(1, 500) n; analyze;";
+
+struct Replication {
+    blue: Database,
+    green: Database,
+    stop: Arc<AtomicBool>,
+    writes: Arc<AtomicU64>,
+    writers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Replication {
+    async fn start() -> Self {
+        let (blue, green) = tokio::join!(servers::own_blue(), servers::own_green());
+        let (blue, green): (&'static _, &'static _) = (Box::leak(Box::new(blue)), Box::leak(Box::new(green)));
+        let (blue, green) = tokio::join!(Database::with(blue, TABLES), Database::with(green, TABLES));
+        blue.execute(ROWS).await;
+        blue.admin().await.batch_execute("create publication p for all tables").await.unwrap();
+        let url = blue.server.admin_url(&blue.name);
+        green
+            .admin()
+            .await
+            .batch_execute(&format!("create subscription s connection '{url}' publication p"))
+            .await
+            .unwrap();
+        let ready = "select bool_and(srsubstate = 'r') from pg_subscription_rel";
+        while green.value(ready).await.as_deref() != Some("t") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        green.execute("analyze").await;
+        let mut it =
+            Replication { blue, green, stop: Arc::default(), writes: Arc::default(), writers: Vec::new() };
+        it.write("update hot set n = n + 1 where id = 1", 1).await;
+        it.write("update hot set flag = not flag where id = 2", 2).await;
+        it.write("update hot set n = n + 1, note = md5(n::text) where id > 2", 3).await;
+        // Keys above 1000 only: those below stand still.
+        it.write("update busy set v = v || '.' where id = 1001 + (random() * 3999)::int", 2).await;
+        it.write("with gone as (delete from busy where id = 1001 + (random() * 3999)::int returning id, v, body) insert into busy select id + 100000, v, body from gone", 5).await;
+        it.write("update label set n = n + 1 where name = md5((10 + (random() * 2990)::int)::text)", 3).await;
+        it.write("insert into jobs select coalesce(max(id), 0) + 1, 'do' from jobs", 4).await;
+        it.write("delete from jobs where id = (select min(id) from jobs)", 4).await;
+        it.write("update heap set n = n + 1 where v = 'v' || (10 + (random() * 39)::int) and n % 7 = 0", 10)
+            .await;
+        it.hold_up().await;
+        it
+    }
+
+    /// Makes green late: applying waits for a lock, again and again.
+    async fn hold_up(&mut self) {
+        let client = self.green.admin().await;
+        let stop = self.stop.clone();
+        self.writers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let sql = "begin; lock table hot in exclusive mode; select pg_sleep(0.12); commit";
+                client.batch_execute(sql).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(60)).await;
+            }
+        }));
+    }
+
+    /// Executes a statement over and over, `every` milliseconds.
+    async fn write(&mut self, sql: &'static str, every: u64) {
+        let client = self.blue.server.admin(&self.blue.name).await.unwrap();
+        let (stop, writes) = (self.stop.clone(), self.writes.clone());
+        self.writers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                // Two writers may meet: one of them is not needed.
+                if client.execute(sql, &[]).await.is_ok() {
+                    writes.fetch_add(1, Ordering::Relaxed);
+                }
+                tokio::time::sleep(Duration::from_millis(every)).await;
+            }
+        }));
+    }
+
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.writers {
+            writer.await.unwrap();
+        }
+        self.green.admin().await.batch_execute("drop subscription s").await.unwrap();
+    }
+}
+
+/// A row that is replicated like the others.
+struct Marker {
+    blue: tokio_postgres::Client,
+    green: tokio_postgres::Client,
+}
+
+#[async_trait]
+impl Fence for Marker {
+    async fn pass(&mut self) -> Result<bool> {
+        let sql = "insert into marker select coalesce(max(n), 0) + 1 from marker returning n";
+        let n: i64 = self.blue.query_one(sql, &[]).await.unwrap().get(0);
+        let begun = Instant::now();
+        while self.green.query("select 1 from marker where n >= $1", &[&n]).await.unwrap().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "replication stands still");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(true)
+    }
+
+    fn proves(&self) -> bool {
+        true
+    }
+}
+
+async fn compare(cx: &Context, it: &Replication, rows: u32, within: u64) -> Vec<TableFound> {
+    let mut fence = Marker { blue: it.blue.admin().await, green: it.green.admin().await };
+    let sums = Checksums { chunk_rows: Some(rows), ..Checksums::default() };
+    let timeout = Duration::from_secs(60);
+    let sessions = Sessions::Moving { databases: &cx.databases, names: ("blue", "green"), timeout };
+    contents::moving(cx, &sums, sessions, 2, "blue", (&mut fence, Duration::from_secs(within))).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
+    let it = Replication::start().await;
+    let urls = [("blue", it.blue.handover_url()), ("green", it.green.handover_url())];
+    let (cx, _events) = context("verify", &urls, &[]).await;
+
+    for rows in [200, 50_000] {
+        let writes = it.writes.load(Ordering::Relaxed);
+        let found = compare(&cx, &it, rows, 120).await;
+        assert!(found.iter().all(TableFound::equal), "{found:#?}");
+        assert!(
+            found.iter().map(|t| t.settled).sum::<u64>() > 0,
+            "nothing was written meanwhile: {found:#?}"
+        );
+        assert!(it.writes.load(Ordering::Relaxed) > writes + 10);
+    }
+    let step = |seconds| json!({ "before": "blue", "after": "green", "checksums": { "chunk_rows": 500 }, "retries": { "within": seconds, "every": "300ms" } });
+    let summary = kind("verify", step("120s")).run(&cx).await.unwrap();
+    assert_eq!((&summary["checksums"]["tables"], &summary["checksums"]["differing"]), (&json!(6), &json!(0)));
+
+    // Nobody replicates what happens on green. Rows that stand still on blue, and one that does not.
+    it.green
+        .execute(
+            "update busy set body = 'x' where id = 77; delete from busy where id = 78; insert into busy values (-5, 'new');
+             update label set n = -1 where name = md5('3'); insert into heap values ('v3', -1); delete from hot where id = 1;",
+        )
+        .await;
+    let found = compare(&cx, &it, 200, 5).await;
+    let words: Vec<String> = found.iter().filter_map(TableFound::words).collect();
+    let text = words.join("\n");
+    for expected in [
+        "table busy: 3 rows differ (1 only before, 1 only after, 1 changed)",
+        "changed: (77) in body",
+        "only before: (78)",
+        "only after: (-5)",
+        "table label: 1 rows differ (1 changed), changed: (eccbc87e4b5ce2fe28308fd9f2a7baf3) in n",
+        "table heap: 1 rows differ (1 only after)",
+        // It was written too fast to be caught standing still, and is not called equal for that.
+        "table hot: ",
+    ] {
+        assert!(text.contains(expected), "{expected} in\n{text}");
+    }
+    assert_eq!(words.len(), 4, "{text}");
+    let hot = found.iter().find(|t| t.table == "hot").unwrap();
+    assert_eq!((hot.shown.len(), &hot.shown[0].key), (1, &vec!["1".to_owned()]), "{hot:#?}");
+    assert!(matches!(hot.shown[0].kind, Kind::Unsettled | Kind::OnlyBefore), "{hot:#?}");
+
+    let error = kind("verify", step("3s")).run(&cx).await.unwrap_err();
+    let text = error.message();
+    assert!(text.contains("table busy: 3 rows differ") && text.contains("changed: (77) in body"), "{text}");
+    it.end().await;
+}
