@@ -43,6 +43,10 @@ failpoints! {
     COPY_SCHEMA_CREATED = "copy.schema-created";
     /// A chunk of rows was committed with its checkpoint.
     COPY_CHUNK_COMMITTED = "copy.chunk-committed";
+    /// A batch of large objects was committed with its checkpoint.
+    COPY_LARGE_OBJECTS = "copy.large-objects-committed";
+    /// A stretch of one large object was committed with its checkpoint.
+    COPY_LARGE_OBJECT_STRETCH = "copy.large-object-stretch-committed";
     /// All rows are on the target, and that is recorded.
     COPY_DATA_COMPLETE = "copy.data-complete";
     /// An index, key or other object that comes after the rows was built.
@@ -53,6 +57,8 @@ failpoints! {
     COPY_ANALYZED = "copy.analyzed";
     /// An object that the copy had created was dropped by its undo.
     COPY_UNDO_DROPPED = "copy.undo-dropped";
+    /// Large objects that the copy had made were unlinked by its undo.
+    COPY_UNDO_UNLINKED = "copy.undo-unlinked";
     /// A batch of a cleanup is committed; the next one not yet begun.
     CLEANUP_BATCH = "cleanup.batch";
     /// A batch of a cleanup has its effect and its archive, but is not committed.

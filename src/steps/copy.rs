@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod created;
 pub mod data;
 pub mod dump;
+pub mod large_objects;
 pub mod preflight;
 pub mod schema;
 pub mod source;
@@ -59,6 +60,9 @@ pub struct Copy {
     /// What to do when the source has large objects.
     #[serde(default)]
     pub large_objects: LargeObjects,
+    /// Whether publications are created too: `false` unless given.
+    #[serde(default)]
+    pub publications: bool,
     /// Tables larger than this many megabytes are copied in pieces of that size, in parallel; 1024 unless given.
     #[schemars(range(min = 1))]
     pub chunk_mb: Option<u64>,
@@ -99,9 +103,9 @@ pub enum Owners {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LargeObjects {
-    /// Do not begin.
+    /// Copy them, with the numbers they have.
     #[default]
-    Refuse,
+    Copy,
     /// Leave them behind.
     Skip,
 }
@@ -261,7 +265,8 @@ impl StepKind for Copy {
                 .hint("`handover resume` completes it"));
         }
         self.compare_catalogs(&green, &state).await?;
-        self.compare_rows(cx, &state).await
+        self.compare_rows(cx, &state).await?;
+        large_objects::verify(cx, self).await
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
@@ -308,6 +313,7 @@ impl Copy {
             "tables": state.tables.len(),
             "rows": loaded.iter().map(|l| l.rows).sum::<u64>(),
             "bytes": loaded.iter().map(|l| l.bytes).sum::<u64>(),
+            "large_objects": large_objects::total(&green, cx).await?.objects,
             "objects_after_rows": state.after.len(),
             "sequences": state.sequences.len(),
             "snapshot": state.snapshot,
@@ -357,6 +363,7 @@ impl Copy {
         failpoint::hit(failpoint::COPY_PLANNED);
         schema::create(cx, self, &state, &before).await?;
         data::copy_rows(cx, self, &source, &state).await?;
+        large_objects::copy(cx, self, &source.exported).await?;
         // Only now is it certain that nobody could rewrite a table while it was read.
         source.assert_held().await?;
         let tx = green.transaction().await?;
@@ -435,6 +442,9 @@ impl Copy {
         }
         if self.owners == Owners::Skip {
             options.extend(["--no-owner".to_owned(), "--no-privileges".to_owned()]);
+        }
+        if !self.publications {
+            options.push("--no-publications".into());
         }
         // The old name of --no-large-objects, known to every version.
         options.push("--no-blobs".into());

@@ -135,6 +135,7 @@ const CREATABLE: &[(&str, &str)] = &[
     ("pg_foreign_server", "true"),
     ("pg_event_trigger", "true"),
     ("pg_am", "true"),
+    ("pg_publication", "true"),
 ];
 
 /// Objects in those catalogs that a user made, as (catalog, row). `condition` may speak of `o.xmin`.

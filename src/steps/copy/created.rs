@@ -1,7 +1,7 @@
 //! What a copy made on green, and taking exactly that away again.
 
 use super::state::{Created, State};
-use super::{catalog, state};
+use super::{catalog, large_objects, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, Tx};
@@ -73,6 +73,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
             }
         }
     }
+    dropped += large_objects::discard(cx, session).await?;
     let tx = session.transaction().await?;
     tx.forget_checkpoints(cx.run, &cx.step).await?;
     tx.commit().await?;
@@ -127,7 +128,7 @@ pub async fn assert_empty(session: &Session) -> Result<()> {
     }
     let shown: Vec<&str> = found.iter().take(5).map(String::as_str).collect();
     Err(Error::data(format!(
-        "the target is not empty: it has {} tables, views or sequences, such as {}",
+        "the target is not empty: it has {} tables, views, sequences or large objects, such as {}",
         found.len(),
         shown.join(", ")
     ))
@@ -141,10 +142,13 @@ pub async fn assert_empty(session: &Session) -> Result<()> {
 /// What the server says.
 pub async fn strangers(session: &Session) -> Result<Vec<String>> {
     let rows = session.query(&catalog::relations("'r', 'p', 'v', 'm', 'S', 'f'"), &[]).await?;
+    let objects: i64 = session.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
+    let objects = (objects > 0).then(|| format!("{objects} large objects"));
     Ok(rows
         .iter()
         .map(|row| {
             crate::postgres::TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)).to_string()
         })
+        .chain(objects)
         .collect())
 }

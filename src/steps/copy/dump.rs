@@ -90,7 +90,7 @@ impl Program {
         let mut command = Command::new(&self.path);
         command
             .args(["--verbose", "--section=pre-data", "--section=post-data", "--encoding=UTF8"])
-            .args(["--no-tablespaces", "--no-subscriptions", "--no-publications", "--no-password"])
+            .args(["--no-tablespaces", "--no-subscriptions", "--no-password"])
             .arg(format!("--snapshot={snapshot}"))
             .args(options)
             .stdin(Stdio::null())

@@ -121,16 +121,7 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
             few(&foreign)
         ));
     }
-    let objects: i64 = blue.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
-    if objects > 0 {
-        match copy.large_objects {
-            LargeObjects::Refuse => out.blocker(format!(
-                "{} has {objects} large objects, which this step does not copy: move them by pg_dump --blobs and say `large_objects: skip`",
-                copy.from
-            )),
-            LargeObjects::Skip => out.warning(format!("{objects} large objects are left behind, as the plan says")),
-        };
-    }
+    large_objects(copy, blue, out).await?;
     let rows = blue
         .query(
             "select n.nspname::text, c.relname::text, fn.nspname::text, f.relname::text, k.conname::text
@@ -152,6 +143,31 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
                 row.get::<_, String>(4)
             ));
         }
+    }
+    Ok(())
+}
+
+/// Large objects are not among what pg_read_all_data opens, unless somebody set lo_compat_privileges.
+async fn large_objects(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()> {
+    let row = blue
+        .query_one(
+            "select count(*), count(*) filter (where not (
+                 pg_has_role(o.lomowner, 'usage') and o.lomacl is null
+                 or exists (select from aclexplode(o.lomacl) x where x.privilege_type = 'SELECT'
+                            and (x.grantee = 0 or pg_has_role(x.grantee, 'usage')))
+                 or current_setting('lo_compat_privileges')::bool
+                 or (select rolsuper from pg_roles where rolname = current_user)))
+             from pg_largeobject_metadata o",
+            &[],
+        )
+        .await?;
+    let (objects, closed): (i64, i64) = (row.get(0), row.get(1));
+    if objects > 0 && copy.large_objects == LargeObjects::Skip {
+        out.warning(format!("{objects} large objects are left behind, as the plan says"));
+    } else if closed > 0 {
+        out.blocker(format!(
+            "no right to read {closed} of {objects} large objects: make the role a member of their owners, or grant SELECT on them (pg_read_all_data does not cover them), or say `large_objects: skip`"
+        ));
     }
     Ok(())
 }

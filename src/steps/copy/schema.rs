@@ -224,7 +224,7 @@ async fn execute(cx: &Context, session: &mut Session, entry: &Entry, state: &Sta
     cx.progress(&entry.name, 0, Some(1), Measure::Items);
     let tx = session.transaction().await?;
     tx.batch(&entry.sql).await?;
-    if entry.kind == "EVENT TRIGGER" || entry.kind == "RULE" {
+    if ["EVENT TRIGGER", "RULE", "PUBLICATION"].contains(&entry.kind.as_str()) {
         created::record(&tx, cx, &state.before, &unit(entry)).await?;
     }
     state::mark(&tx, cx.run, &cx.step, &unit(entry)).await?;
