@@ -485,3 +485,45 @@ async fn an_old_version_is_followed_by_the_same_with_a_superuser() {
     assert_equal(&world).await;
     assert_eq!(left(&world).await, NOTHING);
 }
+
+/// Postgres's own writer at a steady rate, throughout.
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbench_writes_throughout() {
+    let mut world =
+        World::new(None, None, &watched("max_lag: 2s"), &[("switch.conf", "database = blue\n")]).await;
+    world.blue = Database::create(servers::blue().await, None).await;
+    let pgbench = |arguments: &[&str]| {
+        let url = url::Url::parse(&world.blue.owner_url()).unwrap();
+        let mut command = tokio::process::Command::new(world.blue.server.programs().program("pgbench"));
+        command
+            .args(arguments)
+            .env("PGHOST", url.host_str().unwrap())
+            .env("PGPORT", url.port().unwrap().to_string())
+            .env("PGUSER", url.username())
+            .env("PGPASSWORD", url.password().unwrap())
+            .env("PGDATABASE", url.path().trim_start_matches('/'))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        command
+    };
+    assert!(pgbench(&["-i", "-q", "-s", "3"]).status().await.unwrap().success());
+    world.blue.execute("alter table pgbench_history replica identity full").await;
+    let mut writing = pgbench(&["-n", "-c", "4", "-R", "150", "-T", "300"]).spawn().unwrap();
+    let admin = world.blue.admin().await;
+    until(&admin, "select from pgbench_history having count(*) > 100").await;
+    let mut run = Background::start(&world, "run").await;
+    run.until("hold: started").await;
+    let then: i64 = admin.query_one("select count(*) from pgbench_history", &[]).await.unwrap().get(0);
+    until(&admin, &format!("select from pgbench_history having count(*) > {}", then + 300)).await;
+    world.handover("approve", &["hold", "--by", "alice"]).await.success();
+    let (code, said) = run.ended().await;
+    assert_eq!(code, Some(0), "{said}");
+    // It wrote until it was refused.
+    tokio::time::timeout(Duration::from_secs(10), writing.wait()).await.unwrap().unwrap();
+    assert_equal(&world).await;
+    assert_eq!(left(&world).await, NOTHING);
+    let sums =
+        "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)";
+    assert_eq!(world.green.value(sums).await.unwrap(), "t");
+}

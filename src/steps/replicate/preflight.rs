@@ -6,7 +6,7 @@ use super::{Replicate, few, lag, origin};
 use crate::error::Result;
 use crate::postgres::address::Address;
 use crate::postgres::connect::open_as;
-use crate::postgres::{Databases, Session, TableName};
+use crate::postgres::{Databases, Session, TableName, programs};
 use crate::steps::Description;
 use crate::steps::copy::Copy;
 use crate::steps::copy::source::major;
@@ -25,6 +25,10 @@ pub async fn look(
     green: &Session,
     out: &mut Description,
 ) -> Result<Vec<TableName>> {
+    let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
+    if let Err(error) = programs::psql(folder).await {
+        out.blocker(format!("{}; {}", error.message(), error.next_step().unwrap_or_default()));
+    }
     publisher(replicate, databases, blue, out).await?;
     subscriber(replicate, databases, blue, green, out).await?;
     let tables = origin::tables(blue, copy).await?;
