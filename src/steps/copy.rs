@@ -397,6 +397,8 @@ impl Copy {
             .await?;
         let triggers: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
         schema::without(&mut after, |e| e.kind == "TRIGGER" && triggers.contains(&e.oid));
+        // So does what a replication publishes.
+        schema::without(&mut after, |e| e.kind.starts_with("PUBLICATION") && e.name.starts_with("handover_"));
         // An extension that is there already belongs to whoever made it; so does its comment.
         let rows = green.query("select extname::text from pg_extension", &[]).await?;
         let extensions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -140,7 +140,7 @@ async fn assert_equal(world: &World) {
 /// What is left of replications in either database.
 async fn left(world: &World) -> String {
     let blue = "select (select count(*) from pg_replication_slots where database = current_database())
-                    || '/' || (select count(*) from pg_publication) || '/' || (select count(*) from handover.replication_marker)";
+                    || '/' || (select count(*) from pg_publication where pubname like 'handover%') || '/' || (select count(*) from handover.replication_marker)";
     let green =
         "select count(*) || '/' || (select count(*) from handover.replication_marker) from pg_subscription s
                  join pg_database d on d.oid = s.subdbid where datname = current_database()";
@@ -508,7 +508,13 @@ async fn pgbench_writes_throughout() {
         command
     };
     assert!(pgbench(&["-i", "-q", "-s", "3"]).status().await.unwrap().success());
-    world.blue.execute("alter table pgbench_history replica identity full").await;
+    world
+        .blue
+        .execute("alter table pgbench_history replica identity full; create publication theirs for table pgbench_tellers")
+        .await;
+    // Ours is not among the publications that are copied.
+    let plan = watched("max_lag: 2s").replace("chunk_mb: 1", "chunk_mb: 1, publications: true");
+    world.write("plan.yaml", &plan);
     let mut writing = pgbench(&["-n", "-c", "4", "-R", "150", "-T", "300"]).spawn().unwrap();
     let admin = world.blue.admin().await;
     until(&admin, "select from pgbench_history having count(*) > 100").await;
@@ -523,6 +529,8 @@ async fn pgbench_writes_throughout() {
     tokio::time::timeout(Duration::from_secs(10), writing.wait()).await.unwrap().unwrap();
     assert_equal(&world).await;
     assert_eq!(left(&world).await, NOTHING);
+    let publications = "select string_agg(pubname, ',') from pg_publication";
+    assert_eq!(world.green.value(publications).await.unwrap(), "theirs");
     let sums =
         "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)";
     assert_eq!(world.green.value(sums).await.unwrap(), "t");

@@ -1,6 +1,6 @@
 //! The end of a replication: in good order after a cutover, or before its time.
 
-use super::{ENDED, Link, origin, subscription};
+use super::{ENDED, Link, origin};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::steps::Context;
@@ -20,14 +20,6 @@ pub async fn end(cx: &Context, link: &Link) -> Result<()> {
     }
     failpoint::hit(failpoint::REPLICATE_ENDED);
     Ok(())
-}
-
-/// Whether its subscription is gone, as after a cutover.
-///
-/// # Errors
-/// What the server says.
-pub async fn lost(cx: &Context, link: &Link) -> Result<bool> {
-    Ok(subscription::find(&cx.reader(&link.to).await?, &link.name).await?.is_none())
 }
 
 /// Ends it before its time, and remembers why.

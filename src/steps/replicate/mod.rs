@@ -25,7 +25,7 @@ use crate::postgres::{Session, TableName};
 use crate::problem::Problems;
 use crate::value::{Duration, EnvString, Secret};
 use async_trait::async_trait;
-pub use end::{end, lost};
+pub use end::end;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
