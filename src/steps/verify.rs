@@ -4,6 +4,7 @@
 //! one at two points in time, when an earlier step recorded a baseline. Each side answers from one snapshot,
 //! read-only. A check that compares nothing is an error, because it could not fail.
 
+pub mod agreed;
 pub mod checksum;
 pub mod contents;
 pub mod cut;
@@ -26,6 +27,7 @@ use crate::failpoint;
 use crate::postgres::{TableName, sql};
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
+use agreed::Agreed;
 use async_trait::async_trait;
 use checksum::Sessions;
 use evaluate::{Baseline, Findings};
@@ -341,6 +343,7 @@ impl StepKind for Verify {
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
         cx.forget(PASSED).await?;
+        Agreed::forget(cx).await?;
         if let (Before::Database(database), true) = (&self.before, self.record) {
             let mut session = cx.writer(database).await?;
             let tx = session.transaction().await?;
@@ -477,7 +480,15 @@ impl Verify {
         let timeout = self.statement_timeout.unwrap_or(TIMEOUT).0;
         let sessions = Sessions::Moving { databases: &databases, names: (before, after), timeout };
         let within = self.retries.map_or(SETTLE, |r| r.within).0;
-        contents::moving(cx, sums, sessions, self.jobs(), before, (fence.as_mut(), within)).await
+        let evidence = agreed::evidence(&databases, (before, after), true).await?;
+        let found =
+            contents::moving(cx, sums, sessions, self.jobs(), before, (fence.as_mut(), within), &evidence)
+                .await?;
+        if !found.iter().all(TableFound::equal) {
+            // What will be done about it may touch anything.
+            Agreed::forget(cx).await?;
+        }
+        Ok(found)
     }
 
     async fn open(&self, cx: &Context, database: &str) -> Result<Side> {

@@ -31,3 +31,4 @@ mod support;
 mod verify;
 mod verify_checksums;
 mod verify_moving;
+mod verify_resume;

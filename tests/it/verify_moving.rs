@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use handover::Result;
 use handover::steps::Context;
 use handover::steps::verify::Checksums;
+use handover::steps::verify::agreed::Evidence;
 use handover::steps::verify::checksum::Sessions;
 use handover::steps::verify::contents;
 use handover::steps::verify::fence::Fence;
@@ -140,7 +141,17 @@ async fn compare(cx: &Context, it: &Replication, rows: u32, within: u64) -> Vec<
     let sums = Checksums { chunk_rows: Some(rows), ..Checksums::default() };
     let timeout = Duration::from_secs(60);
     let sessions = Sessions::Moving { databases: &cx.databases, names: ("blue", "green"), timeout };
-    contents::moving(cx, &sums, sessions, 2, "blue", (&mut fence, Duration::from_secs(within))).await.unwrap()
+    contents::moving(
+        cx,
+        &sums,
+        sessions,
+        2,
+        "blue",
+        (&mut fence, Duration::from_secs(within)),
+        &Evidence::new(),
+    )
+    .await
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

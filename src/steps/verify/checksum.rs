@@ -4,6 +4,7 @@
 //! which counts duplicates. Several pairs of sessions take pieces from one queue; only pieces that differ are
 //! read again, for their rows.
 
+use super::agreed::Agreed;
 use super::cut::{self, Blocks, Cut, Table};
 use super::found::{Kind, SHOWN, TableFound};
 use super::hash::Hasher;
@@ -23,6 +24,8 @@ use std::time::Duration;
 /// Differing pieces of a table whose rows are searched, at most; and rows that are looked for.
 const SEARCHED: u64 = 1_000;
 const ROWS_SEARCHED: u64 = 1_000_000;
+/// A table of this many pieces is resumed piece by piece, a smaller one is read again.
+const KEPT: usize = 20;
 /// Differing rows of a table that are remembered while it is being written.
 pub const REMEMBERED: usize = 100_000;
 
@@ -103,6 +106,8 @@ enum Unit {
 
 #[derive(Debug)]
 struct Range {
+    /// Its number, if the journal has the boundaries.
+    number: Option<usize>,
     columns: Vec<String>,
     lower: Option<Vec<String>>,
     upper: Option<Vec<String>>,
@@ -132,6 +137,7 @@ pub struct Comparison<'a> {
     planning: AtomicUsize,
     tallies: Vec<Mutex<Tally>>,
     total: (AtomicU64, u64),
+    agreed: &'a Agreed,
     backends: Mutex<(Vec<i32>, Vec<i32>)>,
 }
 
@@ -141,7 +147,13 @@ pub type Compared = (TableFound, Vec<Candidate>);
 impl<'a> Comparison<'a> {
     /// A comparison that was not begun.
     #[must_use]
-    pub fn new(cx: &'a Context, sessions: Sessions<'a>, hasher: Hasher, tables: &'a [Table]) -> Self {
+    pub fn new(
+        cx: &'a Context,
+        sessions: Sessions<'a>,
+        hasher: Hasher,
+        tables: &'a [Table],
+        agreed: &'a Agreed,
+    ) -> Self {
         let mut order: Vec<usize> = (0..tables.len()).collect();
         // Largest first, so that no big one is left for the end.
         order.sort_by_key(|i| std::cmp::Reverse(tables[*i].shapes.0.bytes));
@@ -161,6 +173,7 @@ impl<'a> Comparison<'a> {
             planning: AtomicUsize::new(0),
             tallies: tallies.collect(),
             total: (AtomicU64::new(0), tables.iter().map(|t| t.shapes.0.bytes).sum()),
+            agreed,
             backends: Mutex::default(),
         }
     }
@@ -250,18 +263,27 @@ impl<'a> Comparison<'a> {
 
     async fn plan(&self, pair: &Pair, i: usize) -> Result<()> {
         let table = &self.tables[i];
+        if self.agreed.whole(&table.name) {
+            self.tally(i).found.resumed += 1;
+            self.advance(i, table.shapes.0.bytes);
+            self.cx.unit_done(&table.name.to_string());
+            return Ok(());
+        }
         let units: Vec<Unit> = match &table.cut {
             Cut::Ranges { columns, pieces } => {
-                let bounds = cut::boundaries(&pair.before, table, columns, *pieces).await?;
-                let bytes = table.shapes.0.bytes / (bounds.len() as u64 + 1);
-                let lowers = std::iter::once(None).chain(bounds.iter().cloned().map(Some));
-                let uppers = bounds.iter().cloned().map(Some).chain(std::iter::once(None));
-                lowers
-                    .zip(uppers)
-                    .map(|(lower, upper)| {
-                        Unit::Range(i, Range { columns: columns.clone(), lower, upper, bytes })
-                    })
-                    .collect()
+                let (bounds, kept) = self.boundaries(pair, table, columns, *pieces).await?;
+                let n = bounds.len() + 1;
+                let bytes = table.shapes.0.bytes / n as u64;
+                let done = |n: &usize| kept && self.agreed.piece(&table.name, *n);
+                let resumed = (0..n).filter(done).count() as u64;
+                self.tally(i).found.resumed += resumed;
+                self.advance(i, bytes * resumed);
+                let unit = |n: usize| {
+                    let lower = n.checked_sub(1).and_then(|n| bounds.get(n)).cloned();
+                    let (number, upper) = (kept.then_some(n), bounds.get(n).cloned());
+                    Unit::Range(i, Range { number, columns: columns.clone(), lower, upper, bytes })
+                };
+                (0..n).filter(|n| !done(n)).map(unit).collect()
             }
             Cut::Blocks { pieces, .. } => {
                 let n = pieces.0.len().max(pieces.1.len());
@@ -281,6 +303,27 @@ impl<'a> Comparison<'a> {
             queue.push_front(unit);
         }
         Ok(())
+    }
+
+    /// Where a table is cut, and whether the journal knows.
+    async fn boundaries(
+        &self,
+        pair: &Pair,
+        table: &Table,
+        columns: &[String],
+        pieces: u64,
+    ) -> Result<(Vec<Vec<String>>, bool)> {
+        if let Some(kept) = self.agreed.boundaries(&table.name)?
+            && kept.iter().all(|bound| bound.len() == columns.len())
+        {
+            return Ok((kept, true));
+        }
+        let bounds = cut::boundaries(&pair.before, table, columns, pieces).await?;
+        let keep = bounds.len() >= KEPT;
+        if keep {
+            self.agreed.keep_boundaries(&table.name, &bounds).await?;
+        }
+        Ok((bounds, keep))
     }
 
     async fn range(&self, pair: &Pair, i: usize, range: &Range) -> Result<()> {
@@ -309,7 +352,10 @@ impl<'a> Comparison<'a> {
             self.narrow(pair, i, (&sources.0, &sources.1)).await?;
         }
         self.advance(i, range.bytes);
-        self.close_unit(i);
+        if equal && range.number.is_some() {
+            self.agreed.add(&table.name, range.number, range.bytes).await?;
+        }
+        self.close_unit(i).await?;
         failpoint::hit(failpoint::VERIFY_CHUNK);
         Ok(())
     }
@@ -360,8 +406,7 @@ impl<'a> Comparison<'a> {
         if moving {
             tokio::try_join!(pair.before.query("commit", &[]), pair.after.query("commit", &[]))?;
         }
-        self.close_unit(i);
-        Ok(())
+        self.close_unit(i).await
     }
 
     async fn sums(
@@ -411,12 +456,22 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn close_unit(&self, i: usize) {
-        let mut tally = self.tally(i);
-        tally.units_left -= 1;
-        if tally.units_left == 0 {
+    /// A unit is done; with the last one all of its table is.
+    async fn close_unit(&self, i: usize) -> Result<()> {
+        let agreed = {
+            let mut tally = self.tally(i);
+            tally.units_left -= 1;
+            if tally.units_left > 0 {
+                return Ok(());
+            }
             self.cx.unit_done(&tally.found.table);
+            tally.found.differed == 0
+        };
+        if agreed {
+            let table = &self.tables[i];
+            self.agreed.add(&table.name, None, table.shapes.0.bytes).await?;
         }
+        Ok(())
     }
 
     /// Moves the bars.

@@ -1,7 +1,8 @@
 //! The content of tables: summed, and where it differs judged by whether anybody may be writing.
 
+use super::agreed::{Agreed, Evidence};
 use super::checksum::{Comparison, Pair, Sessions};
-use super::cut::Table;
+use super::cut::{Cut, Table};
 use super::fence::Fence;
 use super::found::{self, Kind, TableFound};
 use super::hash::Hasher;
@@ -55,9 +56,11 @@ pub async fn frozen(
     sessions: Sessions<'_>,
     jobs: usize,
     before_name: &str,
-) -> Result<Vec<TableFound>> {
+    evidence: &Evidence,
+) -> Result<(Vec<TableFound>, Agreed)> {
     let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
-    let compared = Comparison::new(cx, sessions, hasher, &tables).run(jobs).await?;
+    let agreed = read_agreed(cx, &tables, evidence)?;
+    let compared = Comparison::new(cx, sessions, hasher, &tables, &agreed).run(jobs).await?;
     for (table, (mut found, candidates)) in tables.iter().zip(compared) {
         let keyed = !table.key.is_empty();
         let few: Vec<(Candidate, Kind)> = candidates
@@ -72,7 +75,18 @@ pub async fn frozen(
         broken.push(found);
     }
     broken.sort_by(|a, b| a.table.cmp(&b.table));
-    Ok(broken)
+    Ok((broken, agreed))
+}
+
+/// What earlier attempts agreed on, of tables that are cut the same way as then.
+fn read_agreed(cx: &Context, tables: &[Table], evidence: &Evidence) -> Result<Agreed> {
+    let mut evidence = evidence.clone();
+    for table in tables {
+        if let (Some(text), Cut::Ranges { columns, .. }) = (evidence.get_mut(&table.name), &table.cut) {
+            text.push_str(&columns.join(","));
+        }
+    }
+    Agreed::read(cx, evidence, tables.iter().map(|t| t.shapes.0.bytes).sum())
 }
 
 /// Compares what is being written before and follows after; rows that differ are looked at again for `within`.
@@ -88,8 +102,10 @@ pub async fn moving(
     jobs: usize,
     before_name: &str,
     (fence, within): (&mut dyn Fence, Duration),
+    evidence: &Evidence,
 ) -> Result<Vec<TableFound>> {
     let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
+    let agreed = read_agreed(cx, &tables, evidence)?;
     if fence.proves() {
         // What is far behind differs everywhere.
         fence.pass().await?;
@@ -101,7 +117,7 @@ pub async fn moving(
     let mut wanted: Vec<usize> = (0..tables.len()).collect();
     while !wanted.is_empty() {
         let some: Vec<Table> = wanted.iter().filter_map(|i| tables.get(*i).cloned()).collect();
-        let compared = Comparison::new(cx, sessions, hasher, &some).run(jobs).await?;
+        let compared = Comparison::new(cx, sessions, hasher, &some, &agreed).run(jobs).await?;
         failpoint::hit(failpoint::VERIFY_SUMMED);
         // Reading large tables takes what it takes; the time is for what differed.
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + within);

@@ -1,5 +1,6 @@
 //! Evaluating a verification: everything on both sides once, against each other or against a baseline.
 
+use super::agreed::{self, Agreed, Evidence};
 use super::checksum::Sessions;
 use super::contents;
 use super::found::TableFound;
@@ -15,7 +16,8 @@ use crate::steps::Context;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 /// A baseline's record of what it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,13 +90,39 @@ impl Verify {
         let Some(after_name) = &self.after else {
             return Err(Error::internal("a verification without a side after"));
         };
-        let after = self.open(cx, after_name).await?;
-        match &self.before {
-            Before::Database(name) => {
-                let before = self.open(cx, name).await?;
-                self.compare_databases(cx, (&before, name), (&after, after_name), sums).await
+        let name = match &self.before {
+            Before::Database(name) => name,
+            Before::Recorded(recorded) => {
+                let after = self.open(cx, after_name).await?;
+                return self.compare_recorded(cx, recorded, &after, after_name).await;
             }
-            Before::Recorded(recorded) => self.compare_recorded(cx, recorded, &after, after_name).await,
+        };
+        let databases = cx.databases.labelled(cx.step.as_str());
+        loop {
+            // Before the snapshots: what is written in between counts as written later, and is read again.
+            let evidence = match sums {
+                Some(_) => agreed::evidence(&databases, (name, after_name), false).await?,
+                None => Evidence::new(),
+            };
+            let looked = Instant::now();
+            let after = self.open(cx, after_name).await?;
+            let before = self.open(cx, name).await?;
+            let (found, agreed) = self
+                .compare_databases(cx, (&before, name), (&after, after_name), sums.map(|s| (s, &evidence)))
+                .await?;
+            let resumed: BTreeSet<String> =
+                found.tables.iter().filter(|t| t.resumed > 0).map(|t| t.table.clone()).collect();
+            let Some(agreed) = agreed.filter(|_| !resumed.is_empty()) else { return Ok(found) };
+            cx.sleep(agreed::COUNTED.saturating_sub(looked.elapsed())).await?;
+            if agreed.holds(&resumed, &agreed::evidence(&databases, (name, after_name), false).await?) {
+                cx.note(format!(
+                    "of {} tables, what had agreed before the interruption was not read again: they were not written since, by the servers' count",
+                    resumed.len()
+                ));
+                return Ok(found);
+            }
+            cx.note("tables were written since the interruption, so everything is read again");
+            Agreed::forget(cx).await?;
         }
     }
 
@@ -103,13 +131,16 @@ impl Verify {
         cx: &Context,
         (before, before_name): (&Side, &str),
         (after, after_name): (&Side, &str),
-        sums: Option<&Checksums>,
-    ) -> Result<Findings> {
+        sums: Option<(&Checksums, &Evidence)>,
+    ) -> Result<(Findings, Option<Agreed>)> {
         let mut found = Findings::default();
-        if let Some(sums) = sums {
+        let mut agreed = None;
+        if let Some((sums, evidence)) = sums {
             let sessions = Sessions::Frozen(before, after);
-            let compared = contents::frozen(cx, sums, sessions, self.jobs(), before_name).await?;
+            let (compared, then) =
+                contents::frozen(cx, sums, sessions, self.jobs(), before_name, evidence).await?;
             found.add(&compared);
+            agreed = Some(then);
             found.moments = vec![before.moment.clone(), after.moment.clone()];
             failpoint::hit(failpoint::VERIFY_COMPARED);
         }
@@ -154,7 +185,7 @@ impl Verify {
             cx.unit_done(&invariant.name);
             failpoint::hit(failpoint::VERIFY_COMPARED);
         }
-        Ok(found)
+        Ok((found, agreed))
     }
 
     pub(super) async fn compare_recorded(
