@@ -5,9 +5,11 @@
 //! read-only. A check that compares nothing is an error, because it could not fail.
 
 pub mod agreed;
+mod check;
 pub mod checksum;
 pub mod contents;
 pub mod cut;
+mod describe;
 mod evaluate;
 pub mod fence;
 pub mod found;
@@ -24,7 +26,7 @@ use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::postgres::{TableName, sql};
+use crate::postgres::TableName;
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
 use agreed::Agreed;
@@ -262,6 +264,20 @@ impl StepKind for Verify {
         if self.checksums.is_some() {
             out.action("compare checksums of tables, computed by both servers, which reads each table once");
         }
+        if let (Some(sums), Before::Database(before), Some(after)) =
+            (&self.checksums, &self.before, &self.after)
+        {
+            out.action(match (replicate::between(cx, before, after), self.retries) {
+                (Some(link), _) => format!(
+                    "while step `{}` replicates, look at rows that differ again behind marks in its stream, until they agree or are certain to differ",
+                    link.step
+                ),
+                (None, Some(_)) => "look at rows that differ again, as long as `retries` says".to_owned(),
+                (None, None) => "hold one point in time of each side until all is read: every difference is one".to_owned(),
+            });
+            let (before, after) = tokio::try_join!(cx.reader(before), cx.reader(after))?;
+            describe::describe(sums, (&before, &after), self.jobs(), &mut out).await?;
+        }
         for invariant in &self.invariants {
             out.action(format!("{verb} {}", invariant.name));
         }
@@ -355,83 +371,6 @@ impl StepKind for Verify {
 }
 
 impl Verify {
-    fn check_recorded(&self, cx: &CheckContext<'_>, recorded: &Recorded, problems: &mut Problems) {
-        let path = ["before", "from_step"];
-        if self.record {
-            problems
-                .error(["record"], "a baseline is recorded from a database")
-                .hint("name one with `before`");
-        }
-        let earlier: Vec<(&StepId, &Verify)> = super::of_kind::<Verify>(cx.earlier()).collect();
-        let Some((_, step)) = earlier.iter().find(|(id, step)| **id == recorded.from_step && step.record)
-        else {
-            let known: Vec<&str> =
-                earlier.iter().filter(|(_, s)| s.record).map(|(id, _)| id.as_str()).collect();
-            problems
-                .error(path, format!("no earlier step `{}` records a baseline", recorded.from_step))
-                .hint(match known.as_slice() {
-                    [] => "add a `verify` step with `record: true` before this one".to_owned(),
-                    known => format!("steps that do: {}", known.join(", ")),
-                });
-            return;
-        };
-        if self.counts_tables() && !step.counts_tables() {
-            problems
-                .error(["row_counts"], format!("step `{}` records no row counts", recorded.from_step))
-                .hint("add `row_counts` there as well");
-        }
-        for (i, invariant) in self.invariants.iter().enumerate() {
-            let at = [Segment::from("invariants"), i.into(), "name".into()];
-            match step.invariants.iter().find(|o| o.name == invariant.name) {
-                None => {
-                    problems
-                        .error(at, format!("step `{}` records no `{}`", recorded.from_step, invariant.name))
-                        .hint("add it there under the same name");
-                }
-                Some(other) if other.key != invariant.key || other.matching() != invariant.matching() => {
-                    problems
-                        .error(
-                            at,
-                            format!(
-                                "`{}` has another key or order in step `{}`",
-                                invariant.name, recorded.from_step
-                            ),
-                        )
-                        .hint("give `key`, `ordered` and `tolerance` in both steps alike");
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn check_invariant(&self, i: usize, invariant: &Invariant, problems: &mut Problems) {
-        let at = |field: &str| [Segment::from("invariants"), i.into(), field.into()];
-        let recorded = matches!(self.before, Before::Recorded(_));
-        if invariant.before.is_none() && (!recorded || invariant.after.is_none()) {
-            problems
-                .error(at("name"), format!("`{}` has no query", invariant.name))
-                .hint("write `before: \"select …\"`; `after` is the same unless given");
-        }
-        for (field, text) in [("before", &invariant.before), ("after", &invariant.after)] {
-            let Some(text) = text else { continue };
-            let statements = sql::statements(text);
-            let first = statements.first().map(|s| s.trim_start().to_lowercase()).unwrap_or_default();
-            if statements.len() != 1
-                || !["select", "with", "table", "values", "("].iter().any(|w| first.starts_with(w))
-            {
-                problems.error(at(field), "an invariant is one query").hint("write one SELECT");
-            }
-        }
-        if invariant.ordered && !invariant.key.is_empty() {
-            problems
-                .error(at("ordered"), "rows are found either by their key or by their place")
-                .hint("remove `key` or `ordered`");
-        }
-        if invariant.tolerance.is_some_and(|t| !t.is_finite() || t < 0.0) {
-            problems.error(at("tolerance"), "a tolerance is 0 or more").hint("write a number such as 0.01");
-        }
-    }
-
     fn counts_tables(&self) -> bool {
         !matches!(self.row_counts, None | Some(RowCounts::All(false)))
     }

@@ -232,3 +232,29 @@ fn steps_that_could_not_fail_are_found_before_they_run() {
         assert!(message.contains("one query"), "{query}: {message}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_says_how_tables_would_be_cut_and_how_long_it_takes() {
+    let (_blue, green, cx) = pair().await;
+    green.execute("drop table part").await;
+    let step = json!({ "before": "blue", "after": "green", "checksums": { "chunk_rows": 100 }, "jobs": 2 });
+    let said = kind("verify", step).describe(&cx).await.unwrap();
+    let text = format!("{}\n{}", said.actions.join("\n"), said.warnings.join("\n"));
+    for expected in [
+        "sum table token on both sides, in about 10 ranges of id: 1 MB, about 1000 rows",
+        "sum table keyless on both sides, by block in 1 pieces, in 256 buckets by a hash of the row",
+        "table keyless has no key",
+        "there is no table part on green",
+        "every difference is one",
+    ] {
+        assert!(text.contains(expected), "{expected} in\n{text}");
+    }
+    let estimate = said.estimate.unwrap();
+    assert!(
+        estimate.contains(" MB/s, which is what ") && estimate.contains("first blocks of token"),
+        "{estimate}"
+    );
+    let missing = json!({ "before": "blue", "after": "green", "checksums": { "tables": ["absent"] } });
+    let said = kind("verify", missing).describe(&cx).await.unwrap();
+    assert_eq!(said.blockers, ["there is no table absent to compare"]);
+}
