@@ -565,7 +565,7 @@ async fn a_write_that_nobody_captured_stops_the_cutover_before_the_pause() {
     assert!(
         ended
             .stderr
-            .contains("written to since the copy, and not captured: setting; made after the copy: invoice"),
+            .contains("written to since the copy, and neither captured nor replicated: setting; made after the copy: invoice"),
         "{ended}"
     );
     assert!(ended.stderr.contains("except"), "{ended}");

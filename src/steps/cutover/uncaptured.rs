@@ -124,7 +124,7 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     }
     Err(Error::new(Class::Invariant, format!("the new side would lack what is in tables {}", text.join("; ")))
         .on_database(blue.database())
-        .hint("nothing was paused and the old side serves on. `handover rollback`, add these tables to `capture`, and run again; or list them under the cutover's `except:` if what was written there may be lost"))
+        .hint("nothing was paused and the old side serves on. `handover rollback`, add these tables to `capture` (or a `replicate` behind the copy), and run again; or list them under the cutover's `except:` if what was written there may be lost"))
 }
 
 /// Refuses when large objects were made since they were copied: nothing captures or replicates them, and no lock
