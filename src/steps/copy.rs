@@ -12,6 +12,7 @@ pub mod data;
 pub mod dump;
 pub mod large_objects;
 pub mod preflight;
+pub mod rights;
 pub mod schema;
 pub mod source;
 pub mod state;
@@ -419,6 +420,7 @@ impl Copy {
             writes: source.writes.clone(),
             server_started: source.server_started.clone(),
         };
+        rights::remember(&tx, cx).await?;
         tx.save_checkpoint(cx.run, &cx.step, state::STATE, &state).await?;
         tx.commit().await?;
         Ok((state, before))
@@ -501,8 +503,8 @@ impl Copy {
             .query(
                 &format!(
                     "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                     where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't' and {}
-                     order by 1, 2",
+                     where {} and {} order by 1, 2",
+                    catalog::analyzable(),
                     catalog::USER_SCHEMAS
                 ),
                 &[],
@@ -580,8 +582,12 @@ impl Copy {
         for (i, table) in state.tables.iter().enumerate() {
             cx.proceed()?;
             cx.progress("count", i as u64, Some(state.tables.len() as u64), crate::event::Measure::Items);
-            let sent = loaded.iter().find(|l| l.table == table.name).map_or(0, |l| l.rows);
-            let sql = format!("select count(*) from only {}", table.name.sql());
+            // Rows that were given to a root may be in any of its partitions.
+            let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
+            let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
+            let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
+            let only = format!("only {}", table.name.sql());
+            let sql = format!("select count(*) from {}", table.root.as_ref().map_or(only, TableName::sql));
             let there = green.query_one(&sql, &[]).await?.get::<_, i64>(0).unsigned_abs();
             if there != sent {
                 return Err(Error::data(format!("table {} has {there} rows, and {sent} were copied", table.name))

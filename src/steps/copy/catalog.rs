@@ -23,11 +23,14 @@ pub fn relations(kinds: &str) -> String {
     )
 }
 
-/// Tables with rows of their own: schema, name, columns, whether binary, sizes.
+/// Tables with rows of their own: schema, name, columns, whether binary, sizes, schema and name of the root.
 ///
 /// Binary rows carry the oids of user-defined types inside arrays and composites, and oids of objects in the
 /// `reg…` types; both differ between servers. So rows are binary only where every column's type is one that
 /// initdb makes with a fixed oid (below 10000), or an enum, or a domain over such.
+///
+/// The last two columns name a hash-partitioned table above this one, if its key may hash differently on the
+/// target: an enum's value hashes by its oid. Which partition a row belongs to is then the target's to say.
 #[must_use]
 pub fn tables() -> String {
     format!(
@@ -52,9 +55,34 @@ pub fn tables() -> String {
                          '{{}}'::text[]),
                 not exists (select from textual where textual.relid = rel.oid),
                 pg_table_size(rel.oid),
-                pg_relation_size(rel.oid) / current_setting('block_size')::bigint
-         from rel order by 5 desc, 1, 2",
+                pg_relation_size(rel.oid) / current_setting('block_size')::bigint,
+                root.schema, root.name
+         from rel left join lateral (
+             select rn.nspname::text as schema, r.relname::text as name
+             from pg_partition_ancestors(rel.oid) with ordinality a (relid, level)
+             join pg_partitioned_table p on p.partrelid = a.relid
+             join pg_class r on r.oid = a.relid join pg_namespace rn on rn.oid = r.relnamespace
+             where p.partstrat = 'h' and exists (
+                 select from unnest(p.partattrs::int2[]) k left join pg_attribute t on t.attrelid = r.oid and t.attnum = k
+                 where k = 0 or t.atttypid >= 10000)
+             order by a.level desc limit 1) root on true order by 5 desc, 1, 2",
         member = no_member("pg_class", "c.oid")
+    )
+}
+
+/// Whether ANALYZE of a relation `c` is the one that covers it: a partitioned table's includes its partitions.
+/// Tables with a foreign table below are not analyzed (it would be asked for a sample over the network, or not
+/// answer); what is below those is, piece by piece.
+#[must_use]
+pub fn analyzable() -> String {
+    let above_foreign = "with recursive up (oid) as (
+             select i.inhparent from pg_inherits i join pg_class k on k.oid = i.inhrelid where k.relkind = 'f'
+             union select i.inhparent from up join pg_inherits i on i.inhrelid = up.oid)
+         select oid from up";
+    format!(
+        "c.relkind in ('r', 'p') and c.relpersistence <> 't' and c.oid not in ({above_foreign})
+         and (not c.relispartition or exists (
+             select from pg_partition_ancestors(c.oid) a (oid) where a.oid <> c.oid and a.oid in ({above_foreign})))"
     )
 }
 
@@ -119,7 +147,7 @@ const CREATABLE: &[(&str, &str)] = &[
     ("pg_extension", "true"),
     ("pg_language", "true"),
     ("pg_class", "o.relkind in ('r', 'p', 'v', 'm', 'S', 'f')"),
-    ("pg_type", "o.typtype in ('b', 'c', 'd', 'e', 'r')"),
+    ("pg_type", "o.typtype in ('b', 'c', 'd', 'e', 'r', 'p')"),
     ("pg_proc", "true"),
     ("pg_operator", "true"),
     ("pg_opclass", "true"),

@@ -1,7 +1,7 @@
 //! What a copy made on green, and taking exactly that away again.
 
 use super::state::{Created, State};
-use super::{catalog, large_objects, state};
+use super::{catalog, large_objects, rights, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, Tx};
@@ -53,7 +53,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
             .query(
                 "select o.class, o.oid from unnest($1::oid[], $2::oid[]) as o (class, oid)
                  where (o.class = 'pg_catalog.pg_namespace'::regclass) = $3
-                 order by o.class = 'pg_catalog.pg_class'::regclass desc, o.oid desc",
+                 order by o.class = 'pg_catalog.pg_event_trigger'::regclass desc, o.class = 'pg_catalog.pg_class'::regclass desc, o.oid desc",
                 &[
                     &ours.iter().map(|o| o.0).collect::<Vec<u32>>(),
                     &ours.iter().map(|o| o.1).collect::<Vec<u32>>(),
@@ -74,6 +74,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
         }
     }
     dropped += large_objects::discard(cx, session).await?;
+    rights::restore(cx, session).await?;
     let tx = session.transaction().await?;
     tx.forget_checkpoints(cx.run, &cx.step).await?;
     tx.commit().await?;

@@ -181,6 +181,7 @@ fn statements(table: &Table, chunk: Chunk) -> (String, String) {
             chunk.from
         )
     };
+    let name = table.root.as_ref().unwrap_or(&table.name).sql();
     (read, format!("copy {name}{list} from stdin (format {format})"))
 }
 
@@ -215,6 +216,7 @@ mod tests {
     fn generated_and_missing_columns_are_left_out() {
         let mut table = Table {
             name: TableName::new("s", "a\"b"),
+            root: None,
             columns: vec!["id".into(), "od\"d".into()],
             binary: true,
             bytes: 1,

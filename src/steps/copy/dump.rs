@@ -156,7 +156,45 @@ fn parse(text: &str) -> Result<Dump> {
         }
         entries.push(entry(header, sql).ok_or_else(|| odd(header.first().copied().unwrap_or_default()))?);
     }
-    Ok(Dump { settings, entries })
+    Ok(Dump { settings, entries: arranged(entries) })
+}
+
+/// Puts each schema's grants right after the schema: pg_dump has grants last, but a role that is no superuser
+/// may give a table to its owner only when that owner may create in the schema already. And who granted is acted
+/// as by SET ROLE, which a member may do; SET SESSION AUTHORIZATION is for superusers.
+fn arranged(entries: Vec<Entry>) -> Vec<Entry> {
+    let of_schema = |e: &Entry| e.kind == "ACL" && e.name.starts_with("SCHEMA ");
+    let (mut grants, others): (Vec<Entry>, Vec<Entry>) = entries
+        .into_iter()
+        .map(|mut e| {
+            if e.kind.ends_with("ACL") {
+                e.sql = e
+                    .sql
+                    .lines()
+                    .map(|line| match line.strip_prefix("SET SESSION AUTHORIZATION ") {
+                        Some(role) => format!("SET ROLE {role}"),
+                        None if line == "RESET SESSION AUTHORIZATION;" => "RESET ROLE;".into(),
+                        None => line.into(),
+                    })
+                    .collect::<Vec<_>>()
+                    .join("\n");
+            }
+            e
+        })
+        .partition(of_schema);
+    let mut out = Vec::with_capacity(grants.len() + others.len());
+    // Grants on a schema that the dump does not create (`public`) can come first.
+    let created = |id: &i64| others.iter().any(|e| e.id == *id && e.kind == "SCHEMA");
+    let (later, first) = grants.drain(..).partition(|e| e.depends.iter().any(created));
+    out.extend::<Vec<Entry>>(first);
+    grants = later;
+    for entry in others {
+        let id = entry.id;
+        out.push(entry);
+        out.extend(grants.extract_if(.., |e| e.depends.contains(&id)));
+    }
+    out.extend(grants);
+    out
 }
 
 fn entry(header: &[&str], sql: &str) -> Option<Entry> {

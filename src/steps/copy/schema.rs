@@ -46,6 +46,7 @@ pub fn split(dump: Dump) -> (String, Vec<Entry>, Vec<Entry>) {
     for entry in dump.entries {
         // A comment on an index follows the index.
         if AFTER.contains(&entry.kind.as_str())
+            || takes_from_owner(&entry)
             || entry.depends.iter().any(|id| late.contains(id)) && entry.class == 0
         {
             late.insert(entry.id);
@@ -55,6 +56,12 @@ pub fn split(dump: Dump) -> (String, Vec<Entry>, Vec<Entry>) {
         }
     }
     (dump.settings, before, after)
+}
+
+/// Grants that leave an owner less than all rights: they would keep the owner's members from loading the rows.
+fn takes_from_owner(entry: &Entry) -> bool {
+    let revoke = |line: &str| line.starts_with("REVOKE ") && !line.ends_with(" FROM PUBLIC;");
+    entry.kind == "ACL" && entry.sql.lines().any(revoke)
 }
 
 /// Drops entries, and the comments and grants that hang on them.

@@ -262,7 +262,16 @@ pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Ta
         let (bytes, blocks) = (row.get::<_, i64>(4).unsigned_abs(), row.get::<_, i64>(5).unsigned_abs());
         // Before Postgres 14 a condition on ctid reads the whole table.
         let pieces = if major >= 14 { bytes.div_ceil(chunk).clamp(1, blocks.max(1)) } else { 1 };
-        out.push(Table { name, columns: row.get(2), binary: row.get(3), bytes, chunks: cut(blocks, pieces) });
+        let root = row.get::<_, Option<String>>(6).zip(row.get::<_, Option<String>>(7));
+        let root = root.map(|(schema, table)| TableName::new(schema, table));
+        out.push(Table {
+            name,
+            root,
+            columns: row.get(2),
+            binary: row.get(3),
+            bytes,
+            chunks: cut(blocks, pieces),
+        });
     }
     Ok(out)
 }

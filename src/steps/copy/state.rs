@@ -65,6 +65,11 @@ pub struct Table {
     pub columns: Vec<String>,
     /// Whether its rows travel in binary form.
     pub binary: bool,
+    /// The partitioned table that its rows are given to on green, where the source's partition is not the
+    /// target's: rows of any table with this root may land in any other, so none of them may be emptied or
+    /// loaded frozen.
+    #[serde(default)]
+    pub root: Option<TableName>,
     /// Its size on blue with what is stored out of line.
     pub bytes: u64,
     /// Ranges of blocks, from and up to (none: to the end); one range without bounds is the whole table.

@@ -50,7 +50,7 @@ pub async fn snapshot(database: &Database) -> String {
             &format!(
                 "select n.nspname, c.relname, c.relkind = 'S', format('%I.%I', n.nspname, c.relname)
                  from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where c.relkind in ('r', 'm', 'S') and {USER_SCHEMA} order by 1, 2"
+                 where c.relkind in ('r', 'm', 'S') and c.relispopulated and {USER_SCHEMA} order by 1, 2"
             ),
             &[],
         )

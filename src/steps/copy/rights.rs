@@ -1,0 +1,131 @@
+//! What a dump changes of things that were there before it: grants, owner and comment of schemas such as
+//! `public`, and default privileges. Remembered before the copy, put back by its undo.
+
+use super::state::states;
+use crate::error::Result;
+use crate::event::StepId;
+use crate::postgres::{Session, Tx, quote_literal};
+use crate::steps::Context;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use tokio_postgres::types::Json;
+
+/// The unit that remembers.
+const UNIT: &str = "rights";
+
+/// Who holds what, as SQL quotes it: grantee, privilege, and whether they may pass it on.
+type Grant = (String, String, bool);
+
+/// Something that grants speak of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Holding {
+    /// `schema` and its name, or the words of ALTER DEFAULT PRIVILEGES up to the verb.
+    of: String,
+    /// What grants are ON: `SCHEMA "public"`, `TABLES`.
+    on: String,
+    /// Owner of a schema.
+    owner: Option<String>,
+    /// Comment of a schema.
+    comment: Option<String>,
+    grants: BTreeSet<Grant>,
+    /// What there is when nothing is recorded.
+    usual: BTreeSet<Grant>,
+}
+
+async fn look(tx: &Tx<'_>) -> Result<Vec<Holding>> {
+    let grants = |acl: &str| {
+        format!(
+            "coalesce((select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+                case when x.grantee = 0 then 'public' else x.grantee::pg_catalog.regrole::text end,
+                x.privilege_type, x.is_grantable)) from pg_catalog.aclexplode({acl}) x), '[]')"
+        )
+    };
+    let sql = format!(
+        "select '', pg_catalog.format('schema %I', n.nspname), n.nspowner::pg_catalog.regrole::text,
+                pg_catalog.obj_description(n.oid, 'pg_namespace'),
+                {}, '[]'::jsonb
+         from pg_catalog.pg_namespace n where n.nspname !~ '^pg_|^information_schema$|^handover'
+         union all
+         select pg_catalog.format('alter default privileges for role %s%s ', d.defaclrole::pg_catalog.regrole,
+                    case when d.defaclnamespace <> 0 then pg_catalog.format(' in schema %s', d.defaclnamespace::pg_catalog.regnamespace) else '' end),
+                case d.defaclobjtype when 'r' then 'tables' when 'S' then 'sequences' when 'f' then 'functions'
+                    when 'T' then 'types' when 'n' then 'schemas' else 'large objects' end,
+                null, null, {}, case when d.defaclnamespace <> 0 then '[]' else {} end
+         from pg_catalog.pg_default_acl d",
+        grants("coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))"),
+        grants("d.defaclacl"),
+        grants(
+            "pg_catalog.acldefault(case when d.defaclobjtype = 'S' then 's' else d.defaclobjtype end, d.defaclrole)"
+        ),
+    );
+    let rows = tx.query(&sql, &[]).await?;
+    let set = |Json(grants): Json<Vec<Grant>>| grants.into_iter().collect();
+    Ok(rows
+        .iter()
+        .map(|row| Holding {
+            of: row.get(0),
+            on: row.get(1),
+            owner: row.get(2),
+            comment: row.get(3),
+            grants: set(row.get(4)),
+            usual: set(row.get(5)),
+        })
+        .collect())
+}
+
+/// Writes down how things are.
+///
+/// # Errors
+/// What the server says.
+pub async fn remember(tx: &Tx<'_>, cx: &Context) -> Result<()> {
+    let now = look(tx).await?;
+    tx.save_checkpoint(cx.run, &cx.step, UNIT, &now).await
+}
+
+/// Puts back what differs from what was remembered.
+///
+/// # Errors
+/// What the server says.
+pub async fn restore(cx: &Context, session: &mut Session) -> Result<()> {
+    let step: &StepId = &cx.step;
+    let Some(before) = states::<Vec<Holding>>(session, cx.run, step, UNIT).await?.pop() else {
+        return Ok(());
+    };
+    let tx = session.transaction().await?;
+    let mut sql = String::new();
+    for now in look(&tx).await? {
+        let was = before.iter().find(|b| b.of == now.of && b.on == now.on);
+        match was {
+            Some(was) => back(&mut sql, &now, was),
+            // New default privileges go back to what holds without; new schemas are dropped elsewhere.
+            None if !now.of.is_empty() => {
+                back(&mut sql, &now, &Holding { grants: now.usual.clone(), ..now.clone() });
+            }
+            None => {}
+        }
+    }
+    if !sql.is_empty() {
+        tx.batch(&sql).await?;
+    }
+    tx.commit().await
+}
+
+/// Statements that lead from one to the other.
+fn back(sql: &mut String, now: &Holding, was: &Holding) {
+    if let (Some(there), Some(owner)) = (&now.owner, &was.owner)
+        && there != owner
+    {
+        sql.push_str(&format!("alter {} owner to {owner};\n", now.on));
+    }
+    if now.comment != was.comment {
+        let text = was.comment.as_ref().map_or("null".to_owned(), |c| quote_literal(c));
+        sql.push_str(&format!("comment on {} is {text};\n", now.on));
+    }
+    for (grantee, privilege, _) in now.grants.difference(&was.grants) {
+        sql.push_str(&format!("{}revoke {privilege} on {} from {grantee};\n", now.of, now.on));
+    }
+    for (grantee, privilege, option) in was.grants.difference(&now.grants) {
+        let option = if *option { " with grant option" } else { "" };
+        sql.push_str(&format!("{}grant {privilege} on {} to {grantee}{option};\n", now.of, now.on));
+    }
+}
