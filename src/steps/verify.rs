@@ -2,7 +2,8 @@
 //!
 //! Row counts, checksums and the plan's own queries are evaluated before and after – on two databases, or on
 //! one at two points in time, when an earlier step recorded a baseline. Each side answers from one snapshot,
-//! read-only. A check that compares nothing is an error, because it could not fail.
+//! read-only; only the content of tables that are written and replicated meanwhile is compared row by row until
+//! it agrees. A check that compares nothing is an error, because it could not fail.
 
 pub mod agreed;
 mod check;
@@ -74,11 +75,11 @@ pub struct Verify {
     /// Queries whose results must be the same before and after.
     #[serde(default)]
     pub invariants: Vec<Invariant>,
-    /// Evaluates again until everything is equal, for a side that lags behind.
+    /// Looks again at what differs, for a side that lags behind without a `replicate` step.
     pub retries: Option<Retries>,
     /// For each query; 30 minutes unless given.
     pub statement_timeout: Option<Duration>,
-    /// Tables compared at once; 2 unless given.
+    /// Sessions on each side that count and sum tables; 2 unless given.
     #[schemars(range(min = 1, max = 64))]
     pub jobs: Option<usize>,
 }
@@ -129,7 +130,7 @@ pub struct Checksums {
     pub tables: Vec<TableName>,
     /// Not these.
     pub exclude: Vec<TableName>,
-    /// Rows that share a checksum; 50000 unless given. Fewer rows make differing chunks quicker to search.
+    /// About as many rows share a checksum; 50000 unless given. Fewer make pieces that differ quicker to search.
     #[schemars(range(min = 1))]
     pub chunk_rows: Option<u32>,
 }
@@ -168,9 +169,9 @@ pub struct Invariant {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retries {
-    /// Gives up after this.
+    /// Gives up after this; for the content of tables, counted from when all were summed.
     pub within: Duration,
-    /// Waits this long between two evaluations; one second unless given.
+    /// Waits this long before it looks again; one second unless given.
     pub every: Option<Duration>,
 }
 
@@ -328,6 +329,8 @@ impl StepKind for Verify {
                 }
                 let summary = found.summary(evaluations);
                 cx.remember(PASSED, &summary).await?;
+                // It was for an interruption; should this ever be asked again, the answer is of then.
+                Agreed::forget(cx).await?;
                 return Ok(summary);
             }
             let over = contents.iter().any(|table| !table.equal());
@@ -375,6 +378,11 @@ impl Verify {
         !matches!(self.row_counts, None | Some(RowCounts::All(false)))
     }
 
+    /// How long rows that differ are looked at again.
+    fn within(&self) -> std::time::Duration {
+        self.retries.map_or(SETTLE, |r| r.within).0
+    }
+
     fn jobs(&self) -> usize {
         self.jobs.unwrap_or(2).max(1)
     }
@@ -403,7 +411,8 @@ impl Verify {
                 .is_some()
         {
             let gauge = Gauge::open(cx, &link).await?;
-            return Ok(Some(Box::new(Marks { gauge, name: cx.step.to_string() })));
+            let patience = self.within();
+            return Ok(Some(Box::new(Marks { gauge, name: cx.step.to_string(), patience, cx: cx.clone() })));
         }
         let every = self.retries.map(|r| r.every.unwrap_or(Duration::secs(1)).0);
         Ok(every.map(|every| Box::new(Pause { cx: cx.clone(), every }) as Box<dyn Fence>))
@@ -418,7 +427,7 @@ impl Verify {
         let databases = cx.databases.labelled(cx.step.as_str());
         let timeout = self.statement_timeout.unwrap_or(TIMEOUT).0;
         let sessions = Sessions::Moving { databases: &databases, names: (before, after), timeout };
-        let within = self.retries.map_or(SETTLE, |r| r.within).0;
+        let within = self.within();
         let evidence = agreed::evidence(&databases, (before, after), true).await?;
         let found =
             contents::moving(cx, sums, sessions, self.jobs(), before, (fence.as_mut(), within), &evidence)

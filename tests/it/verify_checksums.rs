@@ -2,7 +2,10 @@
 
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
+use handover::postgres::{Session, TableName};
 use handover::steps::Context;
+use handover::steps::verify::hash::{self, Hasher};
+use handover::steps::verify::shape;
 use serde_json::{Value, json};
 
 /// Tables of every kind; `COLLATION` and `COLUMNS` differ between the sides.
@@ -158,4 +161,76 @@ async fn every_single_difference_is_found_and_named() {
             database.drop_now().await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn encodings_and_collations_of_databases_may_differ() {
+    let (blue, green) = tokio::join!(servers::blue(), servers::green());
+    let name = servers::unique("latin");
+    for (server, how) in [(blue, "encoding 'LATIN1' locale 'C'"), (green, "encoding 'UTF8' locale 'C.UTF-8'")]
+    {
+        let sql = format!("create database {name} template template0 {how}");
+        server.admin("postgres").await.unwrap().batch_execute(&sql).await.unwrap();
+        // Sorted by bytes, the two encodings' letters interleave with others in another order.
+        let sql = "create table word (w text primary key, note text);
+            insert into word select chr(65 + n % 26) || chr(192 + n % 60) || n, 'ÿ' || n from generate_series(1, 2000) n; analyze";
+        server.admin(&name).await.unwrap().batch_execute(sql).await.unwrap();
+    }
+    let urls = [("blue", blue.admin_url(&name)), ("green", green.admin_url(&name))];
+    let (cx, _events) = context("verify", &urls, &[]).await;
+    let summary = kind("verify", step(100)).run(&cx).await.unwrap();
+    assert_eq!(summary["checksums"]["rows"], 2000, "{summary}");
+    let change = "update word set note = 'y' where w like '%1999'; delete from word where w like '%1500'; insert into word values ('Zÿ', '')";
+    green.admin(&name).await.unwrap().batch_execute(change).await.unwrap();
+    let error = kind("verify", step(100)).run(&cx).await.unwrap_err();
+    assert!(error.message().contains("3 rows differ (1 only before, 1 only after, 1 changed)"), "{error}");
+    assert!(error.message().contains("only after: (Zÿ)"), "{error}");
+    for server in [blue, green] {
+        server
+            .admin("postgres")
+            .await
+            .unwrap()
+            .batch_execute(&format!("drop database {name}"))
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_table_is_read_by_block_and_md5_would_do_as_well() {
+    // More than 1024 blocks, so that there are several pieces; ids in no order.
+    let sql = "create table blob (id uuid not null, body text); alter table blob alter body set storage external;
+        insert into blob select md5(n::text)::uuid, repeat(n::text, 300) from generate_series(1, 9000) n; analyze";
+    let (blue, green) =
+        tokio::join!(Database::with(servers::blue().await, sql), Database::with(servers::green().await, sql));
+    let urls = [("blue", blue.handover_url()), ("green", green.handover_url())];
+    let (cx, _events) = context("verify", &urls, &[]).await;
+    let summary = kind("verify", step(100)).run(&cx).await.unwrap();
+    assert!(summary["checksums"]["pieces"].as_u64() > Some(1), "{summary}");
+    assert_eq!(summary["checksums"]["rows"], 9000);
+
+    let (one, two) = (cx.reader("blue").await.unwrap(), cx.reader("green").await.unwrap());
+    let hasher = Hasher::agree(&one, &two).await.unwrap();
+    let (there, now) = (shape::shapes(&one).await.unwrap(), shape::shapes(&two).await.unwrap());
+    let name = TableName::new("public", "blob");
+    let columns = hash::columns(&there[&name], &now[&name]);
+    assert_ne!(hasher.row(&columns), hasher.by_md5().row(&columns));
+    for hasher in [hasher, hasher.by_md5()] {
+        let sums = |session| {
+            let sql = format!(
+                "select sum({})::text from blob t where id < 'f0000000-0000-0000-0000-000000000000'",
+                hasher.row(&columns)
+            );
+            async move { Session::query_one(session, &sql, &[]).await.unwrap().get::<_, String>(0) }
+        };
+        let (left, right) = (sums(&one).await, sums(&two).await);
+        assert_eq!(left, right);
+        // A swap is seen by either.
+        green.execute("update blob a set body = b.body from blob b where (a.id, b.id) in ((md5('1')::uuid, md5('2')::uuid), (md5('2')::uuid, md5('1')::uuid))").await;
+        assert_ne!(left, sums(&two).await);
+        green.execute("update blob a set body = b.body from blob b where (a.id, b.id) in ((md5('1')::uuid, md5('2')::uuid), (md5('2')::uuid, md5('1')::uuid))").await;
+    }
+    green.execute("update blob set body = body || 'x' where id = md5('8999')::uuid").await;
+    let error = kind("verify", step(100)).run(&cx).await.unwrap_err();
+    assert!(error.message().contains("table blob: 2 rows differ (1 only before, 1 only after)"), "{error}");
 }

@@ -2,6 +2,7 @@
 
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
+use crate::support::world::World;
 use async_trait::async_trait;
 use handover::Result;
 use handover::steps::Context;
@@ -23,12 +24,16 @@ const TABLES: &str = "
     create table label (name text primary key, n int);
     create table jobs (id bigint primary key, what text);
     create table heap (v text, n int); alter table heap replica identity full;
-    create index on heap (v);";
+    create index on heap (v);
+    create table logs (id bigint, at date not null, n int, primary key (id, at)) partition by range (at);
+    create table logs_1 partition of logs for values from ('2026-01-01') to ('2026-02-01');
+    create table logs_2 partition of logs default;";
 
 const ROWS: &str = "
     insert into hot (id) select generate_series(1, 5);
     insert into busy select n, 'v' || n, repeat(md5(n::text), 5) from generate_series(1, 5000) n;
     insert into label select md5(n::text), n from generate_series(1, 3000) n;
+    insert into logs select n, '2026-01-01'::date + n % 60, n from generate_series(1, 1000) n;
     insert into heap select 'v' || n % 50, n from generate_series(1, 500) n; analyze;";
 
 struct Replication {
@@ -69,6 +74,7 @@ impl Replication {
         it.write("update label set n = n + 1 where name = md5((10 + (random() * 2990)::int)::text)", 3).await;
         it.write("insert into jobs select coalesce(max(id), 0) + 1, 'do' from jobs", 4).await;
         it.write("delete from jobs where id = (select min(id) from jobs)", 4).await;
+        it.write("update logs set n = n + 1 where id > 100 and id % 9 = 0", 4).await;
         it.write("update heap set n = n + 1 where v = 'v' || (10 + (random() * 39)::int) and n % 7 = 0", 10)
             .await;
         it.hold_up().await;
@@ -172,16 +178,17 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
     }
     let step = |seconds| json!({ "before": "blue", "after": "green", "checksums": { "chunk_rows": 500 }, "retries": { "within": seconds, "every": "300ms" } });
     let summary = kind("verify", step("120s")).run(&cx).await.unwrap();
-    assert_eq!((&summary["checksums"]["tables"], &summary["checksums"]["differing"]), (&json!(6), &json!(0)));
+    assert_eq!((&summary["checksums"]["tables"], &summary["checksums"]["differing"]), (&json!(7), &json!(0)));
 
     // Nobody replicates what happens on green. Rows that stand still on blue, and one that does not.
     it.green
         .execute(
             "update busy set body = 'x' where id = 77; delete from busy where id = 78; insert into busy values (-5, 'new');
-             update label set n = -1 where name = md5('3'); insert into heap values ('v3', -1); delete from hot where id = 1;",
+             update label set n = -1 where name = md5('3'); insert into heap values ('v3', -1); delete from hot where id = 1;
+             update logs set n = -1 where id = 40",
         )
         .await;
-    let found = compare(&cx, &it, 200, 5).await;
+    let found = compare(&cx, &it, 200, 15).await;
     let words: Vec<String> = found.iter().filter_map(TableFound::words).collect();
     let text = words.join("\n");
     for expected in [
@@ -191,12 +198,13 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
         "only after: (-5)",
         "table label: 1 rows differ (1 changed), changed: (eccbc87e4b5ce2fe28308fd9f2a7baf3) in n",
         "table heap: 1 rows differ (1 only after)",
+        "table logs: 1 rows differ (1 changed), changed: (40, 2026-02-10) in n",
         // It was written too fast to be caught standing still, and is not called equal for that.
         "table hot: ",
     ] {
         assert!(text.contains(expected), "{expected} in\n{text}");
     }
-    assert_eq!(words.len(), 4, "{text}");
+    assert_eq!(words.len(), 5, "{text}");
     let hot = found.iter().find(|t| t.table == "hot").unwrap();
     assert_eq!((hot.shown.len(), &hot.shown[0].key), (1, &vec!["1".to_owned()]), "{hot:#?}");
     assert!(matches!(hot.shown[0].kind, Kind::Unsettled | Kind::OnlyBefore), "{hot:#?}");
@@ -205,4 +213,57 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
     let text = error.message();
     assert!(text.contains("table busy: 3 rows differ") && text.contains("changed: (77) in body"), "{text}");
     it.end().await;
+}
+
+const PLAN: &str = r#"
+handover: 1
+name: following
+databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: copy
+    copy: { from: blue, to: green, jobs: 2 }
+  - id: follow
+    replicate: { from: blue, to: green }
+  - id: equal
+    verify: { before: blue, after: green, checksums: { chunk_rows: 300 }, jobs: 2 }
+  - id: accident
+    lever:
+      sql:
+        on: green
+        apply: update busy set body = 'x' where id = 77
+        revert: update busy set body = repeat(md5('77'), 5) where id = 77
+        check: select body = 'x' from busy where id = 77
+  - id: wrong
+    verify: { before: blue, after: green, checksums: { chunk_rows: 300 } }
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_verifies_behind_the_marks_of_its_replication() {
+    let world = World::new(None, None, PLAN, &[]).await;
+    world.blue.execute(TABLES).await;
+    world.blue.execute(ROWS).await;
+    let (client, stop) = (world.blue.admin().await, Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let sql = "update hot set n = n + 1; update busy set v = v || '.' where id > 4000 and id % 97 = (random() * 96)::int;
+                           insert into jobs select coalesce(max(id), 0) + 1, 'do' from jobs";
+                client.batch_execute(sql).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        })
+    };
+    // Killed while it sums, and while it looks again at what differed.
+    world.handover_failing("verify.chunk:9", "run", &[]).await.killed();
+    world.handover_failing("verify.summed", "resume", &[]).await.killed();
+    let ended = world.handover("resume", &[]).await.code(8);
+    assert!(ended.stdout.contains("equal: done"), "{ended}");
+    let text = ended.to_string();
+    assert!(text.contains("table busy: 1 rows differ (1 changed), changed: (77) in body"), "{text}");
+    assert!(!text.contains("unsettled"), "{text}");
+    stop.store(true, Ordering::Relaxed);
+    writer.await.unwrap();
+    world.handover("rollback", &["--accept-loss"]).await.success();
 }

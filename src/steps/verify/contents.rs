@@ -12,6 +12,7 @@ use super::shape;
 use super::{Checksums, failpoint};
 use crate::error::Result;
 use crate::steps::Context;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// What is compared, and with what.
@@ -110,7 +111,7 @@ pub async fn moving(
         // What is far behind differs everywhere.
         fence.pass().await?;
     }
-    let settling = Settling { cx, pair: &pair, tables: &tables, hasher };
+    let settling = Settling { cx, pair: &pair, tables: &tables, hasher, prepared: Mutex::default() };
     let mut found: Vec<TableFound> = Vec::new();
     found.resize_with(tables.len(), TableFound::default);
     let mut deadline = None;

@@ -16,8 +16,8 @@ use std::fmt::Write;
 const PIECES: f64 = 10_000.0;
 /// A piece of key ranges holds this much at most, in bytes of table.
 const PIECE_BYTES: f64 = 256.0 * 1024.0 * 1024.0;
-/// Blocks that are read by one query.
-const BLOCKS: u64 = 65_536;
+/// Blocks of a heap that are read by one query: a share of all, at least and at most so many.
+const BLOCKS: (u64, u64, u64) = (64, 1_024, 65_536);
 /// Buckets of a table, at least.
 const BUCKETS: f64 = 256.0;
 /// Rows that lie this closely in the order of a key are read by it.
@@ -178,10 +178,12 @@ fn buckets(shape: &Shape, rows: u32) -> i64 {
 fn blocks(heaps: &[Heap]) -> Vec<Blocks> {
     let mut out = Vec::new();
     for heap in heaps {
+        let (share, least, most) = BLOCKS;
+        let size = (heap.blocks / share).clamp(least, most);
         let mut from = 0;
-        while heap.divisible && from + BLOCKS < heap.blocks {
-            out.push(Blocks { heap: heap.name.clone(), from, to: Some(from + BLOCKS) });
-            from += BLOCKS;
+        while heap.divisible && from + size < heap.blocks {
+            out.push(Blocks { heap: heap.name.clone(), from, to: Some(from + size) });
+            from += size;
         }
         out.push(Blocks { heap: heap.name.clone(), from, to: None });
     }
@@ -266,4 +268,87 @@ pub fn condition(
     parts.extend(lower.map(|bound| format!("{names} >= {}", values(bound))));
     parts.extend(upper.map(|bound| format!("{names} < {}", values(bound))));
     if parts.is_empty() { "true".into() } else { parts.join(" and ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::steps::verify::shape::{Column, Key};
+
+    fn shape(correlation: f32, ranged: usize, bytes: u64) -> Shape {
+        let column = Column { base: 20, sql_type: "bigint".into(), required: true };
+        Shape {
+            partitioned: false,
+            columns: [("a".to_owned(), column.clone()), ("b".to_owned(), column)].into(),
+            keys: vec![Key { columns: vec!["a".into(), "b".into()], ranged, correlation: Some(correlation) }],
+            estimate: 1e7,
+            bytes,
+            heaps: vec![Heap { name: TableName::new("s", "t"), blocks: bytes / 8192, divisible: true }],
+        }
+    }
+
+    fn cut(before: Shape, after: Shape) -> Table {
+        Table::new(TableName::new("s", "t"), before, after, 50_000)
+    }
+
+    #[test]
+    fn keys_cut_where_rows_lie_in_their_order_or_in_memory_and_locales_do_not_matter() {
+        let large = 20 * CACHED;
+        for (before, after, expected) in [
+            (shape(1.0, 2, large), shape(0.9, 2, large), Some(vec!["a", "b"])),
+            (shape(1.0, 1, large), shape(1.0, 2, large), Some(vec!["a"])),
+            (shape(1.0, 2, large), shape(0.1, 2, large), None),
+            (shape(0.0, 2, CACHED), shape(0.0, 2, CACHED), Some(vec!["a", "b"])),
+            (shape(1.0, 2, large), shape(1.0, 0, large), None),
+        ] {
+            let table = cut(before, after);
+            match (&table.cut, expected) {
+                (Cut::Ranges { columns, pieces }, Some(expected)) => assert_eq!(
+                    (columns.clone(), *pieces),
+                    (expected.into_iter().map(str::to_owned).collect(), 200)
+                ),
+                (Cut::Blocks { buckets, .. }, None) => assert_eq!(*buckets, 256),
+                other => panic!("{other:?}"),
+            }
+            assert!(table.indexed && table.key == ["a", "b"]);
+        }
+        let mut other = shape(1.0, 2, large);
+        other.keys[0].columns.reverse();
+        assert!(matches!(cut(shape(1.0, 2, large), other.clone()).cut, Cut::Blocks { .. }), "another order");
+        other.keys.clear();
+        let table = cut(shape(1.0, 2, large), other);
+        assert!(!table.indexed && table.key == ["a", "b"] && matches!(table.cut, Cut::Blocks { .. }));
+    }
+
+    #[test]
+    fn blocks_cover_every_heap_once() {
+        for blocks_there in [0, 1, 1_024, 1_025, 100_000, 10_000_000] {
+            let mut heap = Heap { name: TableName::new("s", "t"), blocks: blocks_there, divisible: true };
+            let pieces = blocks(&[heap.clone(), heap.clone()]);
+            let (one, two) = pieces.split_at(pieces.len() / 2);
+            assert_eq!(one, two);
+            let mut at = 0;
+            for (i, piece) in one.iter().enumerate() {
+                assert_eq!(piece.from, at);
+                assert_eq!(piece.to.is_none(), i + 1 == one.len(), "the last has no end");
+                at = piece.to.unwrap_or(at);
+            }
+            assert!(one.len() <= 160);
+            heap.divisible = false;
+            assert_eq!(blocks(&[heap]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn ranges_are_conditions_that_an_index_answers() {
+        let table = cut(shape(1.0, 2, 1), shape(1.0, 2, 1));
+        let (a, ab) = (vec!["a".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
+        let (one, two) = (vec!["1".to_owned(), "it's".to_owned()], vec!["2".to_owned(), "x".to_owned()]);
+        assert_eq!(condition(&table, &a, None, None), "true");
+        assert_eq!(condition(&table, &a, Some(&one[..1]), None), "t.\"a\" >= '1'::bigint");
+        assert_eq!(
+            condition(&table, &ab, Some(&one), Some(&two)),
+            "(t.\"a\", t.\"b\") >= ('1'::bigint, 'it''s'::bigint) and (t.\"a\", t.\"b\") < ('2'::bigint, 'x'::bigint)"
+        );
+    }
 }

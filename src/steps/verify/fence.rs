@@ -4,10 +4,10 @@ use crate::error::Result;
 use crate::steps::Context;
 use crate::steps::replicate::Gauge;
 use async_trait::async_trait;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a mark in the stream is waited for before another is written.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks for a mark.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Something between "before" and "after" that changes cannot overtake.
 #[async_trait]
@@ -29,12 +29,25 @@ pub struct Marks {
     pub gauge: Gauge,
     /// Under which name.
     pub name: String,
+    /// How long one is waited for.
+    pub patience: Duration,
+    /// For its stop.
+    pub cx: Context,
 }
 
 #[async_trait]
 impl Fence for Marks {
     async fn pass(&mut self) -> Result<bool> {
-        self.gauge.mark(&self.name, PATIENCE).await
+        let token = self.gauge.write(&self.name).await?;
+        let begun = Instant::now();
+        while !self.gauge.passed(&token).await? {
+            if begun.elapsed() > self.patience {
+                return Ok(false);
+            }
+            self.cx.proceed()?;
+            self.cx.sleep(LOOK).await?;
+        }
+        Ok(true)
     }
 
     fn proves(&self) -> bool {

@@ -69,6 +69,12 @@ impl Hasher {
         })
     }
 
+    /// The same by md5, for servers whose own hashes differ.
+    #[must_use]
+    pub fn by_md5(self) -> Self {
+        Hasher { native: false, ..self }
+    }
+
     /// A row's hash as an expression over `t`, of type bigint.
     #[must_use]
     pub fn row(&self, columns: &[Both]) -> String {

@@ -10,6 +10,8 @@ use futures_util::{Stream, StreamExt};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use tokio_postgres::ToStatement;
+use tokio_postgres::types::ToSql;
 
 /// What a side says of a row: its hash; of a table without a key how many such rows there are; None without it.
 pub type Content = Option<i64>;
@@ -152,37 +154,17 @@ pub struct Now {
     pub columns: Vec<i64>,
 }
 
-/// Reads rows by their keys, in the order of `keys`.
-///
-/// # Errors
-/// What the server says.
-pub async fn look(
-    session: &Session,
-    table: &Table,
-    hasher: &Hasher,
-    before: bool,
-    keys: &[Vec<String>],
-    columns: bool,
-) -> Result<Vec<Now>> {
-    let mut out = vec![Now::default(); keys.len()];
+/// The query for [`look`]; its parameters are the keys.
+#[must_use]
+pub fn looking(table: &Table, hasher: &Hasher, before: bool, columns: bool) -> String {
     let row = hasher.row(&table.columns);
     if table.key.is_empty() {
         // No index leads to them: the table is read whole.
-        let hashes: Vec<i64> = keys.iter().filter_map(|key| key.first()?.parse().ok()).collect();
-        let sql = format!(
-            "select h::text, count(*), max(xmin::text::int8)::text
+        return format!(
+            "select h, count(*), max(xmin::text::int8)::text, null::int8[]
              from (select {row} as h, t.xmin from {} offset 0) s where h = any($1) group by h",
             table.from(before)
         );
-        for row in session.query(&sql, &[&hashes]).await? {
-            let hash: String = row.get(0);
-            for (key, now) in keys.iter().zip(&mut out) {
-                if key.first() == Some(&hash) {
-                    *now = Now { content: Some(row.get(1)), version: row.get(2), columns: Vec::new() };
-                }
-            }
-        }
-        return Ok(out);
     }
     let shape = if before { &table.shapes.0 } else { &table.shapes.1 };
     let (mut names, mut params, mut on) = (Vec::new(), Vec::new(), Vec::new());
@@ -193,19 +175,43 @@ pub async fn look(
         on.push(format!("{} = u.c{i}::{sql_type}", at(name)));
     }
     let each = if columns { hasher.each(&table.columns) } else { "null::int8[]".into() };
-    let sql = format!(
+    format!(
         "select u.n, {row}, t.xmin::text, {each} from unnest({}) with ordinality u ({}, n) join {} on {}",
         params.join(", "),
         names.join(", "),
         table.from(before),
         on.join(" and ")
-    );
+    )
+}
+
+/// Reads rows by their keys, in the order of `keys`, by a query of [`looking`] or such a one prepared.
+///
+/// # Errors
+/// What the server says.
+pub async fn look<T: ?Sized + ToStatement>(
+    session: &Session,
+    query: &T,
+    table: &Table,
+    keys: &[Vec<String>],
+) -> Result<Vec<Now>> {
+    let mut out = vec![Now::default(); keys.len()];
+    if table.key.is_empty() {
+        let hashes: Vec<i64> = keys.iter().filter_map(|key| key.first()?.parse().ok()).collect();
+        for row in session.query(query, &[&hashes]).await? {
+            let hash = row.get::<_, i64>(0).to_string();
+            for (key, now) in keys.iter().zip(&mut out) {
+                if key.first() == Some(&hash) {
+                    *now = Now { content: Some(row.get(1)), version: row.get(2), columns: Vec::new() };
+                }
+            }
+        }
+        return Ok(out);
+    }
     let values: Vec<Vec<&str>> = (0..table.key.len())
         .map(|i| keys.iter().map(|key| key.get(i).map_or("", String::as_str)).collect())
         .collect();
-    let values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-        values.iter().map(|v| v as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
-    for row in session.query(&sql, &values).await? {
+    let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as &(dyn ToSql + Sync)).collect();
+    for row in session.query(query, &values).await? {
         let Some(now) = usize::try_from(row.get::<_, i64>(0) - 1).ok().and_then(|n| out.get_mut(n)) else {
             continue;
         };
@@ -246,9 +252,10 @@ pub async fn show(
         });
         return Ok(found.collect());
     }
+    let queries = (looking(table, hasher, true, true), looking(table, hasher, false, true));
     let (one, two) = tokio::try_join!(
-        look(before, table, hasher, true, &keys, true),
-        look(after, table, hasher, false, &keys, true)
+        look(before, queries.0.as_str(), table, &keys),
+        look(after, queries.1.as_str(), table, &keys)
     )?;
     let found = candidates.iter().zip(one.iter().zip(&two)).map(|((candidate, kind), (one, two))| {
         let mut columns = Vec::new();

@@ -4,13 +4,16 @@ use super::checksum::Pair;
 use super::cut::Table;
 use super::fence::Fence;
 use super::hash::Hasher;
-use super::narrow::{Candidate, Now, look};
+use super::narrow::{Candidate, Now, look, looking};
 use super::watched::{Verdict, Watched};
 use crate::error::Result;
 use crate::event::Measure;
+use crate::postgres::Session;
 use crate::steps::Context;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio_postgres::Statement;
 
 /// Keys that are looked up by one query.
 const KEYS: usize = 1_000;
@@ -62,6 +65,8 @@ pub struct Settling<'a> {
     pub tables: &'a [Table],
     /// How rows are hashed.
     pub hasher: Hasher,
+    /// Queries that are prepared already, by table and side.
+    pub prepared: Mutex<BTreeMap<(usize, bool), Statement>>,
 }
 
 impl Settling<'_> {
@@ -140,6 +145,18 @@ impl Settling<'_> {
         }
     }
 
+    /// The query for rows of a table, prepared once: what is written all the time is looked at very often.
+    async fn query(&self, session: &Session, table: usize, before: bool) -> Result<Statement> {
+        let prepared = || self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = prepared().get(&(table, before)).cloned();
+        if let Some(there) = there {
+            return Ok(there);
+        }
+        let query = session.prepare(&looking(&self.tables[table], &self.hasher, before, false)).await?;
+        prepared().insert((table, before), query.clone());
+        Ok(query)
+    }
+
     /// Reads some rows, in their order.
     async fn read(&self, rows: &[Row], which: &[usize], before: bool) -> Result<Vec<Now>> {
         let session = if before { &self.pair.before } else { &self.pair.after };
@@ -150,10 +167,11 @@ impl Settling<'_> {
         }
         for (t, mine) in by_table {
             let table = &self.tables[t];
+            let query = self.query(session, t, before).await?;
             for some in mine.chunks(KEYS) {
                 let keys: Vec<Vec<String>> =
                     some.iter().map(|at| rows[which[*at]].candidate.key.clone()).collect();
-                let found = look(session, table, &self.hasher, before, &keys, false).await?;
+                let found = look(session, &query, table, &keys).await?;
                 for (at, now) in some.iter().zip(found) {
                     out[*at] = now;
                 }

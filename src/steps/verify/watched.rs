@@ -7,8 +7,8 @@
 //!   rounds in a row with the same contents, is a real difference: nothing on its way could explain it.
 //! - **Before was written meanwhile**: one round proves nothing. A row that does not follow any more could happen
 //!   to hold what the other held a while ago. So after must be seen with *two different* contents that before was
-//!   seen to have, the second read there only after the first was seen here. That a row that stands still by
-//!   mistake never does; and a write replaces the whole row, so what follows cannot be wrong in one column.
+//!   seen to have, the second read there only after the first was seen here, with all its columns.
+//!   A row that stands still by mistake never shows two.
 
 use super::narrow::{Content, Now};
 use std::collections::BTreeSet;
