@@ -12,6 +12,7 @@ pub mod data;
 pub mod dump;
 pub mod large_objects;
 pub mod preflight;
+pub mod privileges;
 pub mod rights;
 pub mod schema;
 pub mod source;

@@ -178,3 +178,46 @@ async fn the_zoo_of_a_superuser_arrives_among_servers_of_the_old_version() {
     let url = |d: &Database| old.admin_url(&d.name);
     proves("old to old", &blue, &green, [url(&blue), url(&green)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_is_in_the_way_is_told_at_once() {
+    let old = servers::blue().await;
+    roles(old).await;
+    let (blue, green) =
+        (zoo(old, &["zoo.sql", "zoo_superuser.sql"]).await, Database::create(old, None).await);
+    blue.admin()
+        .await
+        .batch_execute(
+            "create role zoo_stranger; create table strange (id int); alter table strange owner to zoo_stranger;
+             create role zoo_hidden; create schema closed; create table closed.t (id int); alter table closed.t owner to zoo_hidden;
+             alter table closed.t enable row level security; select lo_from_bytea(4000, ''); alter large object 4000 owner to zoo_hidden",
+        )
+        .await
+        .unwrap();
+    let (cx, _events) =
+        context("copy", &[("blue", blue.handover_url()), ("green", green.handover_url())], &["green"]).await;
+    let step = kind("copy", options(json!({ "exclude": { "tables": ["hen", "customer"] } })));
+    let described = step.describe(&cx).await.unwrap();
+    let error = step.run(&cx).await.unwrap_err();
+    for (i, text) in [
+        "row security would hide rows of closed.t",
+        "no right to read 1 of 7",
+        "objects cannot be given to their owners",
+        "zoo_stranger",
+        "only a superuser can create on green: ",
+        "something that is copied needs what is left out: ",
+        "view grouped needs table customer",
+        "foreign key egg_hen_fkey of egg points to hen",
+        "only a superuser can create the extensions",
+    ]
+    .iter()
+    .enumerate()
+    {
+        assert!(
+            described.blockers.iter().any(|b| b.contains(text)),
+            "{i}: {text}: {:#?}",
+            described.blockers
+        );
+        assert!(error.message().contains(text), "{i}: {text}: {error}");
+    }
+}

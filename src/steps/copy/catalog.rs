@@ -5,7 +5,8 @@ pub const USER_SCHEMAS: &str =
     "n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')";
 
 /// Not a member of an extension: condition on `(class, oid)`.
-fn no_member(class: &str, oid: &str) -> String {
+#[must_use]
+pub fn no_member(class: &str, oid: &str) -> String {
     format!(
         "not exists (select from pg_depend e where e.classid = '{class}'::regclass and e.objid = {oid} and e.deptype = 'e')"
     )

@@ -54,21 +54,24 @@ pub struct Program {
 
 impl Program {
     /// The newest pg_dump that is at least as new as blue and not newer than green: an older one cannot read
-    /// blue, and a newer one writes what green may not know.
+    /// blue, and a newer one writes what green may not know. One that was built without TLS only where there is
+    /// no other.
     ///
     /// # Errors
     /// None of that version in `folder`, or on this machine when no folder is given.
     pub async fn find(folder: Option<&Path>, blue: u32, green: u32) -> Result<Self> {
         let mut seen = Vec::new();
-        let mut best: Option<Program> = None;
+        let mut best: Option<((bool, u32), Program)> = None;
         for programs::Program { path, major } in programs::find("pg_dump", folder).await {
             seen.push(format!("{major} ({})", path.display()));
-            let better = best.as_ref().is_none_or(|b| major > b.major);
-            if (blue..=green).contains(&major) && better {
-                best = Some(Program { path, major });
+            if (blue..=green).contains(&major) {
+                let rank = (speaks_tls(&path).await, major);
+                if best.as_ref().is_none_or(|(other, _)| rank > *other) {
+                    best = Some((rank, Program { path, major }));
+                }
             }
         }
-        best.ok_or_else(|| {
+        best.map(|(_, program)| program).ok_or_else(|| {
             let found = if seen.is_empty() { "none was found".into() } else { format!("found: {}", seen.join(", ")) };
             Error::external(format!("no pg_dump of version {blue} to {green} is on this machine; {found}")).hint(
                 format!("install the client programs of Postgres {green} (Debian: postgresql-client-{green}), or name their folder with `programs:`"),
@@ -94,6 +97,7 @@ impl Program {
             .arg(format!("--snapshot={snapshot}"))
             .args(options)
             .stdin(Stdio::null())
+            .env("LC_ALL", "C")
             .kill_on_drop(true);
         programs::connect_through_environment(&mut command, url, database, "handover/pg_dump")?;
         let output = command
@@ -104,8 +108,12 @@ impl Program {
             let text = String::from_utf8_lossy(&output.stderr);
             let said: Vec<&str> =
                 text.lines().filter(|l| l.contains("error:") || l.contains("detail:")).collect();
-            return Err(Error::external(format!("pg_dump failed: {}", said.join("; ")))
-                .on_database(database)
+            let failed =
+                Error::external(format!("pg_dump failed: {}", said.join("; "))).on_database(database);
+            if text.contains(WITHOUT_TLS) {
+                return Err(failed.hint("this pg_dump was built without TLS, which the URL asks for: install the client programs of a distribution, or name their folder with `programs:`"));
+            }
+            return Err(failed
                 .hint("the role must be able to read every table (pg_read_all_data) and use every schema; then `handover resume`"));
         }
         let text = String::from_utf8(output.stdout).map_err(|_| {
@@ -115,6 +123,22 @@ impl Program {
         })?;
         parse(&text)
     }
+}
+
+/// What a libpq that was built without TLS says of an `sslmode` that asks for it.
+const WITHOUT_TLS: &str = "SSL support is not compiled in";
+
+/// Whether a program can connect over TLS. libpq says that it cannot before it looks for the server.
+async fn speaks_tls(program: &Path) -> bool {
+    let output = Command::new(program)
+        .env("LC_ALL", "C")
+        .env("PGSSLMODE", "require")
+        .args(["--no-password", "--host=/nonexistent", "--dbname=none"])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    output.is_ok_and(|o| !String::from_utf8_lossy(&o.stderr).contains(WITHOUT_TLS))
 }
 
 /// Cuts a plain dump into its entries.

@@ -1,6 +1,7 @@
 //! What can be known to go wrong before anything is done.
 
 use super::dump::{Entry, Program};
+use super::privileges;
 use super::source::major;
 use super::{Copy, LargeObjects, Owners, catalog, created};
 use crate::error::{Class, Error, Result};
@@ -37,6 +38,7 @@ pub async fn look(
         }
     };
     source(copy, blue, out).await?;
+    privileges::look(copy, blue, green, out).await?;
     extensions(copy, blue, green, out).await?;
     locale(copy, blue, green, out).await?;
     Ok(program)
@@ -83,7 +85,7 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
                         has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage'),
                         row_security_active(c.oid)
                  from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where c.relkind in ('r', 'p', 'f') and c.relpersistence <> 't' and {}",
+                 where c.relkind in ('r', 'p', 'f', 'S') and c.relpersistence <> 't' and {}",
                 catalog::USER_SCHEMAS
             ),
             &[],
@@ -302,7 +304,7 @@ pub async fn emptiness(copy: &Copy, green: &Session, resumable: bool, out: &mut 
     Ok(())
 }
 
-fn few(names: &[String]) -> String {
+pub(super) fn few(names: &[String]) -> String {
     let shown: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
     match names.len() {
         0..=5 => shown.join(", "),
