@@ -216,7 +216,8 @@ async fn hanging(selection: &Selection<'_>, blue: &Session, out: &mut Descriptio
              cross join lateral pg_identify_object(d.refclassid, d.refobjid, 0) ri
              left join pg_class oc on o.class = 'pg_class'::regclass and oc.oid = o.oid
              left join pg_class rc on d.refclassid = 'pg_class'::regclass and rc.oid = d.refobjid
-             where d.deptype = 'n' and d.objid >= 16384 and d.refobjid >= 16384
+             where (d.deptype = 'n' or d.deptype = 'a' and oc.relispartition and d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass)
+               and d.objid >= 16384 and d.refobjid >= 16384
                and not (co.contype is not distinct from 'f' and d.refclassid = 'pg_class'::regclass)
                and (o.class, o.oid) is distinct from (d.refclassid::regclass, d.refobjid)
                and ri.schema is not null and oi.schema is not null
