@@ -24,9 +24,8 @@ declare
     database text := current_database();
     name text;
 begin
-    if version < 14 then
-        raise exception 'Postgres % is not supported', version
-            using hint = 'pg_read_all_data, which Handover reads with, came with Postgres 14.';
+    if version < 13 then
+        raise exception 'Postgres % is not supported', version using hint = '13 is the oldest that works.';
     end if;
     if owner <> 'none' and not exists (select from pg_roles where rolname = owner) then
         raise exception 'the role "%" does not exist', owner
@@ -47,8 +46,18 @@ begin
     execute format('grant connect, create, temporary on database %I to %I', database, engine);
     execute format('grant connect on database %I to %I', database, reader);
 
-    -- Reading every table, all statistics and all settings (Postgres 14 and later).
-    foreach name in array array['pg_read_all_data', 'pg_monitor'] loop
+    -- Reading every table, all statistics and all settings. pg_read_all_data came with Postgres 14; before it,
+    -- each table and sequence is granted by itself, and those made later ask for this script again.
+    if version < 14 then
+        for name in
+            select nspname from pg_namespace where nspname not like 'pg\_%' and nspname <> 'information_schema'
+        loop
+            execute format('grant usage on schema %I to %I, %I', name, engine, reader);
+            execute format('grant select on all tables in schema %I to %I, %I', name, engine, reader);
+            execute format('grant select on all sequences in schema %I to %I, %I', name, engine, reader);
+        end loop;
+    end if;
+    foreach name in array case when version < 14 then array['pg_monitor'] else array['pg_read_all_data', 'pg_monitor'] end loop
         if not pg_has_role(engine, name, 'member') then
             execute format('grant %I to %I', name, engine);
         end if;
