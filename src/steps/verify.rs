@@ -445,7 +445,10 @@ impl Verify {
     }
 
     fn failure(&self, found: &Findings) -> Error {
-        let hint = if self.retries.is_some() {
+        let certain = found.tables.iter().any(|table| table.differing() > 0 || table.problem.is_some());
+        let hint = if !certain && found.tables.iter().any(|table| table.unsettled > 0) {
+            "give it longer with `retries: { within: … }`, verify when less is written, or behind the freeze of the cutover; then `handover resume`"
+        } else if self.retries.is_some() {
             "look at the rows; mend the migration or the data, then `handover resume`, or `handover rollback`"
         } else {
             "look at the rows, then `handover resume` or `handover rollback`; if one side is still written to while the other lags, verify behind the freeze or give `retries`"

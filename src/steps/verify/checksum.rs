@@ -24,6 +24,8 @@ use std::time::Duration;
 /// Differing pieces of a table whose rows are searched, at most; and rows that are looked for.
 const SEARCHED: u64 = 1_000;
 const ROWS_SEARCHED: u64 = 1_000_000;
+/// Types of keys that may stand in the journal: numbers, dates and times.
+const PLAIN: &[u32] = &[20, 21, 23, 26, 1082, 1114, 1184, 1700];
 /// A table of this many pieces is resumed piece by piece, a smaller one is read again.
 const KEPT: usize = 20;
 /// Differing rows of a table that are remembered while it is being written.
@@ -319,7 +321,10 @@ impl<'a> Comparison<'a> {
             return Ok((kept, true));
         }
         let bounds = cut::boundaries(&pair.before, table, columns, pieces).await?;
-        let keep = bounds.len() >= KEPT;
+        // The journal is read by many; keys that are text or bytes may be what opens a session.
+        let base = |name| table.shapes.0.columns.get(name).map(|column| column.base);
+        let plain = columns.iter().all(|name| base(name).is_some_and(|base| PLAIN.contains(&base)));
+        let keep = plain && bounds.len() >= KEPT;
         if keep {
             self.agreed.keep_boundaries(&table.name, &bounds).await?;
         }
@@ -435,9 +440,13 @@ impl<'a> Comparison<'a> {
         let table = &self.tables[i];
         let keep = {
             let mut tally = self.tally(i);
-            if tally.found.differed > SEARCHED && !matches!(table.cut, Cut::Blocks { .. })
-                || tally.found.differing() > ROWS_SEARCHED
-            {
+            let enough = if self.sessions.moving() {
+                tally.candidates.len() >= REMEMBERED
+            } else {
+                tally.found.differed > SEARCHED && !matches!(table.cut, Cut::Blocks { .. })
+                    || tally.found.differing() > ROWS_SEARCHED
+            };
+            if enough {
                 tally.found.at_least = true;
                 return Ok(());
             }

@@ -67,8 +67,10 @@ impl Findings {
             ("settled", sum(|t| t.settled)),
             ("unsettled", sum(|t| t.unsettled)),
         ];
-        let totals = totals.into_iter().chain(sometimes.into_iter().filter(|(_, n)| *n > 0));
-        out["checksums"] = totals.map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        out["checksums"] = totals.into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        for (name, n) in sometimes.into_iter().filter(|(_, n)| *n > 0) {
+            out[name] = json!(n);
+        }
         if !self.moments.is_empty() {
             let words = self
                 .moments

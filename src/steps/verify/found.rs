@@ -40,6 +40,10 @@ pub struct RowFound {
     pub lies_at: Option<String>,
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// What was found of one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TableFound {
@@ -50,26 +54,35 @@ pub struct TableFound {
     /// Pieces that were summed on both sides.
     pub chunks: u64,
     /// Pieces that an earlier attempt had found equal.
+    #[serde(skip_serializing_if = "is_default")]
     pub resumed: u64,
     /// Rows summed before.
     pub rows_before: u64,
     /// Rows summed after.
     pub rows_after: u64,
     /// Pieces that differed when they were first read.
+    #[serde(skip_serializing_if = "is_default")]
     pub differed: u64,
     /// Rows that differed when they were first read, and were then seen equal.
+    #[serde(skip_serializing_if = "is_default")]
     pub settled: u64,
     /// Rows that are missing after.
+    #[serde(skip_serializing_if = "is_default")]
     pub only_before: u64,
     /// Rows that are new after.
+    #[serde(skip_serializing_if = "is_default")]
     pub only_after: u64,
     /// Rows with other values.
+    #[serde(skip_serializing_if = "is_default")]
     pub changed: u64,
     /// Rows that were written all the time.
+    #[serde(skip_serializing_if = "is_default")]
     pub unsettled: u64,
     /// Whether not all differing pieces were searched, so that the numbers of rows are lower bounds.
+    #[serde(skip_serializing_if = "is_default")]
     pub at_least: bool,
     /// The first rows that differ.
+    #[serde(skip_serializing_if = "is_default")]
     pub shown: Vec<RowFound>,
     /// What makes a comparison of rows impossible: the table or columns are gone.
     #[serde(skip_serializing_if = "Option::is_none")]

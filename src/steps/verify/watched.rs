@@ -93,10 +93,11 @@ impl Watched {
         self.stuck.is_none()
     }
 
-    /// When time is up: whether it stood still and differed as far as anybody can tell without a fence.
+    /// When time is up: whether it stood still and differed as far as anybody can tell without a fence: in as
+    /// many rounds in a row, because one may have been written right before.
     #[must_use]
     pub fn differs(&self) -> bool {
-        self.unproven > 0
+        self.unproven >= ROUNDS
     }
 }
 
@@ -125,6 +126,12 @@ mod tests {
         assert_eq!(again(None, false), Verdict::Open, "which proves nothing");
         assert_eq!(again(None, true), Verdict::Open);
         assert_eq!(again(None, true), Verdict::Different);
+        // Without a fence it takes as long, and only when time is up.
+        let mut row = Watched::default();
+        for n in 1..=3 {
+            assert_eq!(round(&mut row, &now(1, 1), Some(2), &now(1, 1), false), Verdict::Open);
+            assert_eq!(row.differs(), n == 3);
+        }
         // Written and written back: the contents are the same, the version is not.
         let mut row = Watched::default();
         for n in 0..9 {
