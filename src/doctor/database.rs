@@ -261,6 +261,9 @@ async fn left(session: &Session, acting: bool, notes: &mut Notes) -> Result<()> 
     for leftover in &found {
         let next = match leftover.kind {
             LeftoverKind::Session => "a runner died or was stopped: `handover resume` ends what it left",
+            LeftoverKind::Snapshot => {
+                "vacuum keeps dead rows until it goes, by itself a while after its engine (`hold`): `handover resume` goes on from it, `handover rollback` ends it"
+            }
             LeftoverKind::Slot => {
                 "it keeps WAL until it goes: `handover resume`, `handover rollback` or `handover finish` drops it"
             }

@@ -227,6 +227,7 @@ pub fn words(leftover: &Leftover) -> String {
     use crate::postgres::leftovers::LeftoverKind as Kind;
     let kind = match leftover.kind {
         Kind::Session => "connection",
+        Kind::Snapshot => "snapshot held by",
         Kind::Trigger => "trigger",
         Kind::Table => "table handover.",
         Kind::Slot => "replication slot",

@@ -5,6 +5,9 @@ use super::session::Session;
 use crate::error::Result;
 use serde::Serialize;
 
+/// How sessions that hold a copy's snapshot name themselves.
+pub const SNAPSHOT_PREFIX: &str = "handover-snapshot/";
+
 /// Something of Handover's that a database holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Leftover {
@@ -22,6 +25,8 @@ pub struct Leftover {
 pub enum LeftoverKind {
     /// A connection.
     Session,
+    /// A connection that holds a copy's snapshot, and ends by itself.
+    Snapshot,
     /// A trigger on a table of the application's.
     Trigger,
     /// A table of ours that holds rows: outbox, archive, quarantine.
@@ -64,6 +69,10 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
              where starts_with(application_name, 'handover/') and datname = current_database()
                and pid <> pg_backend_pid() and split_part(application_name, '/', 3) <> ''
              union all
+             select 'snapshot', application_name, format('pid %s, %s transactions old, since %s', pid, age(backend_xmin),
+                    to_char(backend_start at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS \"UTC\"'))
+             from pg_stat_activity where starts_with(application_name, 'handover-snapshot/') and datname = current_database()
+             union all
              select 'trigger', t.tgname, 'on ' || t.tgrelid::regclass
              from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
              join pg_class c on c.oid = t.tgrelid
@@ -80,6 +89,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
     for row in rows {
         let kind = match row.get::<_, &str>(0) {
             "session" => LeftoverKind::Session,
+            "snapshot" => LeftoverKind::Snapshot,
             "trigger" => LeftoverKind::Trigger,
             "slot" => LeftoverKind::Slot,
             _ => LeftoverKind::Publication,

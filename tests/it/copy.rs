@@ -5,7 +5,10 @@ use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use handover::Class;
+use handover::event::Event;
+use handover::steps::{Context, StepKind};
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 const PLAN: &str = "
 handover: 1
@@ -187,51 +190,125 @@ async fn everything_arrives_and_goes_again() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_attempt_that_failed_midway_is_taken_back_and_begun_again() {
-    let pair = Pair::new(
-        "create table a as select i as id, repeat('x', 200) as t from generate_series(1, 30000) i;
-         create table z as select i as id from generate_series(1, 10) i",
-    )
-    .await;
-    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
-    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 1 }));
-    // The run stops when the first chunk is in; what was committed stays on green.
-    let stop = cx.stop.clone();
-    let listener = tokio::spawn(async move {
+/// Many pieces of one table, and a small one that comes last.
+const PIECES: &str =
+    "create table a as select i as id, repeat('x', 200) as t from generate_series(1, 30000) i;
+     create table z as select i as id from generate_series(1, 10) i; create index on a (id)";
+
+/// Runs the copy until the first pieces of `a` are committed, and stops it there.
+async fn interrupted(step: &dyn StepKind, cx: &Context, events: &mut UnboundedReceiver<Event>) {
+    let first = Context { stop: tokio_util::sync::CancellationToken::new(), ..cx.clone() };
+    let stop = first.stop.clone();
+    let listen = async {
         while let Some(event) = events.recv().await {
-            if let handover::event::Event::Progress { unit, done, .. } = &event
+            if let Event::Progress { unit, done, .. } = &event
                 && unit == "a"
                 && *done > 0
             {
-                stop.cancel();
+                return stop.cancel();
             }
         }
-    });
-    let error = step.run(&cx).await.unwrap_err();
-    assert_eq!(error.class(), Class::Cancelled);
-    assert_ne!(relations(&pair.green).await, "0");
+    };
+    let (result, ()) = tokio::join!(step.run(&first), listen);
+    assert_eq!(result.unwrap_err().class(), Class::Cancelled);
+}
+
+const HOLDERS: &str = "select count(*) from pg_stat_activity where starts_with(application_name, 'handover-snapshot/') and datname = current_database()";
+
+async fn pieces(green: &Database) -> i64 {
+    let sql = "select count(*) from handover.checkpoint where unit like 'rows:%'";
+    green.value(sql).await.unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_was_stopped_goes_on_from_the_same_snapshot() {
+    let pair = Pair::new(PIECES).await;
+    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 1 }));
+    let as_it_was = content(&pair.blue).await;
+    interrupted(&*step, &cx, &mut events).await;
+    let before = pieces(&pair.green).await;
+    assert!((1..7).contains(&before), "{before}");
+    assert_eq!(
+        pair.blue.value(HOLDERS).await.as_deref(),
+        Some("1"),
+        "nobody of ours is connected, the server holds it"
+    );
     let verify = step.verify(&cx).await.unwrap_err();
     assert!(verify.message().contains("not recorded"), "{verify}");
-    // Meanwhile blue has moved on: nothing of the first snapshot may remain.
+    // Meanwhile blue moves on; what is copied must not show it.
     pair.blue.execute("delete from a where id <= 15000; update z set id = id + 100").await;
-    let mut again = cx.clone();
-    again.stop = tokio_util::sync::CancellationToken::new();
-    step.run(&again).await.unwrap();
-    step.verify(&again).await.unwrap();
-    pair.assert_equal().await;
+    pair.blue.admin().await.batch_execute("vacuum").await.unwrap();
+    let kept =
+        "select xmin::text || at from handover.checkpoint where unit like 'rows:%' order by at limit 1";
+    let first = pair.green.value(kept).await;
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    assert_eq!(first, pair.green.value(kept).await, "what was there was not loaded again");
+    assert_same("copied", &as_it_was, &content(&pair.green).await);
+    assert_eq!(pair.blue.value(HOLDERS).await.as_deref(), Some("0"));
     // A row that nobody copied is found.
     pair.green.execute("insert into z values (999)").await;
-    let error = step.verify(&again).await.unwrap_err();
+    let error = step.verify(&cx).await.unwrap_err();
     assert!(error.message().contains("z has 11 rows"), "{error}");
     pair.green.execute("delete from z where id = 999; drop table a").await;
-    assert!(step.verify(&again).await.unwrap_err().message().contains("catalog differs"));
+    assert!(step.verify(&cx).await.unwrap_err().message().contains("catalog differs"));
     // Somebody else's work is not dropped by undo.
     pair.green.execute("create table theirs (id int)").await;
-    step.undo(&again).await.unwrap();
+    step.undo(&cx).await.unwrap();
     assert_eq!(relations(&pair.green).await, "1");
-    drop(cx);
-    listener.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_snapshot_is_gone_the_copy_begins_again() {
+    let pair = Pair::new(PIECES).await;
+    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 1 }));
+    interrupted(&*step, &cx, &mut events).await;
+    let end = HOLDERS.replace("count(*)", "pg_terminate_backend(pid)");
+    pair.blue.value(&end).await;
+    pair.blue.execute("delete from a where id <= 15000; update z set id = id + 100").await;
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    pair.assert_equal().await;
+    // Undone midway, nothing is held any more.
+    step.undo(&cx).await.unwrap();
+    interrupted(&*step, &cx, &mut events).await;
+    step.undo(&cx).await.unwrap();
+    assert_eq!(pair.blue.value(HOLDERS).await.as_deref(), Some("0"));
+    assert_eq!(relations(&pair.green).await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_source_needs_no_snapshot_to_go_on_and_a_forgotten_one_is_let_go_of() {
+    let pair = Pair::new(PIECES).await;
+    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind(
+        "copy",
+        json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 1, "source_is_quiet": true, "hold": "1s" }),
+    );
+    interrupted(&*step, &cx, &mut events).await;
+    let before = pieces(&pair.green).await;
+    // Nobody comes back in time.
+    for _ in 0..100 {
+        if pair.blue.value(HOLDERS).await.as_deref() == Some("0") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(pair.blue.value(HOLDERS).await.as_deref(), Some("0"));
+    assert_eq!(pieces(&pair.green).await, before);
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    pair.assert_equal().await;
+    let notes: Vec<String> = std::iter::from_fn(|| events.try_recv().ok())
+        .filter_map(|e| match e {
+            Event::Note { text, .. } => Some(text),
+            _ => None,
+        })
+        .collect();
+    let told = "goes on from one of";
+    assert!(notes.iter().any(|n| n.contains(told) && n.contains(&format!("{before} of"))), "{notes:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -87,6 +87,38 @@ pub fn analyzable() -> String {
     )
 }
 
+/// Which table an index, constraint or statistics object is on: catalog, row, schema, name, and for foreign keys
+/// the schema and name of the table they point to.
+pub const PLACES: &str = "
+    select o.class, o.oid, n.nspname::text, c.relname::text, fn.nspname::text, f.relname::text
+    from (select 'pg_class'::regclass::oid, indexrelid, indrelid, 0::oid from pg_index
+          union all select 'pg_constraint'::regclass::oid, oid, conrelid, confrelid from pg_constraint
+          union all select 'pg_statistic_ext'::regclass::oid, oid, stxrelid, 0 from pg_statistic_ext
+         ) o (class, oid, relation, reference)
+    join pg_class c on c.oid = o.relation join pg_namespace n on n.oid = c.relnamespace
+    left join pg_class f on f.oid = o.reference left join pg_namespace fn on fn.oid = f.relnamespace
+    where o.oid >= 16384";
+
+/// Tables to analyze: schema, name, and the names of those below as two arrays
+/// (<https://www.postgresql.org/docs/current/sql-analyze.html>).
+#[must_use]
+pub fn analyzed() -> String {
+    format!(
+        "with recursive below (top, oid) as (
+             select inhparent, inhrelid from pg_inherits
+             union select b.top, i.inhrelid from below b join pg_inherits i on i.inhparent = b.oid
+         )
+         select n.nspname::text, c.relname::text,
+                array(select bn.nspname::text from below b join pg_class bc on bc.oid = b.oid
+                      join pg_namespace bn on bn.oid = bc.relnamespace where b.top = c.oid order by bc.oid),
+                array(select bc.relname::text from below b join pg_class bc on bc.oid = b.oid where b.top = c.oid order by bc.oid)
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where {} and {USER_SCHEMAS} and {} order by 1, 2",
+        analyzable(),
+        no_member("pg_class", "c.oid")
+    )
+}
+
 /// Sequences that are no extension's: schema, name.
 #[must_use]
 pub fn sequences() -> String {

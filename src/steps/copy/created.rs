@@ -40,7 +40,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
     session.set("search_path", "").await?;
     let before: BTreeSet<(u32, u32)> = state::load(session, cx.run, &cx.step)
         .await?
-        .map(|s: State| s.before.into_iter().collect())
+        .map(|s: State| s.existing.into_iter().collect())
         .unwrap_or_default();
     let mut ours = BTreeSet::new();
     for created in state::states::<Created>(session, cx.run, &cx.step, "created:").await? {

@@ -1,171 +1,133 @@
-//! The rows: parallel COPY from one snapshot into one transaction per chunk.
+//! The rows: COPY from the one snapshot into one transaction per chunk.
 
-use super::source::{Source, text_settings};
-use super::state::{Chunk, Loaded, State, Table};
-use super::{Copy, state};
-use crate::error::{Error, Result};
+use super::source::text_settings;
+use super::state;
+use super::state::{Chunk, Loaded, Table};
+use crate::error::Result;
 use crate::event::{Measure, RunId, StepId};
 use crate::failpoint;
 use crate::postgres::{Session, quote_ident};
 use crate::steps::Context;
+use bytes::BytesMut;
 use futures_util::{SinkExt, StreamExt};
-use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
 
 /// How often a progress bar moves.
 const TICK: Duration = Duration::from_millis(200);
-/// How often a held snapshot is mentioned.
-const REMINDER: Duration = Duration::from_secs(300);
+/// Rows are gathered up to this size and sent on as one message: the driver hands out a message per row.
+const GATHERED: usize = 256 << 10;
 
-/// One chunk of one table.
-#[derive(Debug, Clone)]
-struct Unit {
-    table: usize,
-    chunk: usize,
-    /// Its share of the table's bytes.
-    bytes: u64,
+/// How far a table's rows have come.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Bytes of its chunks that are committed.
+    bytes: AtomicU64,
+    /// Chunks that are committed.
+    chunks: AtomicU64,
 }
 
-struct Shared {
-    cx: Context,
-    from: String,
-    to: String,
-    exported: String,
-    tables: Vec<Table>,
-    queue: Mutex<VecDeque<Unit>>,
-    /// Bytes and chunks done, per table.
-    done: Vec<(AtomicU64, AtomicU64)>,
-    /// Backends on blue, to be cancelled when the copy breaks off.
-    backends: Mutex<Vec<i32>>,
+impl Done {
+    /// A table of which an earlier attempt loaded some chunks.
+    #[must_use]
+    pub fn already(table: &Table, chunks: usize) -> Self {
+        Done { bytes: (share(table) * chunks as u64).into(), chunks: (chunks as u64).into() }
+    }
 }
 
-/// Copies all rows. Returns when every chunk is committed.
+/// A chunk's part of the table's bytes.
+fn share(table: &Table) -> u64 {
+    table.bytes / table.chunks.len().max(1) as u64
+}
+
+/// Prepares a session on the target for loading.
 ///
 /// # Errors
-/// What either server says; whatever was committed stays, to be discarded or kept by the caller.
-pub async fn copy_rows(cx: &Context, copy: &Copy, source: &Source, state: &State) -> Result<()> {
-    let mut units: Vec<Unit> = Vec::new();
-    for (i, table) in state.tables.iter().enumerate() {
-        let share = table.bytes / table.chunks.len().max(1) as u64;
-        units.extend((0..table.chunks.len()).map(|chunk| Unit { table: i, chunk, bytes: share }));
-    }
-    // Largest first, so that no big one is left for the end.
-    units.sort_by_key(|u| (std::cmp::Reverse(u.bytes), u.table, u.chunk));
-    let jobs = copy.jobs().min(units.len().max(1));
-    let shared = Arc::new(Shared {
-        cx: cx.clone(),
-        from: copy.from.clone(),
-        to: copy.to.clone(),
-        exported: source.exported.clone(),
-        done: state.tables.iter().map(|_| (AtomicU64::new(0), AtomicU64::new(0))).collect(),
-        tables: state.tables.clone(),
-        queue: Mutex::new(units.into()),
-        backends: Mutex::new(Vec::new()),
-    });
-    let mut workers = JoinSet::new();
-    for _ in 0..jobs {
-        workers.spawn(work(shared.clone()));
-    }
-    let result = supervise(cx, source, &mut workers).await;
-    if result.is_err() {
-        workers.shutdown().await;
-        // A COPY whose reader is gone would read on to its end; the holder may end its own role's queries.
-        let backends = shared.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sql = "select pg_cancel_backend(pid) from unnest($1::int4[]) pid";
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&backends];
-        let cancel = source.session().query(sql, &params);
-        let _ = tokio::time::timeout(Duration::from_secs(5), cancel).await;
-    }
-    result
-}
-
-async fn supervise(cx: &Context, source: &Source, workers: &mut JoinSet<Result<()>>) -> Result<()> {
-    let mut reminder = tokio::time::interval(REMINDER);
-    reminder.tick().await;
-    loop {
-        tokio::select! {
-            () = cx.stop.cancelled() => return Err(Error::cancelled()),
-            _ = reminder.tick() => {
-                source.assert_held().await?;
-                cx.note(format!(
-                    "the snapshot on the source is {} minutes old; vacuum there keeps every row version that died since",
-                    source.age().as_secs() / 60
-                ));
-            }
-            ended = workers.join_next() => match ended {
-                None => return Ok(()),
-                Some(Ok(result)) => result?,
-                Some(Err(e)) => return Err(Error::internal(format!("a copying task broke off: {e}"))),
-            },
-        }
-    }
-}
-
-async fn work(shared: Arc<Shared>) -> Result<()> {
-    let databases = shared.cx.databases.labelled(shared.cx.step.as_str());
-    let reader = Source::reader(&databases, &shared.from, &shared.exported).await?;
-    let pid = reader.backend_pid().await?;
-    shared.backends.lock().unwrap_or_else(PoisonError::into_inner).push(pid);
-    let mut writer = shared.cx.writer(&shared.to).await?;
-    text_settings(&writer).await?;
-    for (name, value) in [("statement_timeout", "0"), ("synchronous_commit", "off"), ("row_security", "off")]
-    {
+/// What the server says.
+pub async fn prepare_writer(writer: &Session) -> Result<()> {
+    text_settings(writer).await?;
+    // A chunk's checkpoint commits with its rows, so a crash of the server loses both or none.
+    for (name, value) in [
+        ("statement_timeout", "0"),
+        ("synchronous_commit", "off"),
+        ("row_security", "off"),
+        ("jit", "off"),
+        ("search_path", ""),
+    ] {
         writer.set(name, value).await?;
     }
-    loop {
-        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(unit) = next else { return Ok(()) };
-        shared.cx.proceed()?;
-        let table = &shared.tables[unit.table];
-        load(&shared, &reader, &mut writer, &unit)
-            .await
-            .map_err(|e| e.context(format!("copying table {}", table.name)))?;
-        let (bytes, chunks) = &shared.done[unit.table];
-        let bytes = bytes.fetch_add(unit.bytes, Ordering::Relaxed) + unit.bytes;
-        let name = table.name.to_string();
-        if chunks.fetch_add(1, Ordering::Relaxed) + 1 == table.chunks.len() as u64 {
-            shared.cx.progress(&name, table.bytes, Some(table.bytes), Measure::Bytes);
-            shared.cx.unit_done(&name);
-        } else {
-            shared.cx.progress(&name, bytes, Some(table.bytes), Measure::Bytes);
-        }
-        failpoint::hit(failpoint::COPY_CHUNK_COMMITTED);
-    }
+    Ok(())
 }
 
 /// Streams one chunk, and commits it with its checkpoint.
-async fn load(shared: &Shared, reader: &Session, writer: &mut Session, unit: &Unit) -> Result<()> {
-    let table = &shared.tables[unit.table];
-    let (read, write) = statements(table, table.chunks[unit.chunk]);
+///
+/// # Errors
+/// What either server says; then nothing of the chunk is there.
+pub async fn load(
+    cx: &Context,
+    reader: &Session,
+    writer: &mut Session,
+    table: &Table,
+    chunk: usize,
+    done: &Done,
+) -> Result<()> {
+    let (read, write) = statements(table, chunk);
+    let share = share(table);
+    let name = table.name.to_string();
     let tx = writer.transaction().await?;
+    if alone(table) {
+        // COPY FREEZE is for a table that this transaction emptied; this one holds nothing yet.
+        tx.execute(&format!("truncate only {}", table.name.sql()), &[]).await?;
+    }
     let mut rows = pin!(reader.copy_out(&read).await?);
     let mut sink = pin!(tx.copy_in(&write).await?);
-    let mut streamed = 0_u64;
-    let mut tick = Instant::now();
+    let (mut streamed, mut tick) = (0_u64, Instant::now());
+    let mut gathered = BytesMut::with_capacity(GATHERED * 2);
     while let Some(piece) = rows.next().await {
-        let piece = piece.map_err(|e| reader.error(&e))?;
-        streamed += piece.len() as u64;
-        sink.feed(piece).await.map_err(|e| tx.error(&e))?;
+        gathered.extend_from_slice(&piece.map_err(|e| reader.error(&e))?);
+        if gathered.len() < GATHERED {
+            continue;
+        }
+        streamed += gathered.len() as u64;
+        sink.feed(gathered.split().freeze()).await.map_err(|e| tx.error(&e))?;
         if tick.elapsed() > TICK {
             tick = Instant::now();
             // Bytes on the wire are not bytes on disk: within a chunk this is an approximation.
-            let before = shared.done[unit.table].0.load(Ordering::Relaxed);
-            let done = (before + streamed.min(unit.bytes)).min(table.bytes);
-            shared.cx.progress(&table.name.to_string(), done, Some(table.bytes), Measure::Bytes);
+            let before = done.bytes.load(Ordering::Relaxed);
+            let now = (before + streamed.min(share)).min(table.bytes);
+            cx.progress(&name, now, Some(table.bytes), Measure::Bytes);
         }
+    }
+    streamed += gathered.len() as u64;
+    if !gathered.is_empty() {
+        sink.feed(gathered.freeze()).await.map_err(|e| tx.error(&e))?;
     }
     let rows = sink.as_mut().finish().await.map_err(|e| tx.error(&e))?;
     let loaded = Loaded { table: table.name.clone(), rows, bytes: streamed };
-    tx.save_checkpoint(shared.cx.run, &shared.cx.step, &table.unit(unit.chunk), &loaded).await?;
-    tx.commit().await
+    tx.save_checkpoint(cx.run, &cx.step, &table.unit(chunk), &loaded).await?;
+    tx.commit().await?;
+    let bytes = done.bytes.fetch_add(share, Ordering::Relaxed) + share;
+    if done.chunks.fetch_add(1, Ordering::Relaxed) + 1 == table.chunks.len() as u64 {
+        cx.progress(&name, table.bytes, Some(table.bytes), Measure::Bytes);
+        cx.unit_done(&name);
+    } else {
+        cx.progress(&name, bytes, Some(table.bytes), Measure::Bytes);
+    }
+    failpoint::hit(failpoint::COPY_CHUNK_COMMITTED);
+    Ok(())
+}
+
+/// Whether one transaction loads all of a table, which can then store its rows as if vacuum had been there:
+/// nobody has to look at their transaction, or write their pages, again.
+/// (<https://www.postgresql.org/docs/current/sql-copy.html>, FREEZE)
+fn alone(table: &Table) -> bool {
+    table.chunks.len() == 1 && table.root.is_none()
 }
 
 /// The two statements that move a chunk.
-fn statements(table: &Table, chunk: Chunk) -> (String, String) {
+fn statements(table: &Table, number: usize) -> (String, String) {
+    let chunk = table.chunks.get(number).copied().unwrap_or(Chunk { from: 0, to: None });
     let name = table.name.sql();
     let columns: Vec<String> = table.columns.iter().map(|c| quote_ident(c)).collect();
     let columns = columns.join(", ");
@@ -182,7 +144,8 @@ fn statements(table: &Table, chunk: Chunk) -> (String, String) {
         )
     };
     let name = table.root.as_ref().unwrap_or(&table.name).sql();
-    (read, format!("copy {name}{list} from stdin (format {format})"))
+    let freeze = if alone(table) { ", freeze" } else { "" };
+    (read, format!("copy {name}{list} from stdin (format {format}{freeze})"))
 }
 
 /// Rows that were loaded, per table.
@@ -220,20 +183,19 @@ mod tests {
             columns: vec!["id".into(), "od\"d".into()],
             binary: true,
             bytes: 1,
-            chunks: vec![],
+            chunks: vec![Chunk { from: 0, to: None }],
         };
-        let (read, write) = statements(&table, Chunk { from: 0, to: None });
+        let (read, write) = statements(&table, 0);
         assert_eq!(read, "copy \"s\".\"a\"\"b\" (\"id\", \"od\"\"d\") to stdout (format binary)");
-        assert_eq!(write, "copy \"s\".\"a\"\"b\" (\"id\", \"od\"\"d\") from stdin (format binary)");
-        let (read, _) = statements(&table, Chunk { from: 5, to: Some(9) });
+        assert_eq!(write, "copy \"s\".\"a\"\"b\" (\"id\", \"od\"\"d\") from stdin (format binary, freeze)");
+        table.chunks = vec![Chunk { from: 0, to: Some(5) }, Chunk { from: 5, to: Some(9) }];
+        let (read, write) = statements(&table, 1);
+        assert!(!write.contains("freeze"), "another transaction loads the rest");
         assert!(
             read.ends_with("where ctid >= '(5,0)'::tid and ctid < '(9,0)'::tid) to stdout (format binary)")
         );
         table.columns.clear();
         table.binary = false;
-        assert_eq!(
-            statements(&table, Chunk { from: 0, to: None }).1,
-            "copy \"s\".\"a\"\"b\" from stdin (format text)"
-        );
+        assert_eq!(statements(&table, 0).1, "copy \"s\".\"a\"\"b\" from stdin (format text)");
     }
 }

@@ -1,23 +1,17 @@
-//! The entries of the dump: those that rows need first, in batches; the rest after the rows, in phases.
+//! The entries of the dump: those that rows need first, in batches; those that hang on tables; and the rest.
 
 use super::dump::{Dump, Entry};
-use super::state::{State, units};
-use super::{Copy, created, state};
-use crate::error::{Class, Error, Result};
+use super::state::{Analyze, Object, State, units};
+use super::{Copy, created, graph, state};
+use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
 use crate::postgres::Session;
 use crate::steps::Context;
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::task::JoinSet;
+use std::collections::BTreeSet;
 
 /// Entries per transaction: each holds locks until its end, and the server's lock table is finite.
 const BATCH: usize = 300;
-/// Attempts at an entry that loses a deadlock against its neighbours.
-const ATTEMPTS: u32 = 5;
-
 /// Kinds of entries that pg_dump puts after the rows (`SECTION_POST_DATA`).
 const AFTER: &[&str] = &[
     "INDEX",
@@ -76,20 +70,25 @@ pub fn without(entries: &mut Vec<Entry>, unwanted: impl Fn(&Entry) -> bool) {
     });
 }
 
-/// Creates what rows need.
+/// Creates what rows need and an earlier attempt did not.
 ///
 /// # Errors
 /// What the server says of an entry.
-pub async fn create(cx: &Context, copy: &Copy, state: &State, before: &[Entry]) -> Result<()> {
+pub async fn create(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
     let mut session = executor(cx, copy, &state.settings).await?;
-    for (i, batch) in before.chunks(BATCH).enumerate() {
+    let done = units(&session, cx.run, &cx.step).await?;
+    for (i, batch) in state.before.chunks(BATCH).enumerate() {
+        let unit = format!("schema:{i}");
+        if done.contains(&format!("created:{unit}")) {
+            continue;
+        }
         cx.proceed()?;
-        cx.progress("schema", (i * BATCH) as u64, Some(before.len() as u64), Measure::Items);
+        cx.progress("schema", (i * BATCH) as u64, Some(state.before.len() as u64), Measure::Items);
         let tx = session.transaction().await?;
         for entry in batch {
             tx.batch(&entry.sql).await.map_err(|e| explain(e, entry))?;
         }
-        created::record(&tx, cx, &state.before, &format!("schema:{i}")).await?;
+        created::record(&tx, cx, &state.existing, &unit).await?;
         tx.commit().await?;
         failpoint::hit(failpoint::COPY_SCHEMA_CREATED);
     }
@@ -104,7 +103,10 @@ fn explain(error: Error, entry: &Entry) -> Error {
 }
 
 /// A session that executes entries: the dump's own settings, and no limits of time.
-async fn executor(cx: &Context, copy: &Copy, settings: &str) -> Result<Session> {
+///
+/// # Errors
+/// No connection, or a setting that the target does not know.
+pub async fn executor(cx: &Context, copy: &Copy, settings: &str) -> Result<Session> {
     let mut session = cx.writer(&copy.to).await?;
     session.client().batch_execute(settings).await.map_err(|e| {
         crate::postgres::error::from_postgres(&e, &copy.to)
@@ -116,126 +118,57 @@ async fn executor(cx: &Context, copy: &Copy, settings: &str) -> Result<Session> 
     Ok(session)
 }
 
-/// When an entry after the rows is executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    /// Indexes and keys: in parallel.
-    Keys,
-    /// What foreign keys may need: partitions' indexes attached, checks.
-    Attach,
-    /// Foreign keys: in parallel.
-    ForeignKeys,
-    /// Triggers, policies, materialized views, comments.
-    Rest,
-}
-
-impl Phase {
-    fn of(entry: &Entry) -> Self {
-        match entry.kind.as_str() {
-            "INDEX" | "CONSTRAINT" => Phase::Keys,
-            "INDEX ATTACH" | "CHECK CONSTRAINT" | "STATISTICS" | "RULE" => Phase::Attach,
-            "FK CONSTRAINT" => Phase::ForeignKeys,
-            _ => Phase::Rest,
-        }
-    }
-
-    fn jobs(self, copy: &Copy) -> usize {
-        match self {
-            Phase::Keys | Phase::ForeignKeys => copy.jobs(),
-            Phase::Attach | Phase::Rest => 1,
-        }
-    }
-}
-
-/// Builds indexes and keys.
+/// Builds one object; `idle` workers leave their cores to it.
 ///
 /// # Errors
-/// What the server says of an entry.
-pub async fn build_keys(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
-    phase(cx, copy, state, Phase::Keys).await?;
-    phase(cx, copy, state, Phase::Attach).await
+/// What the server says of it.
+pub async fn build(
+    cx: &Context,
+    session: &mut Session,
+    object: &Object,
+    state: &State,
+    idle: usize,
+) -> Result<()> {
+    let entry = &object.entry;
+    cx.progress(&entry.name, 0, Some(1), Measure::Items);
+    let tx = session.transaction().await?;
+    tx.batch(&format!("set local max_parallel_maintenance_workers = {idle}")).await?;
+    tx.batch(&entry.sql).await.map_err(|e| explain(e, entry))?;
+    if ["EVENT TRIGGER", "RULE", "PUBLICATION"].contains(&entry.kind.as_str()) {
+        created::record(&tx, cx, &state.existing, &object.unit()).await?;
+    }
+    state::mark(&tx, cx.run, &cx.step, &object.unit()).await?;
+    tx.commit().await?;
+    cx.unit_done(&entry.name);
+    failpoint::hit(failpoint::COPY_OBJECT_BUILT);
+    Ok(())
 }
 
-/// Adds foreign keys, then everything that is left.
+/// Analyzes one table: a copy without statistics is not finished.
+///
+/// # Errors
+/// What the server says.
+pub async fn analyze(cx: &Context, session: &mut Session, analyze: &Analyze) -> Result<()> {
+    let tx = session.transaction().await?;
+    tx.batch(&format!("analyze {}", analyze.table.sql())).await?;
+    state::mark(&tx, cx.run, &cx.step, &analyze.unit()).await?;
+    tx.commit().await?;
+    failpoint::hit(failpoint::COPY_ANALYZED);
+    Ok(())
+}
+
+/// Triggers, policies, rules, materialized views, comments: what the workers left, in the dump's order.
 ///
 /// # Errors
 /// What the server says of an entry.
 pub async fn complete(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
-    phase(cx, copy, state, Phase::ForeignKeys).await?;
-    phase(cx, copy, state, Phase::Rest).await
-}
-
-struct Shared {
-    cx: Context,
-    copy: Copy,
-    state: State,
-    queue: Mutex<VecDeque<Entry>>,
-}
-
-async fn phase(cx: &Context, copy: &Copy, state: &State, phase: Phase) -> Result<()> {
-    let done = units(&super::target_reader(cx, copy).await?, cx.run, &cx.step).await?;
-    let queue: VecDeque<Entry> =
-        state.after.iter().filter(|e| Phase::of(e) == phase && !done.contains(&unit(e))).cloned().collect();
-    let jobs = phase.jobs(copy).min(queue.len());
-    let shared = Arc::new(Shared {
-        cx: cx.clone(),
-        copy: copy.clone(),
-        state: state.clone(),
-        queue: Mutex::new(queue),
-    });
-    let mut workers = JoinSet::new();
-    for _ in 0..jobs {
-        workers.spawn(work(shared.clone()));
+    let mut session = executor(cx, copy, &state.settings).await?;
+    let done = units(&session, cx.run, &cx.step).await?;
+    for object in state.after.iter().filter(|o| !graph::parallel(o) && !done.contains(&o.unit())) {
+        cx.proceed()?;
+        build(cx, &mut session, object, state, copy.parallel_workers()).await?;
     }
-    loop {
-        tokio::select! {
-            () = cx.stop.cancelled() => {
-                workers.shutdown().await;
-                return Err(Error::cancelled());
-            }
-            ended = workers.join_next() => match ended {
-                None => return Ok(()),
-                Some(Ok(result)) => result?,
-                Some(Err(e)) => return Err(Error::internal(format!("a building task broke off: {e}"))),
-            },
-        }
-    }
-}
-
-fn unit(entry: &Entry) -> String {
-    format!("entry:{}", entry.id)
-}
-
-async fn work(shared: Arc<Shared>) -> Result<()> {
-    let (cx, copy) = (&shared.cx, &shared.copy);
-    let mut session = executor(cx, copy, &shared.state.settings).await?;
-    loop {
-        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(entry) = next else { return Ok(()) };
-        let mut attempt = 1;
-        loop {
-            cx.proceed()?;
-            match execute(cx, &mut session, &entry, &shared.state).await {
-                Ok(()) => break,
-                Err(e) if e.class() == Class::Contention && attempt < ATTEMPTS => attempt += 1,
-                Err(e) => return Err(explain(e, &entry)),
-            }
-            cx.sleep(Duration::from_millis(200 * u64::from(attempt))).await?;
-        }
-        cx.unit_done(&entry.name);
-        failpoint::hit(failpoint::COPY_OBJECT_BUILT);
-    }
-}
-
-async fn execute(cx: &Context, session: &mut Session, entry: &Entry, state: &State) -> Result<()> {
-    cx.progress(&entry.name, 0, Some(1), Measure::Items);
-    let tx = session.transaction().await?;
-    tx.batch(&entry.sql).await?;
-    if ["EVENT TRIGGER", "RULE", "PUBLICATION"].contains(&entry.kind.as_str()) {
-        created::record(&tx, cx, &state.before, &unit(entry)).await?;
-    }
-    state::mark(&tx, cx.run, &cx.step, &unit(entry)).await?;
-    tx.commit().await
+    Ok(())
 }
 
 #[cfg(test)]

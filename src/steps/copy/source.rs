@@ -1,34 +1,31 @@
-//! The point in time that a copy shows, held open on blue while rows are read.
+//! The source as the copy sees it: at one point in time, which a [`Holder`] keeps open.
 
 use super::catalog;
-use super::state::{Chunk, Fact, Sequence, Snapshot, Table};
+use super::dump::Entry;
+use super::holder::Holder;
+use super::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State, Table};
 use super::{Copy, Selection};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Databases, Session, TableName, quote_literal};
 use crate::steps::Context;
 use crate::steps::replicate::origin;
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Attempts to lock all tables while others alter them.
 const ATTEMPTS: u32 = 10;
 
-/// A transaction on blue that keeps one snapshot alive and ACCESS SHARE on every table, so that no table can
-/// be truncated or rewritten: an imported snapshot would see it empty.
-/// (<https://www.postgresql.org/docs/current/mvcc-caveats.html>)
+/// One point in time of the source.
 #[derive(Debug)]
 pub struct Source {
-    holder: Session,
-    /// The name others import it by (`pg_export_snapshot`).
-    pub exported: String,
+    holder: Holder,
+    look: Session,
     /// What it sees.
     pub snapshot: Snapshot,
     /// How often each table had been written just before.
     pub writes: Vec<(TableName, i64)>,
     /// When the server had started.
     pub server_started: String,
-    since: Instant,
-    /// Blue's major version.
+    /// The source's major version.
     pub major: u32,
 }
 
@@ -50,7 +47,7 @@ impl Source {
             if attempt == 0 {
                 cx.note("waiting for schema changes on the source to pass before the snapshot is taken");
             }
-            cx.sleep(Duration::from_millis(500 * u64::from(attempt + 1))).await?;
+            cx.sleep(std::time::Duration::from_millis(500 * u64::from(attempt + 1))).await?;
         }
         Err(last.unwrap_or_else(|| {
             Error::new(Class::Contention, "tables come and go on the source while the copy wants to begin")
@@ -61,27 +58,21 @@ impl Source {
 
     async fn attempt(cx: &Context, copy: &Copy) -> Result<Option<Self>> {
         let databases = cx.databases.labelled(cx.step.as_str());
+        // A process that died before it wrote down what it holds may have left a holder.
+        super::holder::release(&databases, &copy.from, cx.run, &cx.step).await?;
         let looker = reader(&databases, &copy.from).await?;
         let wanted = lockable(&looker, &copy.selection()).await?;
         let writes = writes(&looker).await?;
         let server_started = server_started(&looker).await?;
-        let holder = reader(&databases, &copy.from).await?;
-        let major = major(&holder).await?;
-        // A transaction's snapshot is taken by its first query, and LOCK is none: locks come first.
-        holder.query("begin isolation level repeatable read, read only", &[]).await?;
-        holder.query("set local lock_timeout = '2s'", &[]).await?;
-        for tables in wanted.iter().collect::<Vec<_>>().chunks(200) {
-            let list: Vec<String> = tables.iter().map(|t| t.sql()).collect();
-            let sql = format!("lock table only {} in access share mode", list.join(", only "));
-            holder.query(&sql, &[]).await?;
-        }
+        let locked = Holder::lock(&databases, &copy.from, cx.run, &cx.step, wanted.iter()).await?;
         // A replication that follows begins at the same point in time: its slot's.
         let origin = origin::prepare(cx, copy).await?;
         if let Some(origin) = &origin {
             let sql = format!("set transaction snapshot {}", quote_literal(origin.snapshot()));
-            holder.query(&sql, &[]).await?;
+            locked.session().query(&sql, &[]).await?;
         }
-        let row = holder
+        let row = locked
+            .session()
             .query_one(
                 "select pg_export_snapshot(), pg_current_snapshot()::text,
                         case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,
@@ -92,18 +83,34 @@ impl Source {
         if let Some(origin) = origin {
             origin.release().await;
         }
-        if lockable(&holder, &copy.selection()).await? != wanted {
+        if lockable(locked.session(), &copy.selection()).await? != wanted {
             return Ok(None);
         }
         let snapshot = Snapshot { xids: row.get(1), lsn: row.get(2), taken_at: row.get(3) };
+        let exported: String = row.get(0);
+        let holder = locked.hold(&databases, &copy.from, exported.clone(), copy.hold()).await?;
+        let look = Self::reader(&databases, &copy.from, &exported).await?;
+        let major = major(&look).await?;
+        Ok(Some(Source { holder, look, snapshot, writes, server_started, major }))
+    }
+
+    /// Joins the point in time that an earlier attempt opened; none when it is not held any more.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn rejoin(cx: &Context, copy: &Copy, state: &State) -> Result<Option<Self>> {
+        let databases = cx.databases.labelled(cx.step.as_str());
+        let holder = Holder::join(&databases, &copy.from, cx.run, &cx.step, &state.held).await?;
+        let Some(holder) = holder else { return Ok(None) };
+        let look = Self::reader(&databases, &copy.from, &state.held.exported).await?;
+        let major = major(&look).await?;
         Ok(Some(Source {
             holder,
-            exported: row.get(0),
-            snapshot,
-            writes,
-            server_started,
-            since: Instant::now(),
+            look,
             major,
+            snapshot: state.snapshot.clone(),
+            writes: state.writes.clone(),
+            server_started: state.server_started.clone(),
         }))
     }
 
@@ -119,28 +126,32 @@ impl Source {
         Ok(session)
     }
 
-    /// The holder's session, for questions about that point in time.
+    /// A session for questions about that point in time.
     #[must_use]
     pub fn session(&self) -> &Session {
+        &self.look
+    }
+
+    /// Who holds it, and under which name others import it.
+    #[must_use]
+    pub fn held(&self) -> &Held {
+        self.holder.held()
+    }
+
+    /// The holder.
+    #[must_use]
+    pub fn holder(&self) -> &Holder {
         &self.holder
     }
 
-    /// For how long it is held.
-    #[must_use]
-    pub fn age(&self) -> Duration {
-        self.since.elapsed()
-    }
-
-    /// Whether the holder still holds; after this, what was read is known to be of one point in time.
+    /// Lets go of that point in time.
     ///
     /// # Errors
-    /// The connection broke.
-    pub async fn assert_held(&self) -> Result<()> {
-        self.holder
-            .query_one("select 1", &[])
-            .await
-            .map(drop)
-            .map_err(|e| e.context("the session that holds the snapshot ended during the copy"))
+    /// What the server says, or a holder that does not end.
+    pub async fn release(self) -> Result<()> {
+        let Source { holder, look, .. } = self;
+        drop(look);
+        holder.release().await
     }
 
     /// The tables whose rows are copied, largest first, cut into chunks.
@@ -148,7 +159,42 @@ impl Source {
     /// # Errors
     /// What the server says.
     pub async fn tables(&self, copy: &Copy) -> Result<Vec<Table>> {
-        tables(&self.holder, copy, self.major).await
+        tables(&self.look, copy, self.major).await
+    }
+
+    /// Entries with the tables that they lock.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn places(&self, entries: Vec<Entry>) -> Result<Vec<Object>> {
+        let rows = self.look.query(catalog::PLACES, &[]).await?;
+        let name = |row: &tokio_postgres::Row, at: usize| {
+            let schema: Option<String> = row.get(at);
+            schema.map(|schema| TableName::new(schema, row.get::<_, String>(at + 1)))
+        };
+        let places: BTreeMap<(u32, u32), (Option<TableName>, Option<TableName>)> =
+            rows.iter().map(|row| ((row.get(0), row.get(1)), (name(row, 2), name(row, 4)))).collect();
+        let place = |entry: Entry| {
+            let (table, references) = places.get(&(entry.class, entry.oid)).cloned().unwrap_or_default();
+            Object { entry, table, references }
+        };
+        Ok(entries.into_iter().map(place).collect())
+    }
+
+    /// The tables to analyze.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn analyzed(&self, selection: &Selection<'_>) -> Result<Vec<Analyze>> {
+        let rows = self.look.query(&catalog::analyzed(), &[]).await?;
+        let analyze = |row: &tokio_postgres::Row| {
+            let below = std::iter::zip(row.get::<_, Vec<String>>(2), row.get::<_, Vec<String>>(3));
+            Analyze {
+                table: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+                below: below.map(|(s, t)| TableName::new(s, t)).filter(|t| selection.table(t)).collect(),
+            }
+        };
+        Ok(rows.iter().map(analyze).filter(|a| selection.table(&a.table)).collect())
     }
 
     /// Where sequences stand. Sequences know no snapshots: these are their values now.
@@ -157,13 +203,13 @@ impl Source {
     /// What the server says.
     pub async fn sequences(&self, selection: &Selection<'_>) -> Result<Vec<Sequence>> {
         let mut out = Vec::new();
-        for row in self.holder.query(&catalog::sequences(), &[]).await? {
+        for row in self.look.query(&catalog::sequences(), &[]).await? {
             let name = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
             if !selection.schema(&name.schema) {
                 continue;
             }
             let row = self
-                .holder
+                .look
                 .query_one(&format!("select last_value, is_called from {}", name.sql()), &[])
                 .await?;
             out.push(Sequence { name, value: row.get(0), called: row.get(1) });
@@ -181,6 +227,8 @@ async fn reader(databases: &Databases, database: &str) -> Result<Session> {
         ("statement_timeout", "0"),
         ("idle_in_transaction_session_timeout", "0"),
         ("synchronize_seqscans", "off"),
+        // Names of objects in values are written in full, for a target that reads them the same way.
+        ("search_path", ""),
     ] {
         session.set(name, value).await?;
     }

@@ -14,8 +14,6 @@ pub const STATE: &str = "state";
 pub const DATA: &str = "data";
 /// Unit that says that sequences are set.
 pub const SEQUENCES: &str = "sequences";
-/// Unit that says that tables are analyzed.
-pub const ANALYZED: &str = "analyzed";
 /// Unit that says that the copy is complete.
 pub const DONE: &str = "done";
 
@@ -23,17 +21,23 @@ pub const DONE: &str = "done";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
     /// Objects that were on green before, as (catalog, row).
-    pub before: Vec<(u32, u32)>,
+    pub existing: Vec<(u32, u32)>,
     /// Where the copy's rows are from.
     pub snapshot: Snapshot,
+    /// Who holds it open.
+    pub held: Held,
     /// Tables with rows to copy.
     pub tables: Vec<Table>,
     /// Sequences with their positions.
     pub sequences: Vec<Sequence>,
     /// Settings of the sessions that execute entries.
     pub settings: String,
+    /// Entries to execute before the rows come.
+    pub before: Vec<Entry>,
     /// Entries to execute after the rows are there.
-    pub after: Vec<Entry>,
+    pub after: Vec<Object>,
+    /// Tables to analyze.
+    pub analyze: Vec<Analyze>,
     /// What green must show at the end.
     pub inventory: BTreeSet<Fact>,
     /// How often rows of each table had been written when the copy began, as the source's statistics say:
@@ -43,6 +47,54 @@ pub struct State {
     /// When the source's server had started then, by its own clock: a crash sets its statistics back.
     #[serde(default)]
     pub server_started: String,
+}
+
+/// A session of the source's that holds a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The name others import it by (`pg_export_snapshot`).
+    pub exported: String,
+    /// Its backend.
+    pub pid: i32,
+    /// When that backend started: a number may come again.
+    pub since: String,
+}
+
+/// An entry with the tables that it locks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// The entry.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// The table of an index, constraint or statistics object.
+    pub table: Option<TableName>,
+    /// The table that a foreign key points to.
+    pub references: Option<TableName>,
+}
+
+/// A table to analyze, once it and those below it are complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Analyze {
+    /// The table; one with partitions is analyzed with them.
+    pub table: TableName,
+    /// Its partitions and children, at all depths.
+    pub below: Vec<TableName>,
+}
+
+impl Object {
+    /// The name of its checkpoint.
+    #[must_use]
+    pub fn unit(&self) -> String {
+        format!("entry:{}", self.entry.id)
+    }
+}
+
+impl Analyze {
+    /// The name of its checkpoint.
+    #[must_use]
+    pub fn unit(&self) -> String {
+        format!("analyzed:{}", self.table.sql())
+    }
 }
 
 /// The point in time a copy shows.

@@ -1,0 +1,85 @@
+//! Proving that a copy is complete.
+
+use super::state::State;
+use super::{Copy, data, source, state, target_reader};
+use crate::error::{Error, Result};
+use crate::postgres::{Session, TableName, quote_literal};
+use crate::steps::Context;
+
+impl Copy {
+    /// Green's catalog against what blue's was.
+    pub(super) async fn compare_catalogs(&self, green: &Session, state: &State) -> Result<()> {
+        // Types are named as the source's sessions name them.
+        green.set("search_path", "").await?;
+        let there = source::inventory(green, &self.selection()).await?;
+        let describe = |f: &state::Fact| {
+            let name = TableName::new(&f.schema, if f.relation.is_empty() { "*" } else { &f.relation });
+            format!("{name}: {}", f.text)
+        };
+        let missing: Vec<String> = state.inventory.difference(&there).map(describe).collect();
+        let extra: Vec<String> = there.difference(&state.inventory).map(describe).collect();
+        if !missing.is_empty() || !extra.is_empty() {
+            let few = |list: &[String]| list.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+            return Err(Error::data(format!(
+                "the target's catalog differs from the source's: {} missing ({}), {} unexpected ({})",
+                missing.len(),
+                few(&missing),
+                extra.len(),
+                few(&extra)
+            ))
+            .on_database(&self.to)
+            .hint("if somebody changed the target meanwhile, undo that; else `handover rollback` and report this"));
+        }
+        for sequence in &state.sequences {
+            let exists =
+                green.query_one("select to_regclass($1) is not null", &[&sequence.name.sql()]).await?;
+            if !exists.get::<_, bool>(0) {
+                continue;
+            }
+            let sql = format!(
+                "select last_value, s.seqincrement > 0 from {}, pg_sequence s where s.seqrelid = {}::regclass",
+                sequence.name.sql(),
+                quote_literal(&sequence.name.sql())
+            );
+            let row = green.query_one(&sql, &[]).await?;
+            let (value, ascending): (i64, bool) = (row.get(0), row.get(1));
+            if (ascending && value < sequence.value) || (!ascending && value > sequence.value) {
+                return Err(Error::data(format!(
+                    "sequence {} stands at {value}, behind the source's {}",
+                    sequence.name, sequence.value
+                ))
+                .on_database(&self.to)
+                .hint("somebody set it back; set it again, then `handover resume`"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that are there against rows that were sent. (That the source sent all it has is the protocol's
+    /// promise: a COPY that breaks off ends in an error.)
+    pub(super) async fn compare_rows(&self, cx: &Context, state: &State) -> Result<()> {
+        let green = target_reader(cx, self).await?;
+        for (name, value) in [("statement_timeout", "0"), ("row_security", "off")] {
+            green.set(name, value).await?;
+        }
+        let loaded = data::loaded(&green, cx).await?;
+        for (i, table) in state.tables.iter().enumerate() {
+            cx.proceed()?;
+            cx.progress("count", i as u64, Some(state.tables.len() as u64), crate::event::Measure::Items);
+            // Rows that were given to a root may be in any of its partitions.
+            let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
+            let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
+            let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
+            let only = format!("only {}", table.name.sql());
+            let sql = format!("select count(*) from {}", table.root.as_ref().map_or(only, TableName::sql));
+            let there = green.query_one(&sql, &[]).await?.get::<_, i64>(0).unsigned_abs();
+            if there != sent {
+                return Err(Error::data(format!("table {} has {there} rows, and {sent} were copied", table.name))
+                    .on_database(&self.to)
+                    .hint("somebody writes to the target already: stop that, `handover rollback` to before the copy, and run again"));
+            }
+        }
+        cx.unit_done("count");
+        Ok(())
+    }
+}

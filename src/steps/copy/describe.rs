@@ -1,0 +1,60 @@
+//! What a dry run says of a copy.
+
+use super::{Copy, own_checkpoints, preflight, source};
+use crate::error::Result;
+use crate::steps::{Context, Description};
+
+/// For estimates: bytes per second and job, of tables with a few indexes on ordinary disks.
+const SPEED: u64 = 15 << 20;
+
+/// Looks at both sides and says what would be done.
+pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
+    let (blue, green) = (cx.reader(&copy.from).await?, cx.reader(&copy.to).await?);
+    let mut out = Description::default();
+    let program = preflight::look(copy, &blue, &green, &mut out).await?;
+    let resumable = own_checkpoints(&green, cx).await?;
+    preflight::emptiness(copy, &green, resumable, &mut out).await?;
+    let tables = source::tables(&blue, copy, source::major(&blue).await?).await?;
+    let bytes: u64 = tables.iter().map(|t| t.bytes).sum();
+    let pieces: usize = tables.iter().map(|t| t.chunks.len()).sum();
+    let facts = source::inventory(&blue, &copy.selection()).await?;
+    let indexes = facts.iter().filter(|f| f.text.starts_with("index ")).count();
+    let keys =
+        facts.iter().filter(|f| f.text.starts_with("constraint ") && f.text.contains("of kind f")).count();
+    if let Some(program) = program {
+        out.action(format!(
+            "create the schema of {} on {} with pg_dump {}",
+            copy.from, copy.to, program.major
+        ));
+    }
+    out.action(format!(
+        "copy {} tables, {} MB in {pieces} pieces, over {} connections to each side, from one snapshot",
+        tables.len(),
+        bytes >> 20,
+        copy.jobs()
+    ));
+    for table in tables.iter().take(5) {
+        out.action(format!(
+            "  {}: {} MB in {} pieces, as {}",
+            table.name,
+            table.bytes >> 20,
+            table.chunks.len(),
+            if table.binary { "binary" } else { "text" }
+        ));
+    }
+    out.action(format!(
+        "build {indexes} indexes, add {keys} foreign keys, set sequences, analyze every table"
+    ));
+    out.warning(format!(
+            "while rows are copied, vacuum on {} keeps every row version that dies, and tables cannot be altered or truncated",
+            copy.from
+        ));
+    out.estimate = Some(format!(
+        "about {} min: {} MB at {} MB/s for each of {} connections (a guess for ordinary disks, index builds included)",
+        (bytes / (SPEED * copy.jobs() as u64)).div_ceil(60).max(1),
+        bytes >> 20,
+        SPEED >> 20,
+        copy.jobs()
+    ));
+    Ok(out)
+}

@@ -1,0 +1,127 @@
+//! What a plan says of a copy.
+
+use crate::postgres::TableName;
+use crate::value::Duration;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Copies a database.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Copy {
+    /// The database that is read.
+    pub from: String,
+    /// The empty database that is filled.
+    pub to: String,
+    /// How many pieces are loaded at once, and how many indexes and keys are built beside them: a load waits for
+    /// the network and the log, and a build for its disk; the cores of this machine (2 to 8) unless given.
+    #[schemars(range(min = 1, max = 64))]
+    pub jobs: Option<usize>,
+    /// Copies only these.
+    #[serde(default)]
+    pub include: Names,
+    /// Leaves these out.
+    #[serde(default)]
+    pub exclude: Names,
+    /// Creates these tables without their rows.
+    #[serde(default)]
+    pub without_data: Vec<TableName>,
+    /// Whether owners and grants are kept.
+    #[serde(default)]
+    pub owners: Owners,
+    /// What to do when the source has large objects.
+    #[serde(default)]
+    pub large_objects: LargeObjects,
+    /// Whether publications are created too: `false` unless given.
+    #[serde(default)]
+    pub publications: bool,
+    /// Tables larger than this many megabytes are copied in pieces of that size, in parallel; 1024 unless given.
+    #[schemars(range(min = 1))]
+    pub chunk_mb: Option<u64>,
+    /// `maintenance_work_mem` for index builds, e.g. `1GB`; each job uses that much.
+    pub maintenance_work_mem: Option<String>,
+    /// How long the source keeps the copy's snapshot after the engine was last seen, so that a copy that was
+    /// interrupted can go on from it; 30 minutes unless given. Until then vacuum there keeps dead rows.
+    pub hold: Option<Duration>,
+    /// Says that nothing writes to the source: a copy whose snapshot is gone then goes on from a new one.
+    #[serde(default)]
+    pub source_is_quiet: bool,
+    /// Folder with pg_dump; searched for unless given.
+    pub programs: Option<PathBuf>,
+}
+
+/// Schemas and tables by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Names {
+    /// Whole schemas.
+    pub schemas: Vec<String>,
+    /// Single tables, views or foreign tables.
+    pub tables: Vec<TableName>,
+}
+
+impl Names {
+    /// Whether nothing is named.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.schemas.is_empty() && self.tables.is_empty()
+    }
+}
+
+/// Whether owners and grants are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Owners {
+    /// Objects belong to the roles of the same names; those must exist on the target.
+    #[default]
+    Keep,
+    /// Everything belongs to the role that executes the plan, and nothing is granted.
+    Skip,
+}
+
+/// What to do when the source has large objects (`pg_largeobject`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LargeObjects {
+    /// Copy them, with the numbers they have.
+    #[default]
+    Copy,
+    /// Leave them behind.
+    Skip,
+}
+
+/// What is copied, by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    pub(super) include: &'a Names,
+    pub(super) exclude: &'a Names,
+}
+
+impl Selection<'_> {
+    /// Whether objects of a schema are copied.
+    #[must_use]
+    pub fn schema(&self, schema: &str) -> bool {
+        let named = |names: &Names| names.schemas.iter().any(|s| s == schema);
+        !named(self.exclude)
+            && (self.include.is_empty()
+                || named(self.include)
+                || self.include.tables.iter().any(|t| t.schema == schema))
+    }
+
+    /// Whether a table, view or foreign table is copied.
+    #[must_use]
+    pub fn relation(&self, name: &TableName) -> bool {
+        self.schema(&name.schema)
+            && !self.exclude.tables.contains(name)
+            && (self.include.is_empty()
+                || self.include.schemas.contains(&name.schema)
+                || self.include.tables.contains(name))
+    }
+
+    /// The same for a table.
+    #[must_use]
+    pub fn table(&self, name: &TableName) -> bool {
+        self.relation(name)
+    }
+}

@@ -1,0 +1,211 @@
+//! The workers: they load chunks, build what hangs on a table as soon as its rows are there, and analyze it,
+//! while other tables are still being loaded.
+
+use super::board::{Board, Next, Unit};
+use super::data::{self, Done};
+use super::source::Source;
+use super::state::{State, units};
+use super::{Copy, graph, large_objects, schema, state};
+use crate::error::{Class, Error, Result};
+use crate::failpoint;
+use crate::postgres::Session;
+use crate::steps::Context;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// How often the holder of the snapshot is asked after.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the operator is told what it costs, in heartbeats.
+const REMINDER: u32 = 60;
+/// Attempts at an object that loses a deadlock against its neighbours.
+const ATTEMPTS: u32 = 5;
+
+struct Shared {
+    cx: Context,
+    copy: Copy,
+    state: Arc<State>,
+    exported: Option<String>,
+    board: Mutex<Board>,
+    /// Changes with every task that is complete.
+    beat: watch::Sender<u64>,
+    done: Vec<Done>,
+    /// Backends on the source, to be cancelled when the copy breaks off.
+    backends: Mutex<Vec<i32>>,
+}
+
+/// Does everything from the first row to the last foreign key that is not done yet. The source is let go of as
+/// soon as its rows are there; none is needed when they are.
+///
+/// # Errors
+/// What either server says; whatever was committed stays, for the next attempt to go on from.
+pub async fn work(
+    cx: &Context,
+    copy: &Copy,
+    jobs: usize,
+    mut source: Option<Source>,
+    state: &Arc<State>,
+) -> Result<()> {
+    let finished = units(&super::target_reader(cx, copy).await?, cx.run, &cx.step).await?;
+    let board = graph::board(state, &finished, jobs);
+    // Loads and builds wait for different things, so each have their own.
+    let workers_needed = (2 * jobs).min(board.len());
+    let shared = Arc::new(Shared {
+        cx: cx.clone(),
+        copy: copy.clone(),
+        state: state.clone(),
+        exported: source.as_ref().map(|s| s.held().exported.clone()),
+        done: already(state, &finished),
+        board: Mutex::new(board),
+        beat: watch::channel(0).0,
+        backends: Mutex::default(),
+    });
+    let mut workers = JoinSet::new();
+    for _ in 0..workers_needed {
+        workers.spawn(worker(shared.clone()));
+    }
+    let result = supervise(&shared, &mut source, &mut workers).await;
+    if result.is_err() {
+        workers.shutdown().await;
+        // A COPY whose reader is gone would read on to its end.
+        if let Some(source) = &source {
+            let backends = shared.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            source.holder().cancel(&backends).await;
+        }
+    }
+    result
+}
+
+fn already(state: &State, finished: &BTreeSet<String>) -> Vec<Done> {
+    let loaded = |table: &state::Table| {
+        (0..table.chunks.len()).filter(|chunk| finished.contains(&table.unit(*chunk))).count()
+    };
+    state.tables.iter().map(|table| Done::already(table, loaded(table))).collect()
+}
+
+async fn supervise(
+    shared: &Shared,
+    source: &mut Option<Source>,
+    workers: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let cx = &shared.cx;
+    let mut beat = shared.beat.subscribe();
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut beats = 0;
+    loop {
+        if source.is_some() && lock(&shared.board).loads_left() == 0 {
+            rows_are_there(shared, source).await?;
+        }
+        tokio::select! {
+            () = cx.stop.cancelled() => return Err(Error::cancelled()),
+            _ = heartbeat.tick() => {
+                if let Some(source) = source {
+                    source.holder().assert_held().await?;
+                    beats += 1;
+                    if beats % REMINDER == 0 {
+                        cx.note(source.holder().burden().await?);
+                    }
+                }
+            }
+            changed = beat.changed() => drop(changed),
+            ended = workers.join_next() => match ended {
+                None => return Ok(()),
+                Some(Ok(result)) => result?,
+                Some(Err(e)) => return Err(Error::internal(format!("a task of the copy broke off: {e}"))),
+            },
+        }
+    }
+}
+
+/// Writes down that all rows are there, and lets go of the source.
+async fn rows_are_there(shared: &Shared, source: &mut Option<Source>) -> Result<()> {
+    let (cx, copy) = (&shared.cx, &shared.copy);
+    let Some(held) = source else { return Ok(()) };
+    large_objects::copy(cx, copy, &held.held().exported).await?;
+    // Only now is it certain that nobody could rewrite a table while it was read.
+    held.holder().assert_held().await?;
+    let mut green = cx.writer(&copy.to).await?;
+    let tx = green.transaction().await?;
+    state::mark(&tx, cx.run, &cx.step, state::DATA).await?;
+    tx.commit().await?;
+    failpoint::hit(failpoint::COPY_DATA_COMPLETE);
+    match source.take() {
+        Some(source) => source.release().await,
+        None => Ok(()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn worker(shared: Arc<Shared>) -> Result<()> {
+    let cx = &shared.cx;
+    let mut writer = schema::executor(cx, &shared.copy, &shared.state.settings).await?;
+    data::prepare_writer(&writer).await?;
+    let mut reader: Option<Session> = None;
+    let mut beat = shared.beat.subscribe();
+    loop {
+        beat.mark_unchanged();
+        let next = lock(&shared.board).take();
+        let (number, unit, idle) = match next {
+            Next::Task(number, unit, idle) => (number, unit, idle),
+            Next::Wait => {
+                // It holds the snapshot too.
+                reader = None;
+                if beat.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            Next::Finished => return Ok(()),
+        };
+        cx.proceed()?;
+        if let Unit::Load(table, chunk) = unit {
+            let reader = match &mut reader {
+                Some(reader) => reader,
+                none => none.insert(open_reader(&shared).await?),
+            };
+            let table_done = &shared.done[table];
+            let table = &shared.state.tables[table];
+            data::load(cx, reader, &mut writer, table, chunk, table_done)
+                .await
+                .map_err(|e| e.context(format!("copying table {}", table.name)))?;
+        } else {
+            reader = None;
+            others(&shared, &mut writer, unit, idle).await?;
+        }
+        lock(&shared.board).done(number);
+        shared.beat.send_modify(|n| *n += 1);
+    }
+}
+
+async fn open_reader(shared: &Shared) -> Result<Session> {
+    let Some(exported) = &shared.exported else {
+        return Err(Error::internal("rows are left to copy, and no snapshot to copy them from"));
+    };
+    let databases = shared.cx.databases.labelled(shared.cx.step.as_str());
+    let reader = Source::reader(&databases, &shared.copy.from, exported).await?;
+    let pid = reader.backend_pid().await?;
+    lock(&shared.backends).push(pid);
+    Ok(reader)
+}
+
+async fn others(shared: &Shared, writer: &mut Session, unit: Unit, idle: usize) -> Result<()> {
+    let (cx, state) = (&shared.cx, &shared.state);
+    let mut attempt = 1;
+    loop {
+        let result = match unit {
+            Unit::Build(object) => schema::build(cx, writer, &state.after[object], state, idle).await,
+            Unit::Analyze(table) => schema::analyze(cx, writer, &state.analyze[table]).await,
+            Unit::Load(..) => Ok(()),
+        };
+        match result {
+            Err(e) if e.class() == Class::Contention && attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+        cx.sleep(Duration::from_millis(200 * u64::from(attempt))).await?;
+    }
+}
