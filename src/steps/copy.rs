@@ -7,6 +7,7 @@
 //! two points in time are never mixed.
 
 pub mod board;
+mod builds;
 pub mod catalog;
 mod compare;
 pub mod created;
@@ -15,6 +16,7 @@ mod describe;
 pub mod dump;
 mod graph;
 pub mod holder;
+pub mod jobs;
 pub mod large_objects;
 mod options;
 mod pool;
@@ -166,8 +168,9 @@ impl Copy {
         };
         let state = Arc::new(state);
         schema::create(cx, self, &state).await?;
-        pool::work(cx, self, self.jobs(), source, &state).await?;
-        self.rest(cx, &mut green, &state).await?;
+        let jobs = jobs::choose(self, &databases.read_only(&self.from).await?, &green).await?;
+        pool::work(cx, self, jobs.number, source, &state).await?;
+        self.rest(cx, &mut green, &state, jobs.number).await?;
         let loaded = data::loaded(&green, cx).await?;
         Ok(json!({
             "tables": state.tables.len(),
@@ -178,11 +181,6 @@ impl Copy {
             "sequences": state.sequences.len(),
             "snapshot": state.snapshot,
         }))
-    }
-
-    fn jobs(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8);
-        self.jobs.unwrap_or_else(cores).max(1)
     }
 
     /// Whether the rows of a table are copied, as far as names say.
@@ -201,11 +199,6 @@ impl Copy {
 
     fn hold(&self) -> std::time::Duration {
         self.hold.map_or(HOLD, |hold| hold.0)
-    }
-
-    /// Processes that may help to build one index when nothing else is to do.
-    fn parallel_workers(&self) -> usize {
-        self.jobs().saturating_sub(1)
     }
 
     /// Goes on from an earlier attempt's snapshot, or begins again.
@@ -367,9 +360,9 @@ impl Copy {
     }
 
     /// Everything after the last foreign key; each piece is skipped when its checkpoint is there.
-    async fn rest(&self, cx: &Context, green: &mut Session, state: &State) -> Result<()> {
+    async fn rest(&self, cx: &Context, green: &mut Session, state: &State, jobs: usize) -> Result<()> {
         self.set_sequences(cx, green, state).await?;
-        schema::complete(cx, self, state).await?;
+        schema::complete(cx, self, state, jobs.saturating_sub(1)).await?;
         let tx = green.transaction().await?;
         let views = tx.query(&catalog::relations("'m'"), &[]).await?;
         for row in &views {

@@ -418,3 +418,25 @@ async fn one_moment_is_copied_while_others_write_and_alter() {
     assert_ne!(moved, "0", "the writer was busy before the snapshot");
     assert_eq!(pair.green.value("select late from altered").await.as_deref(), Some("7"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_in_all_and_index_builds_are_seen_on_their_way() {
+    let pair = Pair::new(
+        "create table a as select i as id, repeat(md5(i::text), 20) as t from generate_series(1, 60000) i;
+         create function slow(i int) returns int immutable language plpgsql as 'begin perform pg_sleep(0.001); return i; end';
+         create table b as select i as id, repeat('x', 500) as t from generate_series(1, 2500) i;
+         create index seen on b (slow(id))",
+    )
+    .await;
+    let (cx, mut events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 1, "chunk_mb": 8 }));
+    step.run(&cx).await.unwrap();
+    let mut seen = std::collections::BTreeMap::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Progress { unit, done, total: Some(total), .. } = event {
+            assert!(done <= total, "{unit}: {done} of {total}");
+            *seen.entry(unit).or_insert(0) += 1;
+        }
+    }
+    assert!(seen["all rows"] >= 1 && seen["a"] >= 2 && seen["seen"] >= 1, "{seen:?}");
+}

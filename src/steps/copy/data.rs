@@ -26,13 +26,22 @@ pub struct Done {
     bytes: AtomicU64,
     /// Chunks that are committed.
     chunks: AtomicU64,
+    /// Bytes of chunks that are on their way.
+    moving: AtomicU64,
 }
 
 impl Done {
     /// A table of which an earlier attempt loaded some chunks.
     #[must_use]
     pub fn already(table: &Table, chunks: usize) -> Self {
-        Done { bytes: (share(table) * chunks as u64).into(), chunks: (chunks as u64).into() }
+        let bytes = share(table) * chunks as u64;
+        Done { bytes: bytes.into(), chunks: (chunks as u64).into(), moving: 0.into() }
+    }
+
+    /// Bytes that are there or on their way.
+    #[must_use]
+    pub fn so_far(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) + self.moving.load(Ordering::Relaxed)
     }
 }
 
@@ -82,7 +91,7 @@ pub async fn load(
     }
     let mut rows = pin!(reader.copy_out(&read).await?);
     let mut sink = pin!(tx.copy_in(&write).await?);
-    let (mut streamed, mut tick) = (0_u64, Instant::now());
+    let (mut streamed, mut shown, mut tick) = (0_u64, 0_u64, Instant::now());
     let mut gathered = BytesMut::with_capacity(GATHERED * 2);
     while let Some(piece) = rows.next().await {
         gathered.extend_from_slice(&piece.map_err(|e| reader.error(&e))?);
@@ -94,9 +103,10 @@ pub async fn load(
         if tick.elapsed() > TICK {
             tick = Instant::now();
             // Bytes on the wire are not bytes on disk: within a chunk this is an approximation.
-            let before = done.bytes.load(Ordering::Relaxed);
-            let now = (before + streamed.min(share)).min(table.bytes);
-            cx.progress(&name, now, Some(table.bytes), Measure::Bytes);
+            let now = streamed.min(share);
+            done.moving.fetch_add(now - shown, Ordering::Relaxed);
+            shown = now;
+            cx.progress(&name, done.so_far().min(table.bytes), Some(table.bytes), Measure::Bytes);
         }
     }
     streamed += gathered.len() as u64;
@@ -107,6 +117,7 @@ pub async fn load(
     let loaded = Loaded { table: table.name.clone(), rows, bytes: streamed };
     tx.save_checkpoint(cx.run, &cx.step, &table.unit(chunk), &loaded).await?;
     tx.commit().await?;
+    done.moving.fetch_sub(shown, Ordering::Relaxed);
     let bytes = done.bytes.fetch_add(share, Ordering::Relaxed) + share;
     if done.chunks.fetch_add(1, Ordering::Relaxed) + 1 == table.chunks.len() as u64 {
         cx.progress(&name, table.bytes, Some(table.bytes), Measure::Bytes);

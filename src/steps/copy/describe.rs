@@ -1,6 +1,6 @@
 //! What a dry run says of a copy.
 
-use super::{Copy, own_checkpoints, preflight, source};
+use super::{Copy, jobs, own_checkpoints, preflight, source};
 use crate::error::Result;
 use crate::steps::{Context, Description};
 
@@ -14,6 +14,7 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
     let program = preflight::look(copy, &blue, &green, &mut out).await?;
     let resumable = own_checkpoints(&green, cx).await?;
     preflight::emptiness(copy, &green, resumable, &mut out).await?;
+    let jobs = jobs::choose(copy, &blue, &green).await?;
     let tables = source::tables(&blue, copy, source::major(&blue).await?).await?;
     let bytes: u64 = tables.iter().map(|t| t.bytes).sum();
     let pieces: usize = tables.iter().map(|t| t.chunks.len()).sum();
@@ -28,10 +29,11 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
         ));
     }
     out.action(format!(
-        "copy {} tables, {} MB in {pieces} pieces, over {} connections to each side, from one snapshot",
+        "copy {} tables, {} MB in {pieces} pieces, {} at a time ({}), from one snapshot",
         tables.len(),
         bytes >> 20,
-        copy.jobs()
+        jobs.number,
+        jobs.from
     ));
     for table in tables.iter().take(5) {
         out.action(format!(
@@ -42,6 +44,17 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
             if table.binary { "binary" } else { "text" }
         ));
     }
+    let memory: String = green
+        .query_one(
+            "select coalesce($1, current_setting('maintenance_work_mem'))",
+            &[&copy.maintenance_work_mem],
+        )
+        .await?
+        .get(0);
+    out.action(format!(
+        "load with synchronous_commit = off, and with FREEZE where a table is one piece; build with maintenance_work_mem = {memory}, up to {} builds beside the loads",
+        jobs.number
+    ));
     out.action(format!(
         "build {indexes} indexes, add {keys} foreign keys, set sequences, analyze every table"
     ));
@@ -50,11 +63,11 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
             copy.from
         ));
     out.estimate = Some(format!(
-        "about {} min: {} MB at {} MB/s for each of {} connections (a guess for ordinary disks, index builds included)",
-        (bytes / (SPEED * copy.jobs() as u64)).div_ceil(60).max(1),
+        "about {} min: {} MB at {} MB/s for each of {} jobs (a guess for ordinary disks, index builds included)",
+        (bytes / (SPEED * jobs.number as u64)).div_ceil(60).max(1),
         bytes >> 20,
         SPEED >> 20,
-        copy.jobs()
+        jobs.number
     ));
     Ok(out)
 }

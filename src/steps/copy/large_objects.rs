@@ -75,6 +75,7 @@ enum Unit {
 struct Shared {
     cx: Context,
     copy: Copy,
+    jobs: usize,
     exported: String,
     queue: Mutex<VecDeque<Unit>>,
     left: Mutex<Vec<u32>>,
@@ -87,7 +88,7 @@ struct Shared {
 ///
 /// # Errors
 /// What either server says. What is committed stays, to be gone on from or discarded by the caller.
-pub async fn copy(cx: &Context, copy: &Copy, exported: &str) -> Result<()> {
+pub async fn copy(cx: &Context, copy: &Copy, exported: &str, jobs: usize) -> Result<()> {
     if copy.large_objects == LargeObjects::Skip {
         return Ok(());
     }
@@ -114,6 +115,7 @@ pub async fn copy(cx: &Context, copy: &Copy, exported: &str) -> Result<()> {
     let shared = Arc::new(Shared {
         cx: cx.clone(),
         copy: copy.clone(),
+        jobs,
         exported: exported.to_owned(),
         queue: Mutex::new(queue.collect()),
         left: Mutex::new(left),
@@ -145,7 +147,7 @@ async fn batches(blue: &Session) -> Result<Vec<(u32, u32)>> {
 async fn work_off(shared: &Arc<Shared>) -> Result<()> {
     let units = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).len();
     let mut workers = JoinSet::new();
-    for _ in 0..shared.copy.jobs().min(units) {
+    for _ in 0..shared.jobs.min(units) {
         workers.spawn(work(shared.clone()));
     }
     // Dropped with its workers when we leave early; each of their statements is short.

@@ -15,7 +15,8 @@ pub struct Copy {
     /// The empty database that is filled.
     pub to: String,
     /// How many pieces are loaded at once, and how many indexes and keys are built beside them: a load waits for
-    /// the network and the log, and a build for its disk; the cores of this machine (2 to 8) unless given.
+    /// the network and the log, and a build for its disk; as many as the server with
+    /// fewer cores has, unless given.
     #[schemars(range(min = 1, max = 64))]
     pub jobs: Option<usize>,
     /// Copies only these.

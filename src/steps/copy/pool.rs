@@ -5,12 +5,13 @@ use super::board::{Board, Next, Unit};
 use super::data::{self, Done};
 use super::source::Source;
 use super::state::{State, units};
-use super::{Copy, graph, large_objects, schema, state};
+use super::{Copy, builds, graph, large_objects, schema, state};
 use crate::error::{Class, Error, Result};
+use crate::event::Measure;
 use crate::failpoint;
 use crate::postgres::Session;
 use crate::steps::Context;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,6 +19,10 @@ use tokio::task::JoinSet;
 
 /// How often the holder of the snapshot is asked after.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often bars move that no worker moves.
+const TICK: Duration = Duration::from_secs(1);
+/// The bar of all tables' rows.
+const ALL: &str = "all rows";
 /// How often the operator is told what it costs, in heartbeats.
 const REMINDER: u32 = 60;
 /// Attempts at an object that loses a deadlock against its neighbours.
@@ -27,6 +32,7 @@ struct Shared {
     cx: Context,
     copy: Copy,
     state: Arc<State>,
+    jobs: usize,
     exported: Option<String>,
     board: Mutex<Board>,
     /// Changes with every task that is complete.
@@ -34,6 +40,8 @@ struct Shared {
     done: Vec<Done>,
     /// Backends on the source, to be cancelled when the copy breaks off.
     backends: Mutex<Vec<i32>>,
+    /// What backends on the target are building.
+    builds: Mutex<BTreeMap<i32, String>>,
 }
 
 /// Does everything from the first row to the last foreign key that is not done yet. The source is let go of as
@@ -61,6 +69,8 @@ pub async fn work(
         board: Mutex::new(board),
         beat: watch::channel(0).0,
         backends: Mutex::default(),
+        builds: Mutex::default(),
+        jobs,
     });
     let mut workers = JoinSet::new();
     for _ in 0..workers_needed {
@@ -94,6 +104,8 @@ async fn supervise(
     let mut beat = shared.beat.subscribe();
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut beats = 0;
+    let mut tick = tokio::time::interval(TICK);
+    let looker = super::target_reader(cx, &shared.copy).await?;
     loop {
         if source.is_some() && lock(&shared.board).loads_left() == 0 {
             rows_are_there(shared, source).await?;
@@ -109,6 +121,15 @@ async fn supervise(
                     }
                 }
             }
+            _ = tick.tick() => {
+                if source.is_some() {
+                    let total = shared.state.tables.iter().map(|t| t.bytes).sum();
+                    let done = shared.done.iter().map(Done::so_far).sum();
+                    cx.progress(ALL, done, Some(total), Measure::Bytes);
+                }
+                let building = lock(&shared.builds).clone();
+                builds::report(cx, &looker, &building).await?;
+            }
             changed = beat.changed() => drop(changed),
             ended = workers.join_next() => match ended {
                 None => return Ok(()),
@@ -123,7 +144,8 @@ async fn supervise(
 async fn rows_are_there(shared: &Shared, source: &mut Option<Source>) -> Result<()> {
     let (cx, copy) = (&shared.cx, &shared.copy);
     let Some(held) = source else { return Ok(()) };
-    large_objects::copy(cx, copy, &held.held().exported).await?;
+    cx.unit_done(ALL);
+    large_objects::copy(cx, copy, &held.held().exported, shared.jobs).await?;
     // Only now is it certain that nobody could rewrite a table while it was read.
     held.holder().assert_held().await?;
     let mut green = cx.writer(&copy.to).await?;
@@ -145,6 +167,7 @@ async fn worker(shared: Arc<Shared>) -> Result<()> {
     let cx = &shared.cx;
     let mut writer = schema::executor(cx, &shared.copy, &shared.state.settings).await?;
     data::prepare_writer(&writer).await?;
+    let pid = writer.backend_pid().await?;
     let mut reader: Option<Session> = None;
     let mut beat = shared.beat.subscribe();
     loop {
@@ -175,7 +198,12 @@ async fn worker(shared: Arc<Shared>) -> Result<()> {
                 .map_err(|e| e.context(format!("copying table {}", table.name)))?;
         } else {
             reader = None;
-            others(&shared, &mut writer, unit, idle).await?;
+            if let Unit::Build(object) = unit {
+                lock(&shared.builds).insert(pid, shared.state.after[object].entry.name.clone());
+            }
+            let result = others(&shared, &mut writer, unit, idle).await;
+            lock(&shared.builds).remove(&pid);
+            result?;
         }
         lock(&shared.board).done(number);
         shared.beat.send_modify(|n| *n += 1);

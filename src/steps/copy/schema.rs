@@ -130,7 +130,10 @@ pub async fn build(
     idle: usize,
 ) -> Result<()> {
     let entry = &object.entry;
-    cx.progress(&entry.name, 0, Some(1), Measure::Items);
+    // The server says how far an index is; of the rest only that it is under way is known.
+    if !["INDEX", "CONSTRAINT"].contains(&entry.kind.as_str()) {
+        cx.progress(&entry.name, 0, Some(1), Measure::Items);
+    }
     let tx = session.transaction().await?;
     tx.batch(&format!("set local max_parallel_maintenance_workers = {idle}")).await?;
     tx.batch(&entry.sql).await.map_err(|e| explain(e, entry))?;
@@ -157,16 +160,17 @@ pub async fn analyze(cx: &Context, session: &mut Session, analyze: &Analyze) -> 
     Ok(())
 }
 
-/// Triggers, policies, rules, materialized views, comments: what the workers left, in the dump's order.
+/// Triggers, policies, rules, materialized views, comments: what the workers left, in the dump's order. Nothing
+/// else is done meanwhile, so `idle` jobs may help.
 ///
 /// # Errors
 /// What the server says of an entry.
-pub async fn complete(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
+pub async fn complete(cx: &Context, copy: &Copy, state: &State, idle: usize) -> Result<()> {
     let mut session = executor(cx, copy, &state.settings).await?;
     let done = units(&session, cx.run, &cx.step).await?;
     for object in state.after.iter().filter(|o| !graph::parallel(o) && !done.contains(&o.unit())) {
         cx.proceed()?;
-        build(cx, &mut session, object, state, copy.parallel_workers()).await?;
+        build(cx, &mut session, object, state, idle).await?;
     }
     Ok(())
 }
