@@ -26,6 +26,7 @@ pub mod rights;
 pub mod schema;
 pub mod source;
 pub mod state;
+mod tune;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
@@ -62,6 +63,7 @@ impl StepKind for Copy {
         if self.chunk_mb == Some(0) {
             problems.error(["chunk_mb"], "a piece cannot be empty").hint("leave it out, or write 1 or more");
         }
+        tune::check(self, problems);
         for (i, table) in self.include.tables.iter().enumerate() {
             if self.exclude.tables.contains(table) {
                 problems
@@ -96,11 +98,14 @@ impl StepKind for Copy {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        tokio::select! {
+        let result = tokio::select! {
             result = self.attempt(cx) => result,
             // A slot that a replication after this copy needs must not fill the source's disk meanwhile.
             error = replicate::guard(cx) => Err(error),
-        }
+        };
+        let restored = tune::restore(cx, self).await;
+        let summary = result?;
+        restored.map(|()| summary)
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
@@ -121,6 +126,7 @@ impl StepKind for Copy {
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
         replicate::origin::discard_after_copy(cx).await?;
+        tune::restore(cx, self).await?;
         let mut green = cx.writer(&self.to).await?;
         holder::release(&cx.databases.labelled(cx.step.as_str()), &self.from, cx.run, &cx.step).await?;
         let dropped = created::discard(cx, &mut green).await?;
@@ -167,6 +173,7 @@ impl Copy {
             None => self.begin(cx, &mut green).await?,
         };
         let state = Arc::new(state);
+        tune::apply(cx, self, &green).await?;
         schema::create(cx, self, &state).await?;
         let jobs = jobs::choose(self, &databases.read_only(&self.from).await?, &green).await?;
         pool::work(cx, self, jobs.number, source, &state).await?;

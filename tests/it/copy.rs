@@ -4,8 +4,10 @@ use crate::support::context::{context, kind};
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
+use crate::support::world::World;
 use handover::Class;
 use handover::event::Event;
+use handover::local::PostgresServer;
 use handover::steps::{Context, StepKind};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -439,4 +441,59 @@ async fn rows_in_all_and_index_builds_are_seen_on_their_way() {
         }
     }
     assert!(seen["all rows"] >= 1 && seen["a"] >= 2 && seen["seen"] >= 1, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_tuned_for_the_load_is_put_back_whatever_happens() {
+    let blue =
+        Database::with(servers::blue().await, "create table a as select i from generate_series(1, 10) i")
+            .await;
+    // A server's settings are everybody's: this test has its own.
+    let server: &'static PostgresServer = Box::leak(Box::new(servers::own_green().await));
+    let green = Database::create(server, None).await;
+    let control = Database::create(server, None).await;
+    let admin = green.admin().await;
+    admin
+        .batch_execute(
+            "grant alter system on parameter max_wal_size, checkpoint_timeout to handover;
+             grant execute on function pg_reload_conf() to handover; grant pg_read_all_settings to handover",
+        )
+        .await
+        .unwrap();
+    admin.batch_execute("alter system set checkpoint_timeout = '7min'").await.unwrap();
+    admin.batch_execute("select pg_reload_conf()").await.unwrap();
+    let queue = control.handover_url();
+    let world = World { blue, green, control, queue, folder: tempfile::tempdir().unwrap() };
+    let plan = |tune: &str| PLAN.replace("chunk_mb: 1", &format!("tune: {{ {tune} }}"));
+    world.write("plan.yaml", &plan("max_wal_size: 3GB, checkpoint_timeout: 20min"));
+    let settings = async |expected: &str| {
+        let sql = "select current_setting('max_wal_size') || ' ' || current_setting('checkpoint_timeout') || ' '
+                   || (select count(*) from pg_settings where name = 'max_wal_size' and sourcefile like '%auto.conf')";
+        for _ in 0..100 {
+            if world.green.value(sql).await.as_deref() == Some(expected) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{:?} is not {expected}", world.green.value(sql).await);
+    };
+    let original = world.green.value("select current_setting('max_wal_size')").await.unwrap();
+    let original = format!("{original} 7min 0");
+    settings(&original).await;
+    world.handover_failing("copy.schema-created", "run", &[]).await.killed();
+    settings("3GB 20min 1").await;
+    world.handover("resume", &[]).await.success();
+    settings(&original).await;
+    world.handover("rollback", &[]).await.success();
+    world.handover_failing("copy.schema-created", "run", &[]).await.killed();
+    settings("3GB 20min 1").await;
+    world.handover("rollback", &[]).await.success();
+    settings(&original).await;
+    // What needs a restart is not touched, and what is dangerous not even tried.
+    world.write("plan.yaml", &plan("shared_buffers: 1GB"));
+    let refused = world.handover("run", &[]).await.code(1);
+    assert!(refused.stderr.contains("can only be set when the server starts"), "{refused}");
+    world.write("plan.yaml", &plan("fsync: off"));
+    let refused = world.handover("check", &[]).await.to_string();
+    assert!(refused.contains("could then damage every database"), "{refused}");
 }

@@ -55,6 +55,9 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
         "load with synchronous_commit = off, and with FREEZE where a table is one piece; build with maintenance_work_mem = {memory}, up to {} builds beside the loads",
         jobs.number
     ));
+    for (name, value) in &copy.tune {
+        out.action(format!("set {name} = {value} on {}'s server for the load, and put it back", copy.to));
+    }
     out.action(format!(
         "build {indexes} indexes, add {keys} foreign keys, set sequences, analyze every table"
     ));

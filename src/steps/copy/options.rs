@@ -4,6 +4,7 @@ use crate::postgres::TableName;
 use crate::value::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Copies a database.
@@ -42,6 +43,10 @@ pub struct Copy {
     pub chunk_mb: Option<u64>,
     /// `maintenance_work_mem` for index builds, e.g. `1GB`; each job uses that much.
     pub maintenance_work_mem: Option<String>,
+    /// Settings of the target's server for the time of the load, e.g. `max_wal_size: 32GB`; they are put back
+    /// after it. They need the right to ALTER SYSTEM.
+    #[serde(default)]
+    pub tune: BTreeMap<String, String>,
     /// How long the source keeps the copy's snapshot after the engine was last seen, so that a copy that was
     /// interrupted can go on from it; 30 minutes unless given. Until then vacuum there keeps dead rows.
     pub hold: Option<Duration>,
