@@ -1,10 +1,11 @@
 //! Proving that a copy is complete.
 
 use super::state::State;
-use super::{Copy, data, source, state, target_reader};
+use super::{Copy, data, jobs, source, state, target_reader};
 use crate::error::{Error, Result};
 use crate::postgres::{Session, TableName, quote_literal};
 use crate::steps::Context;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 impl Copy {
     /// Green's catalog against what blue's was.
@@ -58,28 +59,57 @@ impl Copy {
     /// Rows that are there against rows that were sent. (That the source sent all it has is the protocol's
     /// promise: a COPY that breaks off ends in an error.)
     pub(super) async fn compare_rows(&self, cx: &Context, state: &State) -> Result<()> {
-        let green = target_reader(cx, self).await?;
-        for (name, value) in [("statement_timeout", "0"), ("row_security", "off")] {
-            green.set(name, value).await?;
-        }
+        let green = counter(cx, self).await?;
+        let jobs = jobs::choose(self, &cx.reader(&self.from).await?, &green).await?.number;
         let loaded = data::loaded(&green, cx).await?;
-        for (i, table) in state.tables.iter().enumerate() {
-            cx.proceed()?;
-            cx.progress("count", i as u64, Some(state.tables.len() as u64), crate::event::Measure::Items);
-            // Rows that were given to a root may be in any of its partitions.
-            let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
-            let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
-            let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
-            let only = format!("only {}", table.name.sql());
-            let sql = format!("select count(*) from {}", table.root.as_ref().map_or(only, TableName::sql));
-            let there = green.query_one(&sql, &[]).await?.get::<_, i64>(0).unsigned_abs();
-            if there != sent {
-                return Err(Error::data(format!("table {} has {there} rows, and {sent} were copied", table.name))
-                    .on_database(&self.to)
-                    .hint("somebody writes to the target already: stop that, `handover rollback` to before the copy, and run again"));
+        let (next, counted) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let total = state.tables.len();
+        let counting = (0..jobs.min(total)).map(async |_| {
+            let green = counter(cx, self).await?;
+            // The largest come first, as the state has them.
+            while let Some(table) = state.tables.get(next.fetch_add(1, Ordering::Relaxed)) {
+                cx.proceed()?;
+                self.compare_table(&green, state, table, &loaded).await?;
+                let done = counted.fetch_add(1, Ordering::Relaxed) + 1;
+                cx.progress("count", done as u64, Some(total as u64), crate::event::Measure::Items);
             }
-        }
+            Ok::<(), Error>(())
+        });
+        futures_util::future::try_join_all(counting).await?;
         cx.unit_done("count");
         Ok(())
     }
+
+    async fn compare_table(
+        &self,
+        green: &Session,
+        state: &State,
+        table: &state::Table,
+        loaded: &[state::Loaded],
+    ) -> Result<()> {
+        // Rows that were given to a root may be in any of its partitions.
+        let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
+        let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
+        let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
+        let only = format!("only {}", table.name.sql());
+        let sql = format!("select count(*) from {}", table.root.as_ref().map_or(only, TableName::sql));
+        let there = green.query_one(&sql, &[]).await?.get::<_, i64>(0).unsigned_abs();
+        if there == sent {
+            return Ok(());
+        }
+        Err(Error::data(format!("table {} has {there} rows, and {sent} were copied", table.name))
+            .on_database(&self.to)
+            .hint("somebody writes to the target already: stop that, `handover rollback` to before the copy, and run again"))
+    }
+}
+
+/// A session that counts; several count at once, so none of them needs helpers.
+async fn counter(cx: &Context, copy: &Copy) -> Result<Session> {
+    let green = target_reader(cx, copy).await?;
+    for (name, value) in
+        [("statement_timeout", "0"), ("row_security", "off"), ("max_parallel_workers_per_gather", "0")]
+    {
+        green.set(name, value).await?;
+    }
+    Ok(green)
 }
