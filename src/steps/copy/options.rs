@@ -15,9 +15,8 @@ pub struct Copy {
     pub from: String,
     /// The empty database that is filled.
     pub to: String,
-    /// How many pieces are loaded at once, and how many indexes and keys are built beside them: a load waits for
-    /// the network and the log, and a build for its disk; as many as the server with
-    /// fewer cores has, unless given.
+    /// Pieces loaded at once, and as many indexes and keys built beside them; the cores of the server that has
+    /// fewer unless given.
     #[schemars(range(min = 1, max = 64))]
     pub jobs: Option<usize>,
     /// Copies only these.
