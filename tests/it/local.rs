@@ -315,34 +315,59 @@ async fn a_kept_server_outlives_its_process_and_can_be_removed() {
 #[tokio::test]
 async fn rabbitmq_runs_on_its_own_ports_and_leaves_nothing() {
     use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
-    use lapin::types::FieldTable;
+    use lapin::types::{AMQPValue, FieldTable};
     let server = RabbitServer::start().await.unwrap();
     let folder = server.folder().to_owned();
-    let depth = async || {
-        let connection =
-            lapin::Connection::connect(&server.url(), lapin::ConnectionProperties::default()).await.unwrap();
+    let connect = async || {
+        lapin::Connection::connect(&server.url(), lapin::ConnectionProperties::default()).await.unwrap()
+    };
+    // A quorum queue, as ours are: what it confirmed is on disk, and so is that it exists.
+    let publish = async || {
+        let connection = connect().await;
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        let queue = channel.queue_declare("kept".into(), options, FieldTable::default()).await.unwrap();
+        let mut quorum = FieldTable::default();
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        channel.queue_declare("kept".into(), options, quorum).await.unwrap();
+        // Which files are whose queue's is written a moment later; `queue::rabbitmq` waits as long.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let properties = lapin::BasicProperties::default().with_delivery_mode(2);
-        channel
+        let confirmation = channel
             .basic_publish("".into(), "kept".into(), BasicPublishOptions::default(), b"x", properties)
             .await
             .unwrap()
             .await
             .unwrap();
+        assert!(confirmation.is_ack(), "{confirmation:?}");
         connection.close(200, "done".into()).await.unwrap();
-        queue.message_count()
     };
-    assert_eq!(depth().await, 0);
+    // A queue is found before it has counted what it recovered.
+    let holds = async |messages: u32| {
+        let connection = connect().await;
+        let channel = connection.create_channel().await.unwrap();
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let mut found = 0;
+        for _ in 0..200 {
+            let queue = channel.queue_declare("kept".into(), options, FieldTable::default()).await.unwrap();
+            found = queue.message_count();
+            if found == messages {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        connection.close(200, "done".into()).await.unwrap();
+        assert_eq!(found, messages, "a confirmed message survives SIGKILL and a restart");
+    };
+    publish().await;
     server.kill().await.unwrap();
     assert!(lapin::Connection::connect(&server.url(), lapin::ConnectionProperties::default()).await.is_err());
     server.start_again().await.unwrap();
-    assert_eq!(depth().await, 1, "a confirmed persistent message survives SIGKILL");
+    holds(1).await;
+    publish().await;
     server.stop().await.unwrap();
     server.start_again().await.unwrap();
-    assert_eq!(depth().await, 2);
+    holds(2).await;
 
     let (node, mapper) = (number(&folder.join("node.pid")), number(&folder.join("epmd.pid")));
     assert!(is_running(node) && is_running(mapper));
