@@ -182,3 +182,13 @@ pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
+
+/// The first few of a list in words, and how many more there are.
+#[must_use]
+pub fn few<T: std::fmt::Display>(list: &[T]) -> String {
+    let shown: Vec<String> = list.iter().take(5).map(ToString::to_string).collect();
+    match list.len() {
+        0..=5 => shown.join(", "),
+        n => format!("{} and {} more", shown.join(", "), n - 5),
+    }
+}

@@ -6,6 +6,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::borrow::Cow;
 use std::fmt;
 
+/// The first bytes of a text's SHA-256 in hexadecimal digits, for names that must not meet by chance.
+#[must_use]
+pub fn fingerprint(text: &str, bytes: usize) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(text.as_bytes()).iter().take(bytes).map(|b| format!("{b:02x}")).collect()
+}
+
 /// A length of time as people write it: `300ms`, `2s`, `10m`, `2h 30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(pub std::time::Duration);

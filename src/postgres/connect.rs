@@ -5,7 +5,7 @@ use super::clock::Moment;
 use super::error::from_postgres;
 use super::session::Session;
 use crate::error::{Class, Error, Result};
-use crate::value::Secret;
+use crate::value::{Secret, fingerprint};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -94,17 +94,13 @@ impl Lease {
     /// The prefix of the `application_name` of every connection made for this plan, whoever holds the lease.
     #[must_use]
     pub fn application_prefix(plan: &str) -> String {
-        use sha2::{Digest, Sha256};
-        let digest = Sha256::digest(plan.as_bytes());
-        let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
-        format!("handover/{short}/")
+        format!("handover/{}/", fingerprint(plan, 4))
     }
 
     /// `application_name` for a connection of ours: found by a successor that must end what we left running.
     /// The server keeps 63 bytes of it, and printable ASCII only.
     #[must_use]
     pub fn application_name(&self, step: &str) -> String {
-        use sha2::{Digest, Sha256};
         let head = format!("{}{}/", Self::application_prefix(self.plan()), self.token());
         let room = 63_usize.saturating_sub(head.len());
         if step.len() <= room {
@@ -112,8 +108,7 @@ impl Lease {
         }
         // Cut off, two long ids with one beginning would be taken for each other; and one must not be ended
         // for the other's sake.
-        let digest: String =
-            Sha256::digest(step.as_bytes()).iter().take(6).map(|b| format!("{b:02x}")).collect();
+        let digest = fingerprint(step, 6);
         let kept: String =
             step.chars().filter(char::is_ascii).take(room.saturating_sub(digest.len() + 1)).collect();
         format!("{head}{kept}~{digest}")

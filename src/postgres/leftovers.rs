@@ -71,7 +71,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
              union all
              select 'snapshot', application_name, format('pid %s, %s transactions old, since %s', pid, age(backend_xmin),
                     to_char(backend_start at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS \"UTC\"'))
-             from pg_stat_activity where starts_with(application_name, 'handover-snapshot/') and datname = current_database()
+             from pg_stat_activity where starts_with(application_name, $1) and datname = current_database()
              union all
              select 'trigger', t.tgname, 'on ' || t.tgrelid::regclass
              from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
@@ -83,7 +83,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
              union all
              select 'publication', pubname, '' from pg_publication where starts_with(pubname, 'handover')
              order by 1, 2, 3",
-            &[],
+            &[&SNAPSHOT_PREFIX],
         )
         .await?;
     for row in rows {

@@ -77,6 +77,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// The steps before another in the plan; none when it is not there.
+    #[must_use]
+    pub fn before(&self, step: &StepId) -> &[Step] {
+        self.steps.iter().position(|s| s.id == *step).map_or(&[], |at| &self.steps[..at])
+    }
+
     /// A session that may write, labelled with this step.
     ///
     /// # Errors

@@ -19,12 +19,7 @@ async fn rows_and_schema_travel_over_verified_tls() {
     let world = World::new(None, None, PLAN, &[]).await;
     world.blue.execute("create table a (id int primary key, t text); insert into a select i, 'x' from generate_series(1, 1000) i; select lo_from_bytea(77, 'object')").await;
     let proxy = TlsProxy::start(world.blue.server.port(), Begin::AfterRequest).await;
-    let through = |parameters: &str| {
-        let mut url = url::Url::parse(&world.blue.handover_url()).unwrap();
-        url.set_host(Some("localhost")).unwrap();
-        url.set_port(Some(proxy.port)).unwrap();
-        format!("{url}?{parameters}")
-    };
+    let through = |parameters: &str| proxy.through(&world.blue.handover_url(), parameters);
     let newer = servers::programs().await.green.folder().to_owned();
     let verified = format!("sslmode=verify-full&sslrootcert={}", proxy.ca().display());
 

@@ -88,12 +88,7 @@ async fn a_changed_plan_is_not_resumed_unless_accepted() {
 async fn a_run_goes_through_tls_and_refuses_a_certificate_it_cannot_trust() {
     let world = world().await;
     let proxy = TlsProxy::start(world.blue.server.port(), Begin::AfterRequest).await;
-    let through = |parameters: &str| {
-        let mut url = url::Url::parse(&world.blue.handover_url()).unwrap();
-        url.set_host(Some("localhost")).unwrap();
-        url.set_port(Some(proxy.port)).unwrap();
-        format!("{url}?{parameters}")
-    };
+    let through = |parameters: &str| proxy.through(&world.blue.handover_url(), parameters);
     let mut command = world.command();
     let output =
         command.env("BLUE_URL", through("sslmode=verify-full")).arg("run").arg(world.plan()).output().await;

@@ -13,7 +13,6 @@ use crate::failpoint;
 use crate::postgres::{Session, quote_ident, quote_literal};
 use crate::steps::Context;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// What a backfill moves, resolved against the catalog.
@@ -47,9 +46,7 @@ fn idents(pairs: &[(Column, String)], prefix: &str) -> Vec<String> {
 
 /// The name of a step's triggers; sorts last, so that other triggers have had their say.
 fn name(cx: &Context, step: &StepId) -> String {
-    let digest = Sha256::digest(format!("{}/{step}", cx.plan).as_bytes());
-    let short: String = digest.iter().take(5).map(|b| format!("{b:02x}")).collect();
-    format!("zz_handover_sync_{short}")
+    format!("zz_handover_sync_{}", crate::value::fingerprint(&format!("{}/{step}", cx.plan), 5))
 }
 
 impl Shape {

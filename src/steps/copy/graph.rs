@@ -142,9 +142,7 @@ impl<'a> Graph<'a> {
                 .flat_map(|t| self.keys.get(*t).into_iter().flatten().chain(self.analyzes.get(*t)))
                 .copied()
                 .collect();
-            if tables.len() < 2 - usize::from(object.table == object.references)
-                || tables.iter().any(|t| trees.contains(*t))
-            {
+            if tables.len() < 2 || tables.iter().any(|t| trees.contains(*t)) {
                 after.extend(
                     self.keys.values().flatten().chain(&self.attachments).chain(self.analyzes.values()),
                 );

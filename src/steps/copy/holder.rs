@@ -11,10 +11,11 @@
 use super::state::Held;
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
+use crate::postgres::leftovers::SNAPSHOT_PREFIX;
 use crate::postgres::{Databases, Session, TableName, quote_literal};
+use crate::value::fingerprint;
 use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
 
 /// First of the two numbers of the advisory lock that says that an engine is there (`hand`, in ASCII).
 const LOCK_CLASS: i32 = 0x6861_6e64;
@@ -30,17 +31,13 @@ pub struct Holder {
     keeper: Session,
     name: String,
     held: Held,
-    /// The holding transaction's connection, in the process that opened it. Dropping it ends nothing.
-    _connection: Option<JoinHandle<()>>,
 }
 
 /// `application_name` of the session that holds a step's snapshot. Not of the form of an engine's own
 /// connections, which a successor ends.
 #[must_use]
 pub fn application_name(run: RunId, step: &StepId) -> String {
-    let digest = Sha256::digest(step.as_str().as_bytes());
-    let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
-    format!("{}{run}/{short}", crate::postgres::leftovers::SNAPSHOT_PREFIX)
+    format!("{SNAPSHOT_PREFIX}{run}/{}", fingerprint(step.as_str(), 4))
 }
 
 fn lock_number(name: &str) -> i32 {
@@ -107,7 +104,7 @@ impl Holder {
     ) -> Result<Option<Holder>> {
         let name = application_name(run, step);
         let keeper = keeper(databases, database, &name).await?;
-        let holder = Holder { keeper, name, held: held.clone(), _connection: None };
+        let holder = Holder { keeper, name, held: held.clone() };
         if !holder.is_there().await? {
             return Ok(None);
         }
@@ -222,11 +219,11 @@ impl Locked {
         let keeper = keeper(databases, database, &name).await?;
         let sql = wait(lock_number(&name), hold);
         let session = self.session;
-        let connection = tokio::spawn(async move {
+        tokio::spawn(async move {
             // Its end is seen by `is_there`; why it ended is in the server's log.
             let _ = session.query(&sql, &[]).await;
         });
-        let holder = Holder { keeper, name, held, _connection: Some(connection) };
+        let holder = Holder { keeper, name, held };
         let begun = Instant::now();
         loop {
             let row = holder

@@ -81,7 +81,7 @@ pub async fn work(
         workers.shutdown().await;
         // A COPY whose reader is gone would read on to its end.
         if let Some(source) = &source {
-            let backends = shared.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let backends = lock(&shared.backends).clone();
             source.holder().cancel(&backends).await;
         }
     }

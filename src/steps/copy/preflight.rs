@@ -6,6 +6,7 @@ use super::source::major;
 use super::{Copy, LargeObjects, Owners, catalog, created};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Session, TableName};
+use crate::problem::few;
 use crate::steps::Description;
 use std::collections::BTreeSet;
 
@@ -302,12 +303,4 @@ pub async fn emptiness(copy: &Copy, green: &Session, resumable: bool, out: &mut 
         out.blocker(format!("{} is not empty: it has {}", copy.to, few(&found)));
     }
     Ok(())
-}
-
-pub(super) fn few(names: &[String]) -> String {
-    let shown: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
-    match names.len() {
-        0..=5 => shown.join(", "),
-        n => format!("{} and {} more", shown.join(", "), n - 5),
-    }
 }

@@ -1,10 +1,10 @@
 //! Who may create what on green, what hangs on something that is left out, and what no copy carries: known from
 //! the catalogs before anything is done, so that everything that is in the way is told at once.
 
-use super::preflight::few;
 use super::{Copy, Owners, Selection, catalog};
 use crate::error::Result;
 use crate::postgres::{Session, TableName};
+use crate::problem::few;
 use crate::steps::Description;
 use std::collections::BTreeSet;
 

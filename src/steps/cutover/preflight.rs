@@ -146,7 +146,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         if !silent.is_empty() {
             out.warning(format!(
                 "copied, but not captured: {}; a write to them between the copy and the cutover would be lost, so the cutover refuses if it finds one",
-                uncaptured::few(&silent)
+                crate::problem::few(&silent)
             ));
         }
         if tables.is_empty() {

@@ -236,7 +236,7 @@ pub async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
 
 /// The captures on the frozen side whose replay tails into the new one.
 pub fn replayed<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item = &'a StepId> {
-    let earlier = cx.steps.iter().position(|s| s.id == cx.step).map_or(&cx.steps[..0], |i| &cx.steps[..i]);
+    let earlier = cx.before(&cx.step);
     of_kind::<Capture>(earlier)
         .filter(|(id, capture)| Some(&capture.from) == cutover.freeze.as_ref() && is_replayed(earlier, id))
         .map(|(id, _)| id)

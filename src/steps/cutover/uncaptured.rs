@@ -12,22 +12,19 @@ use super::{Cutover, freeze};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::{Session, TableName};
+use crate::problem::few;
 use crate::steps::capture::Capture;
 use crate::steps::copy::state::{self, State};
 use crate::steps::copy::{Copy, LargeObjects, data, source};
-use crate::steps::{Context, Step, of_kind, replicate};
+use crate::steps::{Context, of_kind, replicate};
 use std::collections::{BTreeMap, BTreeSet};
-
-fn earlier(cx: &Context) -> &[Step] {
-    cx.steps.iter().position(|s| s.id == cx.step).map_or(&cx.steps[..0], |i| &cx.steps[..i])
-}
 
 /// The copies from the side that is frozen to the one that takes over.
 fn copies<'a>(
     cutover: &'a Cutover,
     cx: &'a Context,
 ) -> impl Iterator<Item = (&'a crate::event::StepId, &'a Copy)> {
-    of_kind::<Copy>(earlier(cx)).filter(|(_, copy)| {
+    of_kind::<Copy>(cx.before(&cx.step)).filter(|(_, copy)| {
         Some(&copy.from) == cutover.freeze.as_ref() && Some(&copy.to) == cutover.to.as_ref()
     })
 }
@@ -37,7 +34,7 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
     if copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
     }
-    let captured: BTreeSet<&TableName> = of_kind::<Capture>(earlier(cx))
+    let captured: BTreeSet<&TableName> = of_kind::<Capture>(cx.before(&cx.step))
         .filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
         .flat_map(|(_, capture)| capture.tables.keys())
         .collect();
@@ -193,13 +190,4 @@ async fn differs(
         )
         .await?;
     Ok(row.get::<_, i64>(0).unsigned_abs() != rows || row.get(1))
-}
-
-/// The first few names.
-pub fn few(tables: &[TableName]) -> String {
-    let shown: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
-    match tables.len() {
-        0..=5 => shown.join(", "),
-        n => format!("{} and {} more", shown.join(", "), n - 5),
-    }
 }

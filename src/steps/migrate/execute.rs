@@ -61,8 +61,7 @@ impl Position {
 }
 
 fn digest(text: &str) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(text.as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect()
+    crate::value::fingerprint(text, 16)
 }
 
 /// An error, and the server's code for it if it was the server's.

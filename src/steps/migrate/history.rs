@@ -9,25 +9,19 @@ use super::folder::Migration;
 use crate::error::{Error, Result};
 use crate::event::RunId;
 use crate::postgres::Session;
-use std::fmt::Write;
 
 /// The history table of a step, with its schema, ready for SQL. At most 63 bytes, and of another name for
 /// every other plan and step, so that it meets neither ours nor an application's own table.
 #[must_use]
 pub fn table_name(plan: &str, step: &str) -> String {
-    use sha2::{Digest, Sha256};
-    let digest = Sha256::digest(format!("{plan}\0{step}").as_bytes());
+    let digest = crate::value::fingerprint(&format!("{plan}\0{step}"), 4);
     let plain = |text: &str| -> String {
         text.chars()
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
             .take(22)
             .collect()
     };
-    let mut name = format!("handover.migrate_{}_{}_", plain(plan), plain(step));
-    for byte in digest.iter().take(4) {
-        let _ = write!(name, "{byte:02x}");
-    }
-    name
+    format!("handover.migrate_{}_{}_{digest}", plain(plan), plain(step))
 }
 
 /// One applied migration.

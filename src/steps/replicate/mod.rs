@@ -23,7 +23,7 @@ use crate::event::{RunId, StepId};
 use crate::failpoint;
 use crate::postgres::{Session, TableName};
 use crate::problem::Problems;
-use crate::value::{Duration, EnvString, Secret};
+use crate::value::{Duration, EnvString, Secret, fingerprint};
 use async_trait::async_trait;
 pub use end::end;
 use schemars::JsonSchema;
@@ -90,9 +90,7 @@ pub struct Link {
 impl Link {
     /// Names are of the run: what another run left is never taken for this one's.
     fn new(run: RunId, step: &StepId, replicate: &Replicate) -> Self {
-        use sha2::{Digest, Sha256};
-        let digest = Sha256::digest(step.as_str().as_bytes());
-        let short: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        let short = fingerprint(step.as_str(), 4);
         // Slots are named with lower-case letters, digits and underscores, and at most 63 of them.
         let name = format!("handover_{}_{short}", run.0.simple());
         let (from, to) = (replicate.from.clone(), replicate.to.clone());
@@ -104,8 +102,7 @@ impl Link {
 /// there is another matter: [`Gauge::open`] says.
 #[must_use]
 pub fn between(cx: &Context, from: &str, to: &str) -> Option<Link> {
-    let earlier = cx.steps.iter().position(|s| s.id == cx.step).map_or(&cx.steps[..0], |i| &cx.steps[..i]);
-    of_kind::<Replicate>(earlier)
+    of_kind::<Replicate>(cx.before(&cx.step))
         .filter(|(_, r)| r.from == from && r.to == to)
         .last()
         .map(|(id, r)| Link::new(cx.run, id, r))
@@ -114,10 +111,8 @@ pub fn between(cx: &Context, from: &str, to: &str) -> Option<Link> {
 /// The step that replicates what the copy step copies, and its replication.
 #[must_use]
 pub fn following<'a>(cx: &'a Context, copy: &StepId) -> Option<(&'a Replicate, Link)> {
-    let found = of_kind::<Replicate>(&cx.steps).find(|(id, replicate)| {
-        let at = cx.steps.iter().position(|s| s.id == **id).unwrap_or_default();
-        replicate.copy(&cx.steps[..at]).is_some_and(|(found, _)| found == copy)
-    });
+    let found = of_kind::<Replicate>(&cx.steps)
+        .find(|(id, replicate)| replicate.copy(cx.before(id)).is_some_and(|(found, _)| found == copy));
     found.map(|(id, replicate)| (replicate, Link::new(cx.run, id, replicate)))
 }
 
@@ -152,8 +147,7 @@ impl Replicate {
 
     /// The copy that it follows.
     fn source<'a>(&self, cx: &'a Context, step: &StepId) -> Result<(&'a StepId, &'a Copy)> {
-        let at = cx.steps.iter().position(|s| s.id == *step).unwrap_or_default();
-        self.copy(&cx.steps[..at]).ok_or_else(|| {
+        self.copy(cx.before(step)).ok_or_else(|| {
             Error::usage("there is no copy for this replication").hint("put a `copy` step before it")
         })
     }
@@ -348,14 +342,5 @@ impl StepKind for Replicate {
 
     async fn stand(&self, cx: &Context) -> Result<()> {
         watch::stand(self, cx, &self.link(cx)).await
-    }
-}
-
-/// The first few names.
-fn few(tables: &[TableName]) -> String {
-    let shown: Vec<String> = tables.iter().take(5).map(ToString::to_string).collect();
-    match tables.len() {
-        0..=5 => shown.join(", "),
-        n => format!("{} and {} more", shown.join(", "), n - 5),
     }
 }

@@ -5,6 +5,7 @@ use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
 use crate::steps::copy::Copy;
+use crate::steps::copy::catalog::{USER_SCHEMAS, no_member};
 use crate::steps::{Context, Description};
 use std::time::{Duration, Instant};
 
@@ -94,11 +95,11 @@ pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
 pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
     let rows = blue
         .query(
-            "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind = 'r' and c.relpersistence = 'p' and n.nspname not like 'pg\\_%'
-               and n.nspname not in ('information_schema', 'handover', 'handover_queue')
-               and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass and e.objid = c.oid and e.deptype = 'e')
-             order by 1, 2",
+            &format!(
+                "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where c.relkind = 'r' and c.relpersistence = 'p' and {USER_SCHEMAS} and {} order by 1, 2",
+                no_member("pg_class", "c.oid")
+            ),
             &[],
         )
         .await?;

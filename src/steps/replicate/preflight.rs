@@ -2,13 +2,15 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-config.html>,
 //! <https://www.postgresql.org/docs/current/logical-replication-restrictions.html>)
 
-use super::{Replicate, few, lag, origin};
+use super::{Replicate, lag, origin};
 use crate::error::Result;
 use crate::postgres::address::Address;
 use crate::postgres::connect::open_as;
 use crate::postgres::{Databases, Session, TableName, programs};
+use crate::problem::few;
 use crate::steps::Description;
 use crate::steps::copy::Copy;
+use crate::steps::copy::catalog::USER_SCHEMAS;
 use crate::steps::copy::source::major;
 use crate::value::Secret;
 
@@ -213,8 +215,10 @@ async fn subscriber(
     // Rows are applied as the table's owner, whose role the subscription's owner must be able to take.
     let owners = blue
         .query(
-            "select distinct pg_get_userbyid(c.relowner)::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind = 'r' and n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')",
+            &format!(
+                "select distinct pg_get_userbyid(c.relowner)::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where c.relkind = 'r' and {USER_SCHEMAS}"
+            ),
             &[],
         )
         .await?;
@@ -340,9 +344,10 @@ async fn left_behind(
 ) -> Result<()> {
     let rows = blue
         .query(
-            "select n.nspname::text, c.relname::text, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where (c.relkind = 'r' and c.relpersistence = 'u' or c.relkind = 'm') and n.nspname not like 'pg\\_%'
-               and n.nspname not in ('information_schema', 'handover', 'handover_queue') order by 1, 2",
+            &format!(
+                "select n.nspname::text, c.relname::text, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where (c.relkind = 'r' and c.relpersistence = 'u' or c.relkind = 'm') and {USER_SCHEMAS} order by 1, 2"
+            ),
             &[],
         )
         .await?;

@@ -49,6 +49,14 @@ impl TlsProxy {
         TlsProxy { port, ca, _folder: folder }
     }
 
+    /// A URL of the server, led through here, with parameters such as `sslmode=require`.
+    pub fn through(&self, url: &str, parameters: &str) -> String {
+        let mut url = url::Url::parse(url).unwrap();
+        url.set_host(Some("localhost")).unwrap();
+        url.set_port(Some(self.port)).unwrap();
+        format!("{url}?{parameters}")
+    }
+
     /// The CA file as a URL holds it.
     pub fn ca(&self) -> &Path {
         &self.ca
