@@ -3,6 +3,7 @@
 use super::address::Address;
 use crate::error::{Error, Result};
 use crate::value::Secret;
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
@@ -31,12 +32,13 @@ pub async fn find(name: &str, folder: Option<&Path>) -> Vec<Program> {
     out
 }
 
-/// The newest psql: what we say through it, every version says alike.
+/// The newest psql: what we say through it, every version says alike. The first of several: on the search path
+/// may be a wrapper that takes longer to start than psql.
 ///
 /// # Errors
 /// There is none.
 pub async fn psql(folder: Option<&Path>) -> Result<Program> {
-    find("psql", folder).await.into_iter().max_by_key(|program| program.major).ok_or_else(|| {
+    find("psql", folder).await.into_iter().min_by_key(|program| Reverse(program.major)).ok_or_else(|| {
         Error::external("there is no psql on this machine")
             .hint("install the client programs of Postgres (Debian: postgresql-client), or name their folder with `programs:`")
     })

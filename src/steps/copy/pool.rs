@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// How often the holder of the snapshot is asked after.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -72,13 +73,18 @@ pub async fn work(
         builds: Mutex::default(),
         jobs,
     });
+    let over = CancellationToken::new();
+    // Threads are not ended by letting go of them.
+    let _guard = over.clone().drop_guard();
     let mut workers = JoinSet::new();
     for _ in 0..workers_needed {
-        workers.spawn(worker(shared.clone()));
+        let (shared, over) = (shared.clone(), over.clone());
+        workers.spawn_blocking(move || on_a_thread(shared, &over));
     }
     let result = supervise(&shared, &mut source, &mut workers).await;
     if result.is_err() {
-        workers.shutdown().await;
+        over.cancel();
+        while workers.join_next().await.is_some() {}
         // A COPY whose reader is gone would read on to its end.
         if let Some(source) = &source {
             let backends = lock(&shared.backends).clone();
@@ -161,6 +167,21 @@ async fn rows_are_there(shared: &Shared, source: &mut Option<Source>) -> Result<
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A worker with its connections on a thread of its own: rows go from one socket to the other without waking
+/// another thread for each message.
+fn on_a_thread(shared: Arc<Shared>, over: &CancellationToken) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::internal(format!("no thread for the copy: {e}")))?;
+    runtime.block_on(async {
+        tokio::select! {
+            () = over.cancelled() => Err(Error::cancelled()),
+            result = worker(shared) => result,
+        }
+    })
 }
 
 async fn worker(shared: Arc<Shared>) -> Result<()> {
