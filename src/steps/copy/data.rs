@@ -1,5 +1,6 @@
 //! The rows: COPY from the one snapshot into one transaction per chunk.
 
+use super::cut;
 use super::source::text_settings;
 use super::state;
 use super::state::{Chunk, Loaded, Table};
@@ -138,21 +139,20 @@ fn alone(table: &Table) -> bool {
 
 /// The two statements that move a chunk.
 fn statements(table: &Table, number: usize) -> (String, String) {
-    let chunk = table.chunks.get(number).copied().unwrap_or(Chunk { from: 0, to: None });
+    let chunk = table.chunks.get(number).unwrap_or(&Chunk::WHOLE);
     let name = table.name.sql();
     let columns: Vec<String> = table.columns.iter().map(|c| quote_ident(c)).collect();
     let columns = columns.join(", ");
     // Without columns of its own to name (none at all, or only generated ones) the list is left out.
     let list = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
     let format = if table.binary { "binary" } else { "text" };
-    let read = if chunk.from == 0 && chunk.to.is_none() {
-        format!("copy {name}{list} to stdout (format {format})")
-    } else {
-        let upper = chunk.to.map(|to| format!(" and ctid < '({to},0)'::tid")).unwrap_or_default();
-        format!(
-            "copy (select {columns} from only {name} where ctid >= '({},0)'::tid{upper}) to stdout (format {format})",
-            chunk.from
-        )
+    let read = match cut::condition(chunk, table.key.as_ref()) {
+        None => format!("copy {name}{list} to stdout (format {format})"),
+        Some(condition) => {
+            format!(
+                "copy (select {columns} from only {name} t where {condition}) to stdout (format {format})"
+            )
+        }
     };
     let name = table.root.as_ref().unwrap_or(&table.name).sql();
     let freeze = if alone(table) { ", freeze" } else { "" };
@@ -194,16 +194,19 @@ mod tests {
             columns: vec!["id".into(), "od\"d".into()],
             binary: true,
             bytes: 1,
-            chunks: vec![Chunk { from: 0, to: None }],
+            chunks: vec![Chunk::WHOLE],
+            key: None,
         };
         let (read, write) = statements(&table, 0);
         assert_eq!(read, "copy \"s\".\"a\"\"b\" (\"id\", \"od\"\"d\") to stdout (format binary)");
         assert_eq!(write, "copy \"s\".\"a\"\"b\" (\"id\", \"od\"\"d\") from stdin (format binary, freeze)");
-        table.chunks = vec![Chunk { from: 0, to: Some(5) }, Chunk { from: 5, to: Some(9) }];
+        table.chunks = vec![Chunk::Blocks { from: 0, to: Some(5) }, Chunk::Blocks { from: 5, to: Some(9) }];
         let (read, write) = statements(&table, 1);
         assert!(!write.contains("freeze"), "another transaction loads the rest");
         assert!(
-            read.ends_with("where ctid >= '(5,0)'::tid and ctid < '(9,0)'::tid) to stdout (format binary)")
+            read.ends_with(
+                "where t.ctid >= '(5,0)'::tid and t.ctid < '(9,0)'::tid) to stdout (format binary)"
+            )
         );
         table.columns.clear();
         table.binary = false;

@@ -1,7 +1,9 @@
 //! What a dry run says of a copy.
 
-use super::{Copy, jobs, own_checkpoints, preflight, source};
+use super::state::Table;
+use super::{Copy, cut, jobs, own_checkpoints, preflight, source};
 use crate::error::Result;
+use crate::problem::few;
 use crate::steps::{Context, Description};
 
 /// For estimates: bytes per second and job, of tables with a few indexes on ordinary disks.
@@ -15,7 +17,8 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
     let resumable = own_checkpoints(&green, cx).await?;
     preflight::emptiness(copy, &green, resumable, &mut out).await?;
     let jobs = jobs::choose(copy, &blue, &green).await?;
-    let tables = source::tables(&blue, copy, source::major(&blue).await?).await?;
+    let major = source::major(&blue).await?;
+    let tables = source::tables(&blue, copy, major).await?;
     let bytes: u64 = tables.iter().map(|t| t.bytes).sum();
     let pieces: usize = tables.iter().map(|t| t.chunks.len()).sum();
     let facts = source::inventory(&blue, &copy.selection()).await?;
@@ -35,12 +38,23 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
         jobs.number,
         jobs.from
     ));
+    let whole: Vec<String> = tables
+        .iter()
+        .filter(|t| t.chunks.len() == 1 && t.bytes > 2 * copy.chunk_bytes())
+        .map(|t| t.name.to_string())
+        .collect();
+    if !whole.is_empty() && cut::by_key(copy, major) {
+        out.warning(format!(
+            "no index cuts these tables, so each is copied in one piece, and again from its beginning after a failure: {}; one is of use whose columns are never null and whose order the rows are stored in",
+            few(&whole)
+        ));
+    }
     for table in tables.iter().take(5) {
         out.action(format!(
-            "  {}: {} MB in {} pieces, as {}",
+            "  {}: {} MB in {}, as {}",
             table.name,
             table.bytes >> 20,
-            table.chunks.len(),
+            cut_into(table),
             if table.binary { "binary" } else { "text" }
         ));
     }
@@ -73,4 +87,16 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
         jobs.number
     ));
     Ok(out)
+}
+
+/// In how many pieces a table is copied, and which.
+fn cut_into(table: &Table) -> String {
+    let number = table.chunks.len();
+    match &table.key {
+        Some(key) => {
+            let columns: Vec<&str> = key.columns.iter().map(|c| c.name.as_str()).collect();
+            format!("{number} ranges of {}", columns.join(", "))
+        }
+        None => format!("{number} pieces"),
+    }
 }

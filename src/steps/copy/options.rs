@@ -40,6 +40,9 @@ pub struct Copy {
     /// Tables larger than this many megabytes are copied in pieces of that size, in parallel; 1024 unless given.
     #[schemars(range(min = 1))]
     pub chunk_mb: Option<u64>,
+    /// What those pieces are ranges of.
+    #[serde(default)]
+    pub split_by: SplitBy,
     /// `maintenance_work_mem` for index builds, e.g. `1GB`; each job uses that much.
     pub maintenance_work_mem: Option<String>,
     /// Settings of the target's server for the time of the load, e.g. `max_wal_size: 32GB`; they are put back
@@ -54,6 +57,19 @@ pub struct Copy {
     pub source_is_quiet: bool,
     /// Folder with pg_dump; searched for unless given.
     pub programs: Option<PathBuf>,
+}
+
+/// What the pieces of a large table are ranges of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitBy {
+    /// `tid`, or `key` where the source is older than Postgres 14.
+    #[default]
+    Auto,
+    /// Its blocks. Needs Postgres 14 on the source.
+    Tid,
+    /// The values of an index's columns: also useful where most blocks of a table hold no rows any more.
+    Key,
 }
 
 /// Schemas and tables by name.

@@ -3,7 +3,7 @@
 use super::dump::{Entry, Program};
 use super::privileges;
 use super::source::major;
-use super::{Copy, LargeObjects, Owners, catalog, created};
+use super::{Copy, LargeObjects, Owners, SplitBy, catalog, created, cut};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
@@ -30,6 +30,12 @@ pub async fn look(
     }
     if from < 13 {
         out.blocker(format!("{} is Postgres {from}; 13 is the oldest that can be copied", copy.from));
+    }
+    if copy.split_by == SplitBy::Tid && from < cut::TID_RANGES {
+        out.blocker(format!(
+            "Postgres {from} of {} reads a whole table for each range of blocks: leave out `split_by`, or say `key`",
+            copy.from
+        ));
     }
     let program = match Program::find(copy.programs.as_deref(), from, to).await {
         Ok(program) => Some(program),

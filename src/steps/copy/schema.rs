@@ -70,6 +70,36 @@ pub fn without(entries: &mut Vec<Entry>, unwanted: impl Fn(&Entry) -> bool) {
     });
 }
 
+/// Leaves schema `public` on green to whom it belongs there, where it belongs to the source's first superuser and
+/// we could not give it to the role of that name. That owner is nobody's choice but initdb's, before Postgres 15
+/// and in databases that came from there by pg_upgrade. What is granted on the schema is copied all the same.
+///
+/// # Errors
+/// What a server says.
+pub async fn public_stays(blue: &Session, green: &Session, before: &mut [Entry]) -> Result<()> {
+    // Initdb's superuser has this number everywhere.
+    let owner = blue
+        .query_opt(
+            "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = 'public' and nspowner = 10",
+            &[],
+        )
+        .await?;
+    let Some(owner) = owner else { return Ok(()) };
+    let owner: String = owner.get(0);
+    let may = green
+        .query_one("select coalesce((select pg_has_role(r, 'member') from to_regrole($1) r where r is not null), false)", &[&owner])
+        .await?;
+    if may.get(0) {
+        return Ok(());
+    }
+    let change = format!("ALTER SCHEMA public OWNER TO {owner};");
+    for entry in before.iter_mut().filter(|e| e.kind == "SCHEMA" && e.name == "public") {
+        let kept: Vec<&str> = entry.sql.lines().filter(|line| line.trim_end() != change).collect();
+        entry.sql = kept.join("\n");
+    }
+    Ok(())
+}
+
 /// Creates what rows need and an earlier attempt did not.
 ///
 /// # Errors

@@ -1,10 +1,10 @@
 //! The source as the copy sees it: at one point in time, which a [`Holder`] keeps open.
 
-use super::catalog;
 use super::dump::Entry;
 use super::holder::Holder;
 use super::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State, Table};
 use super::{Copy, Selection};
+use super::{catalog, cut};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Databases, Session, TableName, quote_literal};
 use crate::steps::Context;
@@ -300,7 +300,6 @@ async fn lockable(session: &Session, selection: &Selection<'_>) -> Result<BTreeS
 pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Table>> {
     let selection = copy.selection();
     let rows = session.query(&catalog::tables(), &[]).await?;
-    let chunk = copy.chunk_bytes();
     let mut out = Vec::new();
     for row in &rows {
         let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
@@ -308,33 +307,14 @@ pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Ta
             continue;
         }
         let (bytes, blocks) = (row.get::<_, i64>(4).unsigned_abs(), row.get::<_, i64>(5).unsigned_abs());
-        // Before Postgres 14 a condition on ctid reads the whole table.
-        let pieces = if major >= 14 { bytes.div_ceil(chunk).clamp(1, blocks.max(1)) } else { 1 };
         let root = row.get::<_, Option<String>>(6).zip(row.get::<_, Option<String>>(7));
         let root = root.map(|(schema, table)| TableName::new(schema, table));
-        out.push(Table {
-            name,
-            root,
-            columns: row.get(2),
-            binary: row.get(3),
-            bytes,
-            chunks: cut(blocks, pieces),
-        });
+        let (columns, binary) = (row.get(2), row.get(3));
+        let mut table = Table { name, root, columns, binary, bytes, chunks: vec![Chunk::WHOLE], key: None };
+        cut::cut(session, copy, major, &mut table, blocks).await?;
+        out.push(table);
     }
     Ok(out)
-}
-
-/// Cuts `blocks` into `pieces` of equal size, the last without an end.
-fn cut(blocks: u64, pieces: u64) -> Vec<Chunk> {
-    let size = blocks.div_ceil(pieces.max(1)).max(1);
-    let mut out: Vec<Chunk> = (0..pieces.max(1))
-        .map(|i| Chunk { from: i * size, to: Some((i + 1) * size) })
-        .take_while(|c| c.from == 0 || c.from < blocks)
-        .collect();
-    if let Some(last) = out.last_mut() {
-        last.to = None;
-    }
-    out
 }
 
 /// The catalog's facts about what is selected.
@@ -354,25 +334,4 @@ pub async fn inventory(session: &Session, selection: &Selection<'_>) -> Result<B
             }
         })
         .collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_cover_every_block_once() {
-        for (blocks, pieces) in [(0, 1), (1, 1), (10, 3), (10, 10), (7, 4), (1_000_001, 13)] {
-            let chunks = cut(blocks, pieces);
-            let mut at = 0;
-            for (i, chunk) in chunks.iter().enumerate() {
-                assert_eq!(chunk.from, at);
-                match chunk.to {
-                    Some(to) => at = to,
-                    None => assert_eq!(i, chunks.len() - 1),
-                }
-            }
-            assert!(chunks.last().unwrap().to.is_none() && at <= blocks);
-        }
-    }
 }

@@ -124,17 +124,58 @@ pub struct Table {
     pub root: Option<TableName>,
     /// Its size on blue with what is stored out of line.
     pub bytes: u64,
-    /// Ranges of blocks, from and up to (none: to the end); one range without bounds is the whole table.
+    /// Ranges that have each row exactly once; one without bounds is the whole table.
     pub chunks: Vec<Chunk>,
+    /// What ranges of keys are ranges of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Key>,
 }
 
-/// A range of a table's blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chunk {
-    /// First block.
-    pub from: u64,
-    /// The block after the last, none for all the rest.
-    pub to: Option<u64>,
+/// A range of a table's rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Chunk {
+    /// Of its blocks.
+    Blocks {
+        /// First block.
+        from: u64,
+        /// The block after the last, none for all the rest.
+        to: Option<u64>,
+    },
+    /// Of its key's values, as the server writes them.
+    Keys {
+        /// The first that is in it, none for all before.
+        lower: Option<Vec<String>>,
+        /// The first that is not, none for all the rest.
+        upper: Option<Vec<String>>,
+    },
+}
+
+impl Chunk {
+    /// All rows.
+    pub const WHOLE: Chunk = Chunk::Blocks { from: 0, to: None };
+}
+
+/// Columns with an order that an index has too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// None of them is ever null.
+    pub columns: Vec<KeyColumn>,
+    /// The operator "less than" of that order.
+    pub less: String,
+    /// The operator "not less than".
+    pub at_least: String,
+}
+
+/// A column of a [`Key`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type in SQL.
+    pub sql_type: String,
+    /// The index's collation in SQL, none for types without.
+    pub collation: Option<String>,
 }
 
 impl Table {

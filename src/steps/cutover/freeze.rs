@@ -62,11 +62,31 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
 pub async fn decide(tx: &Tx<'_>, cx: &Context, tables: &[TableName]) -> Result<()> {
     let plan = quote_literal(&cx.plan);
+    let replaces: bool =
+        tx.query_one("select current_setting('server_version_num')::int >= 140000", &[]).await?.get(0);
+    // Before Postgres 14 a trigger is not replaced, but dropped, for which there must be no reader; so only where
+    // one is left from an earlier run.
+    let create = if replaces { "create or replace" } else { "create" };
+    let old: Vec<TableName> = if replaces {
+        Vec::new()
+    } else {
+        let rows = tx
+            .query(
+                "select n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
+                 join pg_namespace n on n.oid = c.relnamespace where t.tgname = $1 and t.tgparentid = 0",
+                &[&TRIGGER],
+            )
+            .await?;
+        rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect()
+    };
     let mut script = String::new();
-    for table in tables {
-        let (table, trigger) = (table.sql(), quote_ident(TRIGGER));
+    for name in tables {
+        let (table, trigger) = (name.sql(), quote_ident(TRIGGER));
+        if old.contains(name) {
+            script.push_str(&format!("drop trigger {trigger} on {table};"));
+        }
         script.push_str(&format!(
-            "create or replace trigger {trigger} before insert or update or delete or truncate on {table}
+            "{create} trigger {trigger} before insert or update or delete or truncate on {table}
                  for each statement execute function handover.refuse_write({plan});
              alter table {table} enable always trigger {trigger};"
         ));

@@ -26,6 +26,17 @@ pub async fn green() -> &'static PostgresServer {
     SERVER.get_or_init(own_green).await
 }
 
+/// A server of the oldest version that is copied from, shared.
+pub async fn oldest() -> &'static PostgresServer {
+    static SERVER: OnceCell<PostgresServer> = OnceCell::const_new();
+    SERVER
+        .get_or_init(async || {
+            let programs = tokio::task::spawn_blocking(|| Programs::of_major(13).unwrap()).await.unwrap();
+            PostgresServer::start(PostgresOptions::new(programs)).await.unwrap()
+        })
+        .await
+}
+
 /// The RabbitMQ node, shared. Its start takes seconds.
 pub async fn rabbit() -> &'static RabbitServer {
     static SERVER: OnceCell<RabbitServer> = OnceCell::const_new();
