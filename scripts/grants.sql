@@ -56,6 +56,10 @@ begin
             execute format('grant select on all tables in schema %I to %I, %I', name, engine, reader);
             execute format('grant select on all sequences in schema %I to %I, %I', name, engine, reader);
         end loop;
+        -- What the engine will keep in the schema `handover`.
+        execute format('alter default privileges for role %I grant usage on schemas to %I', engine, reader);
+        execute format('alter default privileges for role %I grant select on tables to %I', engine, reader);
+        execute format('alter default privileges for role %I grant select on sequences to %I', engine, reader);
     end if;
     foreach name in array case when version < 14 then array['pg_monitor'] else array['pg_read_all_data', 'pg_monitor'] end loop
         if not pg_has_role(engine, name, 'member') then

@@ -126,7 +126,7 @@ pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limi
              ), counted as (
                  update handover.outbox_partition p
                  set last_number = n.last, markers = p.markers + n.markers
-                 from (select partition, max(number) last, count(*) filter (where op = $4) markers
+                 from (select partition, max(number) as last, count(*) filter (where op = $4) markers
                        from numbered group by partition) n
                  where p.capture = $1 and p.partition = n.partition
              )

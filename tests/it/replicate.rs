@@ -469,6 +469,24 @@ async fn a_large_object_that_was_made_since_stops_the_cutover() {
     assert_eq!(left(&world).await, NOTHING);
 }
 
+/// The oldest version that is copied from.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_13_is_followed_while_it_is_written_to() {
+    let checks = "  - id: agree
+    verify: { before: blue, after: green, checksums: {} }
+  - id: flip";
+    let mut world = world(&PLAN.replace("  - id: flip", checks)).await;
+    world.blue = Database::with(servers::oldest().await, BLUE).await;
+    let dry = world.handover("dry-run", &[]).await.success();
+    assert!(!dry.stdout.contains("only a superuser"), "{dry}");
+    world.handover("doctor", &[]).await.success();
+    let traffic = Traffic::start(&world.blue, 1);
+    world.handover("run", &[]).await.success();
+    traffic.stop().await;
+    assert_equal(&world).await;
+    assert_eq!(left(&world).await, NOTHING);
+}
+
 /// Before Postgres 16 only a superuser can subscribe.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_version_is_followed_by_the_same_with_a_superuser() {
