@@ -6,18 +6,22 @@
 
 use super::decide::{Outline, losses};
 use crate::error::{Class, Error, Result};
-use crate::event::{Emitter, RunId, StepId};
+use crate::event::{Emitter, Entry, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status, StepState};
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::steps::context::Request;
-use crate::steps::{Access, Context, Description, Ledger, Step, Undo};
+use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// Runs of the plan whose steps' times are looked at.
+const REMEMBERED: usize = 3;
 
 /// The answer of a dry run: one object, which `docs/cli.md` documents.
 #[derive(Debug, Clone, Serialize)]
@@ -131,15 +135,15 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
         steps: Vec::new(),
         point_of_no_return: None,
     };
-    let state = match unfinished(plan, control).await {
-        Ok(Some((run, state))) => {
+    let (state, precedents) = match known(plan, control).await {
+        Ok(Known { unfinished: Some((run, state)), precedents }) => {
             out.unfinished = Some(Unfinished { run, phase: state.phase.clone() });
-            state
+            (state, precedents)
         }
-        Ok(None) => RunState::new(),
+        Ok(Known { unfinished: None, precedents }) => (RunState::new(), precedents),
         Err(e) => {
             out.blockers.push(with_hint(&e));
-            RunState::new()
+            (RunState::new(), BTreeMap::new())
         }
     };
     let mut unreachable = Vec::new();
@@ -176,7 +180,11 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
                 .into(),
         );
     }
-    let ledger = Arc::new(Frozen(state));
+    let ledger = Arc::new(Frozen {
+        run: out.unfinished.as_ref().map_or_else(RunId::new, |unfinished| unfinished.run),
+        state,
+        precedents,
+    });
     for (place, step) in plan.steps.iter().enumerate() {
         let look = look_at_step(plan, place, step, &databases, &unreachable, &ledger).await;
         out.steps.push(look);
@@ -186,12 +194,52 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
     Ok(out)
 }
 
-/// The run that is not over, with its state.
-async fn unfinished(plan: &Plan, control: crate::value::Secret) -> Result<Option<(RunId, RunState)>> {
-    let Some(journal) = Journal::look(control, Duration::from_secs(5)).await? else { return Ok(None) };
-    let Some(row) = journal.runs(Some(&plan.name)).await?.into_iter().next() else { return Ok(None) };
-    let state = RunState::fold(&journal.entries(row.run).await?)?;
-    Ok((state.seq > 0 && !state.phase.is_over()).then_some((row.run, state)))
+/// What the journal knows of a plan.
+#[derive(Default)]
+struct Known {
+    /// The run that is not over, with its state.
+    unfinished: Option<(RunId, RunState)>,
+    /// How steps went in earlier runs.
+    precedents: BTreeMap<StepId, Precedent>,
+}
+
+async fn known(plan: &Plan, control: crate::value::Secret) -> Result<Known> {
+    let mut out = Known::default();
+    let Some(journal) = Journal::look(control, Duration::from_secs(5)).await? else { return Ok(out) };
+    for (i, row) in journal.runs(Some(&plan.name)).await?.into_iter().take(REMEMBERED).enumerate() {
+        let entries = journal.entries(row.run).await?;
+        precedents(&entries, &mut out.precedents);
+        if i == 0 {
+            let state = RunState::fold(&entries)?;
+            if state.seq > 0 && !state.phase.is_over() {
+                out.unfinished = Some((row.run, state));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Steps that were done at their first attempt, unless a later run's are known.
+fn precedents(entries: &[Entry], out: &mut BTreeMap<StepId, Precedent>) {
+    let mut begun = BTreeMap::new();
+    let mut here = BTreeMap::new();
+    for Entry { at, record, .. } in entries {
+        match record {
+            Record::StepStarted { step, attempt: 1 } => drop(begun.insert(step, *at)),
+            Record::StepStarted { step, .. } => drop(begun.remove(step)),
+            Record::StepDone { step, summary } => {
+                let took =
+                    begun.remove(step).and_then(|begun| Duration::try_from(at.duration_since(begun)).ok());
+                if let Some(took) = took {
+                    here.insert(step.clone(), Precedent { at: *at, took, summary: summary.clone() });
+                }
+            }
+            _ => {}
+        }
+    }
+    for (step, precedent) in here {
+        out.entry(step).or_insert(precedent);
+    }
 }
 
 async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(DatabaseLook, Vec<String>)> {
@@ -239,7 +287,7 @@ async fn look_at_step(
         undo,
         rollback_loses: losses_after(plan, place),
     };
-    if *ledger.0.status(&step.id) == Status::Done {
+    if *ledger.state.status(&step.id) == Status::Done {
         look.outlook = Outlook::Done;
         return look;
     }
@@ -279,7 +327,7 @@ fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> 
     plan.steps
         .iter()
         .take(place)
-        .filter(|earlier| *ledger.0.status(&earlier.id) != Status::Done)
+        .filter(|earlier| *ledger.state.status(&earlier.id) != Status::Done)
         .filter(|earlier| {
             earlier
                 .kind
@@ -320,7 +368,7 @@ fn with_hint(error: &Error) -> String {
 
 fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>) -> Context {
     Context {
-        run: RunId::new(),
+        run: ledger.run,
         step: step.id.clone(),
         plan: plan.name.as_str().into(),
         base: Arc::new(plan.base.clone()),
@@ -336,7 +384,12 @@ fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>
 }
 
 /// A journal as it stands, that cannot be written.
-struct Frozen(RunState);
+struct Frozen {
+    /// The unfinished run's, whose checkpoints a step looks for; else one that has none.
+    run: RunId,
+    state: RunState,
+    precedents: BTreeMap<StepId, Precedent>,
+}
 
 fn refused() -> Error {
     Error::new(Class::Internal, "a dry run tried to write")
@@ -350,7 +403,11 @@ impl Ledger for Frozen {
     }
 
     fn recall(&self, step: &StepId, key: &str) -> Option<Value> {
-        self.0.fact(step, key).cloned()
+        self.state.fact(step, key).cloned()
+    }
+
+    fn precedent(&self, step: &StepId) -> Option<Precedent> {
+        self.precedents.get(step).cloned()
     }
 
     async fn approval(&self, _: &StepId) -> Result<Option<Request>> {

@@ -26,6 +26,17 @@ pub struct Request {
     pub at: jiff::Timestamp,
 }
 
+/// An earlier run of the same plan, as far as it got through a step in one go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Precedent {
+    /// When the step was done.
+    pub at: jiff::Timestamp,
+    /// How long it took.
+    pub took: Duration,
+    /// What it said of itself.
+    pub summary: Value,
+}
+
 /// The journal, as far as a step may use it. Implemented by the engine.
 #[async_trait]
 pub trait Ledger: Send + Sync {
@@ -35,6 +46,11 @@ pub trait Ledger: Send + Sync {
 
     /// A fact of a step, its own or another's.
     fn recall(&self, step: &StepId, key: &str) -> Option<Value>;
+
+    /// How this step went in an earlier run. Only a dry run knows.
+    fn precedent(&self, _step: &StepId) -> Option<Precedent> {
+        None
+    }
 
     /// The approval of a step, if somebody gave it.
     async fn approval(&self, step: &StepId) -> Result<Option<Request>>;

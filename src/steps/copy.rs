@@ -13,8 +13,10 @@ mod compare;
 pub mod created;
 mod cut;
 pub mod data;
+mod dependents;
 mod describe;
 pub mod dump;
+mod estimate;
 mod graph;
 pub mod holder;
 pub mod jobs;
@@ -24,6 +26,7 @@ mod pool;
 pub mod preflight;
 pub mod privileges;
 pub mod rights;
+mod sample;
 pub mod schema;
 pub mod source;
 pub mod state;
@@ -35,7 +38,7 @@ use crate::failpoint;
 use crate::postgres::{Session, TableName, fence, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
-pub use options::{Copy, LargeObjects, Names, Owners, Selection, SplitBy};
+pub use options::{Copy, Dependents, LargeObjects, Names, Owners, Selection, SplitBy};
 use serde_json::{Value, json};
 use source::Source;
 use state::State;
@@ -184,9 +187,11 @@ impl Copy {
             "tables": state.tables.len(),
             "rows": loaded.iter().map(|l| l.rows).sum::<u64>(),
             "bytes": loaded.iter().map(|l| l.bytes).sum::<u64>(),
+            "bytes_on_source": state.tables.iter().map(|t| t.bytes).sum::<u64>(),
             "large_objects": large_objects::total(&green, cx).await?.objects,
             "objects_after_rows": state.after.len(),
             "sequences": state.sequences.len(),
+            "left_out": state.left_out,
             "snapshot": state.snapshot,
         }))
     }
@@ -314,10 +319,13 @@ impl Copy {
         let extensions: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         schema::without(&mut before, |e| e.kind == "EXTENSION" && extensions.contains(&e.name));
         schema::public_stays(source.session(), green, &mut before).await?;
+        let left = dependents::left_out(self, source.session()).await?;
+        schema::leave_out(&mut before, &mut after, &left);
         preflight::roles(self, green, &before.iter().chain(&after).collect::<Vec<_>>()).await?;
         let tables = source.tables(self).await?;
         let sequences = source.sequences(&selection).await?;
-        let inventory = source::inventory(source.session(), &selection).await?;
+        let mut inventory = source::inventory(source.session(), &selection).await?;
+        inventory.retain(|fact| !left.covers(fact));
         let tx = green.transaction().await?;
         let state = State {
             existing: created::existing(&tx).await?,
@@ -330,6 +338,7 @@ impl Copy {
             after: source.places(after).await?,
             analyze: source.analyzed(&selection).await?,
             inventory,
+            left_out: left.words(),
             writes: source.writes.clone(),
             server_started: source.server_started.clone(),
         };

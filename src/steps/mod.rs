@@ -29,7 +29,7 @@ pub mod replicate;
 pub mod restore;
 pub mod verify;
 
-pub use context::{Context, Ledger};
+pub use context::{Context, Ledger, Precedent};
 
 /// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
 macro_rules! kinds {
@@ -204,6 +204,9 @@ pub struct Description {
     pub blockers: Vec<String>,
     /// How long it may take, and how that was estimated.
     pub estimate: Option<String>,
+    /// All of it for machines, where the lines for people leave something out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
 }
 
 impl Description {

@@ -264,3 +264,98 @@ async fn partitions_and_parents_may_be_left_out() {
     step.undo(&cx).await.unwrap();
     assert_eq!(dumped(&green).await, "");
 }
+
+/// Things that hang on `secret`, on schema `side` and on rows of `emptied`; `fixed` cannot be had without it.
+const HANGING: &str = r#"
+create table secret (id int primary key, v text); insert into secret select i, 's' || i from generate_series(1, 9) i;
+create table emptied (id int primary key); insert into emptied select generate_series(1, 9);
+create table kept (id int primary key, secret int references secret on delete cascade, emptied int, v text,
+    constraint "odd; key" foreign key (emptied) references emptied);
+insert into kept select i, i, i, 'k' || i from generate_series(1, 9) i;
+create view over as select * from secret; comment on view over is 'over'; grant select on over to public;
+create view over_over as select k.v from kept k join over o on o.id = k.id;
+create materialized view counted as select count(*) as n from over; create unique index on counted (n);
+create function told(secret) returns text language sql as 'select ($1).v';
+create function told(int) returns int language sql as 'select $1';
+create view telling as select told(1) as n, id from kept;
+create schema side;
+create function side.audit() returns trigger language plpgsql as 'begin return new; end';
+create function side.next() returns int language sql as 'select 1';
+create trigger audited before insert on kept for each row execute function side.audit();
+comment on trigger audited on kept is 'seen';
+create rule noted as on delete to kept do also delete from secret where id = old.secret;
+create view fine as select v from kept;
+create table fixed (id int default side.next(), v text);
+create index fixed_v on fixed (v);
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_hangs_on_what_is_left_out_stays_behind_if_the_plan_says_so() {
+    let (blue, green) = (
+        Database::with(servers::blue().await, HANGING).await,
+        Database::create(servers::green().await, None).await,
+    );
+    let urls = [("blue", blue.handover_url()), ("green", green.handover_url())];
+    let (cx, _events) = context("copy", &urls, &["green"]).await;
+    let step = |dependents: &str, tables: &[&str]| {
+        kind(
+            "copy",
+            options(json!({
+                "exclude": { "tables": tables, "schemas": ["side"] }, "without_data": ["emptied"],
+                "dependents": dependents
+            })),
+        )
+    };
+    const BEHIND: &[&str] = &[
+        "foreign key kept_secret_fkey of kept points to secret",
+        "foreign key odd; key of kept points to emptied",
+        "view over needs table secret",
+        "view over_over needs view over",
+        "materialized view counted needs view over",
+        "function told(secret) needs table secret",
+        "trigger audited on table kept needs function side.audit()",
+        "rule noted on table kept needs table secret",
+    ];
+    let refused = step("refuse", &["secret", "fixed"]).describe(&cx).await.unwrap().blockers.join("\n");
+    assert!(
+        refused.contains("foreign key kept_secret_fkey of kept points to secret, whose rows are not copied"),
+        "{refused}"
+    );
+    assert!(
+        refused.contains("view over needs table secret") && refused.contains("`dependents: leave_out`"),
+        "{refused}"
+    );
+
+    // A default is no thing of its own: without it the table would be another.
+    let said = step("leave_out", &["secret"]).describe(&cx).await.unwrap();
+    assert_eq!(said.blockers.len(), 1, "{said:?}");
+    assert!(said.blockers[0].contains("table fixed needs function side.next()"), "{said:?}");
+
+    let step = step("leave_out", &["secret", "fixed"]);
+    let said = step.describe(&cx).await.unwrap();
+    assert_eq!(said.blockers, Vec::<String>::new());
+    let mut behind: Vec<&str> =
+        said.warnings.iter().filter_map(|w| w.strip_prefix("stays behind: ")).collect();
+    behind.sort_unstable();
+    let mut expected = BEHIND.to_vec();
+    expected.sort_unstable();
+    assert_eq!(behind, expected);
+    for _ in 0..2 {
+        let summary = step.run(&cx).await.unwrap();
+        step.verify(&cx).await.unwrap();
+        let mut told: Vec<&str> =
+            summary["left_out"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        told.sort_unstable();
+        assert_eq!(told, expected);
+        let there = "select string_agg(c.relname, ' ' order by c.relname) from pg_class c where relnamespace = 'public'::regnamespace";
+        assert_eq!(
+            green.value(there).await.as_deref(),
+            Some("emptied emptied_pkey fine kept kept_pkey telling")
+        );
+        let rest = "select format('%s %s %s %s %s', (select count(*) from fine), (select sum(n) from telling),
+                           (select count(*) from pg_trigger), (select count(*) from pg_constraint where contype = 'f'), to_regprocedure('told(int)'))";
+        assert_eq!(green.value(rest).await.as_deref(), Some("9 9 0 0 told(integer)"));
+        step.undo(&cx).await.unwrap();
+        assert_eq!(dumped(&green).await, "");
+    }
+}

@@ -10,6 +10,7 @@ mod capture;
 mod cleanup;
 mod cli;
 mod copy;
+mod copy_dry_run;
 mod copy_keys;
 mod copy_tls;
 mod copy_zoo;

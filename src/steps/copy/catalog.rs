@@ -71,6 +71,24 @@ pub fn tables() -> String {
     )
 }
 
+/// Indexes that a copy builds: schema and name of the table, name, method, bytes, and the key of a
+/// B-tree where that is nothing but columns.
+#[must_use]
+pub fn indexes() -> String {
+    format!(
+        "select n.nspname::text, c.relname::text, i.relname::text, a.amname::text, pg_relation_size(i.oid),
+                case when a.amname = 'btree' and x.indpred is null and x.indexprs is null then
+                    (select string_agg(quote_ident(t.attname), ', ' order by k.place)
+                     from unnest(x.indkey::int2[]) with ordinality k (attnum, place)
+                     join pg_attribute t on t.attrelid = c.oid and t.attnum = k.attnum
+                     where k.place <= x.indnkeyatts) end
+         from pg_index x join pg_class i on i.oid = x.indexrelid join pg_am a on a.oid = i.relam
+         join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
+         where c.relkind in ('r', 'm') and c.relpersistence <> 't' and x.indisvalid and {USER_SCHEMAS} and {}",
+        no_member("pg_class", "c.oid")
+    )
+}
+
 /// Whether ANALYZE of a relation `c` is the one that covers it: a partitioned table's includes its partitions.
 /// Tables with a foreign table below are not analyzed (it would be asked for a sample over the network, or not
 /// answer); what is below those is, piece by piece.

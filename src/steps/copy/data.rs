@@ -133,7 +133,7 @@ pub async fn load(
 /// Whether one transaction loads all of a table, which can then store its rows as if vacuum had been there:
 /// nobody has to look at their transaction, or write their pages, again.
 /// (<https://www.postgresql.org/docs/current/sql-copy.html>, FREEZE)
-fn alone(table: &Table) -> bool {
+pub fn alone(table: &Table) -> bool {
     table.chunks.len() == 1 && table.root.is_none()
 }
 

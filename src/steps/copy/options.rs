@@ -28,6 +28,9 @@ pub struct Copy {
     /// Creates these tables without their rows.
     #[serde(default)]
     pub without_data: Vec<TableName>,
+    /// What to do about views, routines, triggers and foreign keys that need something that is left out.
+    #[serde(default)]
+    pub dependents: Dependents,
     /// Whether owners and grants are kept.
     #[serde(default)]
     pub owners: Owners,
@@ -88,6 +91,18 @@ impl Names {
     pub fn is_empty(&self) -> bool {
         self.schemas.is_empty() && self.tables.is_empty()
     }
+}
+
+/// What to do about views, routines, triggers, rules and foreign keys that need something that is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Dependents {
+    /// Copy nothing, and name them.
+    #[default]
+    Refuse,
+    /// Leave them out too, with what needs them, and name them. A table, and its defaults, checks and policies, are
+    /// never left out like that.
+    LeaveOut,
 }
 
 /// Whether owners and grants are kept.

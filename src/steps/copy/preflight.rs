@@ -1,9 +1,8 @@
 //! What can be known to go wrong before anything is done.
 
 use super::dump::{Entry, Program};
-use super::privileges;
 use super::source::major;
-use super::{Copy, LargeObjects, Owners, SplitBy, catalog, created, cut};
+use super::{Copy, LargeObjects, Owners, SplitBy, catalog, created, cut, dependents, privileges};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
@@ -45,6 +44,7 @@ pub async fn look(
         }
     };
     source(copy, blue, out).await?;
+    dependents::look(copy, blue, out).await?;
     privileges::look(copy, blue, green, out).await?;
     extensions(copy, blue, green, out).await?;
     locale(copy, blue, green, out).await?;
@@ -130,30 +130,7 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
             few(&foreign)
         ));
     }
-    large_objects(copy, blue, out).await?;
-    let rows = blue
-        .query(
-            "select n.nspname::text, c.relname::text, fn.nspname::text, f.relname::text, k.conname::text
-             from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
-             join pg_class f on f.oid = k.confrelid join pg_namespace fn on fn.oid = f.relnamespace
-             where k.contype = 'f' and k.conparentid = 0",
-            &[],
-        )
-        .await?;
-    for row in &rows {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let other = TableName::new(row.get::<_, String>(2), row.get::<_, String>(3));
-        if !selection.table(&table) || copy.without_data.contains(&table) {
-            continue;
-        }
-        if !selection.table(&other) || copy.without_data.contains(&other) {
-            out.blocker(format!(
-                "foreign key {} of {table} points to {other}, whose rows are not copied: copy both or neither",
-                row.get::<_, String>(4)
-            ));
-        }
-    }
-    Ok(())
+    large_objects(copy, blue, out).await
 }
 
 /// Large objects are not among what pg_read_all_data opens, unless somebody set lo_compat_privileges.

@@ -1,5 +1,5 @@
-//! Who may create what on green, what hangs on something that is left out, and what no copy carries: known from
-//! the catalogs before anything is done, so that everything that is in the way is told at once.
+//! Who may create what on green, and what no copy carries: known from the catalogs before anything is done, so that
+//! everything that is in the way is told at once.
 
 use super::{Copy, Owners, Selection, catalog};
 use crate::error::Result;
@@ -37,9 +37,6 @@ pub async fn look(copy: &Copy, blue: &Session, green: &Session, out: &mut Descri
     }
     if executes && !superuser {
         superusers(copy, blue, out).await?;
-    }
-    if !copy.include.is_empty() || !copy.exclude.is_empty() {
-        hanging(&copy.selection(), blue, out).await?;
     }
     left_behind(blue, out).await
 }
@@ -191,53 +188,6 @@ async fn superusers(copy: &Copy, blue: &Session, out: &mut Description) -> Resul
         out.blocker(format!(
             "only a superuser can create on {}: {}: let a superuser's URL execute the copy, exclude their schemas, or drop them",
             copy.to,
-            few(&found)
-        ));
-    }
-    Ok(())
-}
-
-/// Objects that are copied and need others that are not.
-async fn hanging(selection: &Selection<'_>, blue: &Session, out: &mut Description) -> Result<()> {
-    let rows = blue
-        .query(
-            "select distinct pg_describe_object(o.class, o.oid, 0), oi.schema, oc.relname::text,
-                    pg_describe_object(d.refclassid, d.refobjid, 0), ri.schema, rc.relname::text
-             from pg_depend d
-             left join pg_rewrite rw on d.classid = 'pg_rewrite'::regclass and rw.oid = d.objid
-             left join pg_attrdef ad on d.classid = 'pg_attrdef'::regclass and ad.oid = d.objid
-             left join pg_trigger tg on d.classid = 'pg_trigger'::regclass and tg.oid = d.objid
-             left join pg_policy po on d.classid = 'pg_policy'::regclass and po.oid = d.objid
-             left join pg_constraint co on d.classid = 'pg_constraint'::regclass and co.oid = d.objid
-             cross join lateral (select coalesce(rw.ev_class, ad.adrelid, tg.tgrelid, po.polrelid, nullif(co.conrelid, 0)) as relation) l
-             cross join lateral (select case when l.relation is null then d.classid else 'pg_class'::regclass end as class,
-                                        coalesce(l.relation, d.objid) as oid) o
-             cross join lateral pg_identify_object(o.class, o.oid, 0) oi
-             cross join lateral pg_identify_object(d.refclassid, d.refobjid, 0) ri
-             left join pg_class oc on o.class = 'pg_class'::regclass and oc.oid = o.oid
-             left join pg_class rc on d.refclassid = 'pg_class'::regclass and rc.oid = d.refobjid
-             where (d.deptype = 'n' or d.deptype = 'a' and oc.relispartition and d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass)
-               and d.objid >= 16384 and d.refobjid >= 16384
-               and not (co.contype is not distinct from 'f' and d.refclassid = 'pg_class'::regclass)
-               and (o.class, o.oid) is distinct from (d.refclassid::regclass, d.refobjid)
-               and ri.schema is not null and oi.schema is not null
-               and (rc.oid is null or rc.relkind in ('r', 'p', 'v', 'm', 'f'))
-               and (oc.oid is null or oc.relkind in ('r', 'p', 'v', 'm', 'f'))
-               and not exists (select from pg_depend e where e.classid = o.class and e.objid = o.oid and e.deptype = 'e')
-             order by 1, 4",
-            &[],
-        )
-        .await?;
-    let mut found = BTreeSet::new();
-    for row in &rows {
-        if selected(selection, row.get(1), row.get(2)) && !selected(selection, row.get(4), row.get(5)) {
-            found.insert(format!("{} needs {}", row.get::<_, String>(0), row.get::<_, String>(3)));
-        }
-    }
-    if !found.is_empty() {
-        let found: Vec<String> = found.into_iter().collect();
-        out.blocker(format!(
-            "something that is copied needs what is left out: {}: copy both or neither",
             few(&found)
         ));
     }

@@ -1,5 +1,6 @@
 //! The entries of the dump: those that rows need first, in batches; those that hang on tables; and the rest.
 
+use super::dependents::LeftOut;
 use super::dump::{Dump, Entry};
 use super::state::{Analyze, Object, State, units};
 use super::{Copy, created, graph, state};
@@ -98,6 +99,21 @@ pub async fn public_stays(blue: &Session, green: &Session, before: &mut [Entry])
         entry.sql = kept.join("\n");
     }
     Ok(())
+}
+
+/// Drops what stays behind, and the comments and grants that hang on it.
+pub fn leave_out(before: &mut Vec<Entry>, after: &mut Vec<Entry>, left: &LeftOut) {
+    let mut gone = BTreeSet::new();
+    for entries in [before, after] {
+        entries.retain(|entry| {
+            let hangs = entry.class == 0 && entry.depends.iter().any(|id| gone.contains(id));
+            let drop = hangs || left.has(entry);
+            if drop {
+                gone.insert(entry.id);
+            }
+            !drop
+        });
+    }
 }
 
 /// Creates what rows need and an earlier attempt did not.

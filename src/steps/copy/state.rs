@@ -40,6 +40,9 @@ pub struct State {
     pub analyze: Vec<Analyze>,
     /// What green must show at the end.
     pub inventory: BTreeSet<Fact>,
+    /// What stays behind because it hangs on something that is left out, in words.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// How often rows of each table had been written when the copy began, as the source's statistics say:
     /// a cutover asks for writes that came after. Read before the snapshot, so none of those is missed.
     #[serde(default)]
