@@ -16,7 +16,9 @@ pub mod fence;
 pub mod found;
 pub mod hash;
 pub mod narrow;
+mod options;
 pub mod rows;
+pub mod sessions;
 pub mod settle;
 pub mod shape;
 pub mod side;
@@ -25,21 +27,17 @@ pub mod watched;
 use super::replicate::{self, Gauge};
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
-use crate::event::StepId;
 use crate::failpoint;
-use crate::postgres::TableName;
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
 use agreed::Agreed;
 use async_trait::async_trait;
-use checksum::Sessions;
 use evaluate::{Baseline, Findings};
 use fence::{Fence, Marks, Pause};
 use found::TableFound;
-use rows::Matching;
-use schemars::JsonSchema;
-use serde::Deserialize;
+pub use options::{Before, Checksums, Invariant, Recorded, Retries, RowCounts, Tables, Verify};
 use serde_json::{Value, json};
+use sessions::Sessions;
 use side::Side;
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -50,150 +48,14 @@ const PIECE: usize = 500;
 const TIMEOUT: Duration = Duration::secs(30 * 60);
 /// How long rows that are written all the time are looked at again, unless `retries` says.
 const SETTLE: Duration = Duration::secs(10 * 60);
+/// How long a comparison that is asked to stop may take to end what it began.
+const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);
 /// Unit that says that a baseline is complete.
 const COMPLETE: &str = "baseline";
 /// The fact with what differed, for `handover events`.
 const DIFFERENCES: &str = "differences";
 /// The fact that a verification passed.
 const PASSED: &str = "passed";
-
-/// Compares before and after.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Verify {
-    /// Where the queries for "before" run, or the earlier step that recorded their results.
-    pub before: Before,
-    /// Where the queries for "after" run. Left out when a baseline is recorded.
-    pub after: Option<String>,
-    /// Keeps the results of "before" in that database, for a later step with `before: { from_step: … }`.
-    #[serde(default)]
-    pub record: bool,
-    /// Compares numbers of rows, counted exactly.
-    pub row_counts: Option<RowCounts>,
-    /// Compares the content of tables by checksums that the servers compute; shows the keys of rows that differ.
-    pub checksums: Option<Checksums>,
-    /// Queries whose results must be the same before and after.
-    #[serde(default)]
-    pub invariants: Vec<Invariant>,
-    /// Looks again at what differs, for a side that lags behind without a `replicate` step.
-    pub retries: Option<Retries>,
-    /// For each query; 30 minutes unless given.
-    pub statement_timeout: Option<Duration>,
-    /// Sessions on each side that count and sum tables; 2 unless given.
-    #[schemars(range(min = 1, max = 64))]
-    pub jobs: Option<usize>,
-}
-
-/// Where "before" comes from.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Before {
-    /// A database.
-    Database(String),
-    /// The results that an earlier step recorded.
-    Recorded(Recorded),
-}
-
-/// A reference to recorded results.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Recorded {
-    /// The id of an earlier `verify` step with `record: true`.
-    pub from_step: StepId,
-}
-
-/// Which tables' rows are counted.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum RowCounts {
-    /// All, or none.
-    All(bool),
-    /// Some.
-    Some(Tables),
-}
-
-/// Tables by name.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tables {
-    /// Only these; all unless given.
-    pub tables: Vec<TableName>,
-    /// Not these.
-    pub exclude: Vec<TableName>,
-}
-
-/// Which tables' content is compared.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Checksums {
-    /// Only these; all unless given.
-    pub tables: Vec<TableName>,
-    /// Not these.
-    pub exclude: Vec<TableName>,
-    /// About as many rows share a checksum; 50000 unless given. Fewer make pieces that differ quicker to search.
-    #[schemars(range(min = 1))]
-    pub chunk_rows: Option<u32>,
-}
-
-impl Checksums {
-    fn chunk_rows(&self) -> u32 {
-        self.chunk_rows.unwrap_or(50_000)
-    }
-}
-
-/// A query whose answer must survive.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Invariant {
-    /// What it says, e.g. `live sessions per subject`.
-    #[schemars(length(min = 1))]
-    pub name: String,
-    /// The query before: one SELECT.
-    pub before: Option<String>,
-    /// The query after; the one before unless given.
-    pub after: Option<String>,
-    /// Columns that identify a row, so that a changed row is shown as such.
-    #[serde(default)]
-    pub key: Vec<String>,
-    /// Whether the order of rows matters; else results are compared as multisets.
-    #[serde(default)]
-    pub ordered: bool,
-    /// How far numbers of rows with the same key (or place) may lie apart.
-    pub tolerance: Option<f64>,
-    /// Whether results without rows on both sides are fine.
-    #[serde(default)]
-    pub allow_empty: bool,
-}
-
-/// How long to wait for equality.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Retries {
-    /// Gives up after this; for the content of tables, counted from when all were summed.
-    pub within: Duration,
-    /// Waits this long before it looks again; one second unless given.
-    pub every: Option<Duration>,
-}
-
-impl Invariant {
-    fn matching(&self) -> Matching {
-        if !self.key.is_empty() {
-            Matching::Key
-        } else if self.ordered || self.tolerance.is_some() {
-            Matching::Place
-        } else {
-            Matching::Values
-        }
-    }
-
-    fn before_sql(&self) -> Option<String> {
-        self.before.as_ref().map(|sql| rows::wrap(sql, &self.key, self.matching()))
-    }
-
-    fn after_sql(&self) -> Option<String> {
-        self.after.as_ref().or(self.before.as_ref()).map(|sql| rows::wrap(sql, &self.key, self.matching()))
-    }
-}
 
 #[async_trait]
 impl StepKind for Verify {
@@ -306,40 +168,17 @@ impl StepKind for Verify {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        if self.record {
-            return self.record_baseline(cx).await;
+        let work = self.attempt(cx);
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => return result,
+            () = cx.stop.cancelled() => {}
         }
-        let started = Instant::now();
-        let moving = self.moving(cx).await?;
-        // What is being written is summed on its own, not at one point in time.
-        let sums = self.checksums.as_ref().filter(|_| moving.is_none());
-        let contents = match moving {
-            Some(fence) => self.moving_contents(cx, fence).await?,
-            None => Vec::new(),
-        };
-        let mut evaluations = 0_u32;
-        loop {
-            cx.proceed()?;
-            evaluations += 1;
-            let mut found = self.evaluate(cx, sums).await?;
-            found.add(&contents);
-            if found.differences.is_empty() {
-                if found.compared == 0 {
-                    return Err(Error::internal("a verification compared nothing"));
-                }
-                let summary = found.summary(evaluations);
-                cx.remember(PASSED, &summary).await?;
-                // It was for an interruption; should this ever be asked again, the answer is of then.
-                Agreed::forget(cx).await?;
-                return Ok(summary);
-            }
-            let over = contents.iter().any(|table| !table.equal());
-            let Some(retries) = self.retries.filter(|r| !over && started.elapsed() < r.within.0) else {
-                cx.remember(DIFFERENCES, &found.summary(evaluations)).await?;
-                return Err(self.failure(&found));
-            };
-            cx.note(format!("not equal yet: {}", found.differences.join("; ")));
-            cx.sleep(retries.every.unwrap_or(Duration::secs(1)).0).await?;
+        // A server would go on with a query whose client is gone.
+        self.cancel(cx).await;
+        match tokio::time::timeout(STOPPING, work).await {
+            Ok(Ok(summary)) => Ok(summary),
+            Ok(Err(_)) | Err(_) => Err(Error::cancelled()),
         }
     }
 
@@ -374,6 +213,62 @@ impl StepKind for Verify {
 }
 
 impl Verify {
+    /// One attempt, to its end.
+    async fn attempt(&self, cx: &Context) -> Result<Value> {
+        if self.record {
+            return self.record_baseline(cx).await;
+        }
+        let started = Instant::now();
+        let moving = self.moving(cx).await?;
+        // What is being written is summed on its own, not at one point in time.
+        let sums = self.checksums.as_ref().filter(|_| moving.is_none());
+        // Whether a change that has not arrived can be told from one that never will.
+        let proves = moving.as_ref().is_some_and(|fence| fence.proves());
+        let contents = match moving {
+            Some(fence) => self.moving_contents(cx, fence).await?,
+            None => Vec::new(),
+        };
+        let mut evaluations = 0_u32;
+        loop {
+            cx.proceed()?;
+            evaluations += 1;
+            let mut found = self.evaluate(cx, sums).await?;
+            found.add(&contents);
+            if found.differences.is_empty() {
+                if found.compared == 0 {
+                    return Err(Error::internal("a verification compared nothing"));
+                }
+                let summary = found.summary(evaluations);
+                cx.remember(PASSED, &summary).await?;
+                // It was for an interruption; should this ever be asked again, the answer is of then.
+                Agreed::forget(cx).await?;
+                return Ok(summary);
+            }
+            let over = contents.iter().any(|table| !table.equal());
+            let Some(retries) = self.retries.filter(|r| !over && started.elapsed() < r.within.0) else {
+                cx.remember(DIFFERENCES, &found.summary(evaluations)).await?;
+                return Err(self.failure(&found, self.retries.filter(|_| !proves)));
+            };
+            cx.note(format!("not equal yet: {}", found.differences.join("; ")));
+            cx.sleep(retries.every.unwrap_or(Duration::secs(1)).0).await?;
+        }
+    }
+
+    /// Ends what this step's sessions do on either side. A role may end its own.
+    async fn cancel(&self, cx: &Context) {
+        let Ok(lease) = cx.databases.lease() else { return };
+        let name = lease.application_name(cx.step.as_str());
+        let databases = self.databases();
+        let ends = databases.iter().map(async |(database, _)| {
+            let session = cx.databases.labelled(cx.step.as_str()).read_only(database).await?;
+            let sql = "select pg_cancel_backend(pid) from pg_stat_activity
+                       where application_name = $1 and datname = current_database() and state = 'active' and pid <> pg_backend_pid()";
+            session.query(sql, &[&name]).await.map(drop)
+        });
+        // As far as it goes: what cannot be reached ends by its own timeout.
+        let _ = tokio::time::timeout(STOPPING, futures_util::future::join_all(ends)).await;
+    }
+
     fn counts_tables(&self) -> bool {
         !matches!(self.row_counts, None | Some(RowCounts::All(false)))
     }
@@ -444,10 +339,13 @@ impl Verify {
         Side::open(&databases, database, self.statement_timeout.unwrap_or(TIMEOUT).0).await
     }
 
-    fn failure(&self, found: &Findings) -> Error {
+    /// `waited`: what was waited for without being able to tell what is late from what is different.
+    fn failure(&self, found: &Findings, waited: Option<Retries>) -> Error {
         let certain = found.tables.iter().any(|table| table.differing() > 0 || table.problem.is_some());
         let hint = if !certain && found.tables.iter().any(|table| table.unsettled > 0) {
             "give it longer with `retries: { within: … }`, verify when less is written, or behind the freeze of the cutover; then `handover resume`"
+        } else if waited.is_some() {
+            "if one side may still lag, give it longer with `retries: { within: … }`, or verify while a `replicate` step knows what has arrived; else mend the migration or the data; then `handover resume`, or `handover rollback`"
         } else if self.retries.is_some() {
             "look at the rows; mend the migration or the data, then `handover resume`, or `handover rollback`"
         } else {
@@ -456,7 +354,14 @@ impl Verify {
         let shown: Vec<&str> = found.differences.iter().take(12).map(String::as_str).collect();
         let more = found.differences.len().saturating_sub(shown.len());
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        Error::new(Class::Invariant, format!("before and after differ: {}{more}", shown.join("; ")))
+        let since = match waited {
+            Some(retries) => format!(
+                " after {} of `retries` (a change that is later than that looks the same as one that is lost)",
+                retries.within
+            ),
+            None => String::new(),
+        };
+        Error::new(Class::Invariant, format!("before and after differ{since}: {}{more}", shown.join("; ")))
             .hint(hint)
     }
 }

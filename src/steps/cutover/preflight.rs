@@ -30,7 +30,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
     };
     let begun = Instant::now();
     loop {
-        let obstacle = match late(gauge.as_mut()).await? {
+        let obstacle = match late(cx, gauge.as_mut()).await? {
             None => obstacle(cutover, cx, &blue, &green).await?,
             late => late,
         };
@@ -51,10 +51,10 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
 }
 
 /// Whether changes arrive too late by replication, in words.
-async fn late(gauge: Option<&mut Gauge>) -> Result<Option<String>> {
+async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>> {
     let Some(gauge) = gauge else { return Ok(None) };
     let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
-    if gauge.mark(protocol::MARK, patience).await? {
+    if gauge.mark(cx, protocol::MARK, patience).await? {
         return Ok(None);
     }
     let behind = replicate::lag::bytes(gauge.behind().await?);

@@ -3,7 +3,9 @@
 //! What the lever was is kept before it is raised: for a statement in the transaction of its effect, for
 //! everything else in the journal. One that was up already is left alone, also by a rollback.
 
+mod release;
 mod shape;
+mod statement;
 
 pub use shape::{CommandLever, HttpLever, Lever, SqlLever};
 
@@ -12,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
 use crate::outside::{Original, Outside, sql};
-use crate::postgres::Tx;
 use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
+use release::{find, hold_of, raise_again, release, released_by};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -55,12 +57,6 @@ impl Hold {
     fn at(&self, phase: Phase) -> Self {
         Hold { phase, ..self.clone() }
     }
-}
-
-/// The checkpoint of a statement's lever: it is raised, and this is what it was.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Raised {
-    previous: Option<String>,
 }
 
 #[async_trait]
@@ -365,143 +361,14 @@ impl Lever {
         hold: &Hold,
         keeper: &StepId,
     ) -> Result<Option<bool>> {
-        let Some(lever) = &self.sql else { return Ok(None) };
-        let Some(query) = &lever.read else { return Ok(None) };
-        let previous = if lever.in_transaction() {
-            let mut session = cx.reader(&lever.on).await?;
-            let tx = session.transaction().await?;
-            match tx
-                .checkpoint::<Raised>(cx.run, keeper, UNIT)
-                .await?
-                .or(tx.checkpoint::<Raised>(cx.run, keeper, LOWERED).await?)
-            {
-                Some(raised) => raised.previous,
-                None => return Ok(None),
-            }
-        } else {
-            hold.previous.clone()
-        };
-        Ok(Some(outside.value(&lever.on, query, lever.timeout).await? != previous))
-    }
-}
-
-/// The checkpoint that stands in the place of [`UNIT`] once a lever is restored.
-const LOWERED: &str = "lowered";
-
-impl SqlLever {
-    async fn apply(&self, cx: &Context, owner: &StepId) -> Result<()> {
-        let mut session = cx.writer(&self.on).await?;
-        self.limit(&session).await?;
-        let statement = sql::single(&self.apply)?;
-        if !self.in_transaction() {
-            cx.proceed()?;
-            return session.autocommit(statement, &[]).await.map(drop);
+        match &self.sql {
+            Some(lever) => lever.differs(cx, outside, hold, keeper).await,
+            None => Ok(None),
         }
-        let tx = session.transaction().await?;
-        if tx.checkpoint::<Raised>(cx.run, owner, UNIT).await?.is_some() {
-            return tx.rollback().await;
-        }
-        // Raised again after it was restored: what it was at first still counts.
-        let raised = match tx.checkpoint::<Raised>(cx.run, &cx.step, LOWERED).await? {
-            Some(raised) => raised,
-            None => Raised { previous: self.read_in(&tx).await? },
-        };
-        tx.execute(statement, &[]).await?;
-        if *owner != cx.step {
-            tx.forget_checkpoints(cx.run, &cx.step).await?;
-        }
-        tx.save_checkpoint(cx.run, owner, UNIT, &raised).await?;
-        tx.commit().await
-    }
-
-    async fn read_in(&self, tx: &Tx<'_>) -> Result<Option<String>> {
-        let Some(query) = &self.read else { return Ok(None) };
-        let row = tx.query_opt(&sql::as_text(query)?, &[]).await?;
-        Ok(row.and_then(|row| row.get(0)))
-    }
-
-    async fn restore(&self, cx: &Context, hold: &Hold, owner: &StepId) -> Result<()> {
-        let mut session = cx.writer(&self.on).await?;
-        self.limit(&session).await?;
-        let statement = |previous: Option<&str>| {
-            sql::single(&self.revert).map(|revert| sql::with_previous(revert, previous))
-        };
-        if !self.in_transaction() {
-            cx.proceed()?;
-            return session.autocommit(&statement(hold.previous.as_deref())?, &[]).await.map(drop);
-        }
-        let tx = session.transaction().await?;
-        let Some(raised) = tx.checkpoint::<Raised>(cx.run, owner, UNIT).await? else {
-            return tx.rollback().await;
-        };
-        tx.execute(&statement(raised.previous.as_deref())?, &[]).await?;
-        tx.forget_checkpoints(cx.run, owner).await?;
-        tx.save_checkpoint(cx.run, &cx.step, LOWERED, &raised).await?;
-        tx.commit().await
     }
 }
 
 /// Names the copy of a file.
 fn tag(cx: &Context) -> String {
     format!("{}-{}", cx.run, cx.step.as_str().replace('/', "_"))
-}
-
-/// The later step that restores the lever of `step`.
-fn released_by(cx: &Context, step: &StepId) -> Option<StepId> {
-    super::of_kind::<Lever>(&cx.steps)
-        .find(|(_, lever)| lever.revert.as_deref() == Some(step.as_str()))
-        .map(|(id, _)| id.clone())
-}
-
-fn find<'a>(cx: &'a Context, target: &str) -> Result<(StepId, &'a Lever)> {
-    super::of_kind::<Lever>(&cx.steps)
-        .find(|(id, lever)| id.as_str() == target && lever.revert.is_none())
-        .map(|(id, lever)| (id.clone(), lever))
-        .ok_or_else(|| Error::usage(format!("there is no lever `{target}`")).hint("see `handover check`"))
-}
-
-fn hold_of(cx: &Context, step: &StepId) -> Result<Option<Hold>> {
-    cx.ledger
-        .recall(step, UNIT)
-        .filter(|value| !value.is_null())
-        .map(|value| serde_json::from_value(value).map_err(|e| Error::internal(e.to_string())))
-        .transpose()
-}
-
-/// Restores another step's lever.
-async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
-    let (target, lever) = find(cx, target)?;
-    let hold = match hold_of(cx, &target)? {
-        Some(hold) if hold.phase != Phase::Already => hold,
-        _ => return Ok(json!({ "restored": false, "why": "it was up before the run" })),
-    };
-    let phase = cx.recall::<Phase>(UNIT)?;
-    if phase == Some(Phase::Released) {
-        return Ok(json!({ "restored": true }));
-    }
-    cx.remember(UNIT, &Phase::Reverting).await?;
-    let done =
-        phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(outside).await? == Some(false);
-    if !done {
-        lever.restore(cx, outside, &hold, &target).await?;
-    }
-    failpoint::hit(failpoint::LEVER_REVERTED);
-    cx.remember(UNIT, &Phase::Released).await?;
-    Ok(json!({ "restored": true }))
-}
-
-/// Takes the restoring back: raises the other step's lever again.
-async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
-    let (target, lever) = find(cx, target)?;
-    let Some(phase) = cx.recall::<Phase>(UNIT)? else { return Ok(json!({ "raised": false })) };
-    let hold = hold_of(cx, &target)?.ok_or_else(|| Error::internal("the lever's own fact is missing"))?;
-    cx.remember(UNIT, &Phase::Applying).await?;
-    let done = phase == Phase::Applying && lever.is_up(outside).await? == Some(true);
-    if !done {
-        lever.apply(cx, outside, &target).await?;
-    }
-    failpoint::hit(failpoint::LEVER_UNDO_RAISED);
-    lever.agree(cx, outside, &hold, &target, true).await?;
-    cx.forget(UNIT).await?;
-    Ok(json!({ "raised": true }))
 }

@@ -313,7 +313,7 @@ impl StepKind for Replicate {
         let link = self.link(cx);
         let mut gauge = Gauge::open(cx, &link).await?;
         let patience = self.max_lag.0.max(std::time::Duration::from_secs(5)) * 4;
-        if gauge.mark("verify", patience).await? {
+        if gauge.mark(cx, "verify", patience).await? {
             return Ok(());
         }
         Err(Error::new(

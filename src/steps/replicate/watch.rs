@@ -65,15 +65,16 @@ impl Gauge {
     /// Writes a mark and waits for it; false when it did not arrive within `patience`.
     ///
     /// # Errors
-    /// Lease lost, or what a server says.
-    pub async fn mark(&mut self, name: &str, patience: Duration) -> Result<bool> {
+    /// Lease lost, what a server says, or a run that is asked to stop.
+    pub async fn mark(&mut self, cx: &Context, name: &str, patience: Duration) -> Result<bool> {
         let token = self.write(name).await?;
         let begun = Instant::now();
         while !self.passed(&token).await? {
             if begun.elapsed() > patience {
                 return Ok(false);
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            cx.proceed()?;
+            cx.sleep(Duration::from_millis(10)).await?;
         }
         Ok(true)
     }

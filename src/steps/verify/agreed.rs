@@ -5,9 +5,11 @@
 //! taken and again at the end. What follows by replication is different: there a row is equal when it was seen
 //! equal at some time since the step began, and an interruption does not change that.
 
+use super::cut::Sample;
 use crate::error::Result;
 use crate::postgres::{Databases, Session, TableName};
 use crate::steps::Context;
+use crate::value::fingerprint;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,23 +25,85 @@ pub const COUNTED: Duration = Duration::from_secs(11);
 /// What says that a table is as it was: of both sides.
 pub type Evidence = BTreeMap<TableName, String>;
 
+/// Where a table was cut, as the journal has it: the numbers of its pieces mean something only with that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Boundaries {
+    /// Keys that anybody may read.
+    Plain(Vec<Vec<String>>),
+    /// Keys that stay out of the journal: how they were drawn, and by what to know that they are the same again.
+    Drawn {
+        /// Drawn again from a table that was not written, it gives the same.
+        sample: Sample,
+        /// Of all of them.
+        digest: String,
+    },
+}
+
+impl Boundaries {
+    /// What only the same boundaries have.
+    #[must_use]
+    pub fn digest(cut: &[Vec<String>]) -> String {
+        fingerprint(&serde_json::json!(cut).to_string(), 16)
+    }
+}
+
 /// Pieces of a table that agreed, under the evidence they hold under.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Pieces {
     evidence: String,
     /// Numbers of pieces, by the boundaries that the journal has; none: all of it.
     pieces: Option<BTreeSet<usize>>,
+    /// For a table that is read by block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sums: Option<Sums>,
+}
+
+impl Pieces {
+    fn under(evidence: &str) -> Self {
+        Pieces { evidence: evidence.to_owned(), pieces: Some(BTreeSet::new()), sums: None }
+    }
+}
+
+/// A bucket's number, its rows, and the sum of their hashes: as text, for JSON has no numbers of that size.
+pub type Bucket = (i64, i64, String);
+
+/// What was summed so far of a table that is read by block: whether it agrees is known only when all of it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sums {
+    /// By what to know that the table is cut and hashed the same way.
+    pub cut: String,
+    /// Pieces that are in the sums.
+    pub done: BTreeSet<usize>,
+    /// Before and after.
+    pub buckets: (Vec<Bucket>, Vec<Bucket>),
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// By earlier attempts and by this one.
     known: BTreeMap<TableName, Option<BTreeSet<usize>>>,
+    /// By earlier attempts.
+    sums: BTreeMap<TableName, Sums>,
     /// Not yet in the journal.
     fresh: BTreeMap<TableName, Pieces>,
     bytes: u64,
     written: Option<Instant>,
     facts: usize,
+}
+
+impl State {
+    fn due(&self, total: u64) -> bool {
+        self.written.is_none_or(|at| at.elapsed() > EVERY) || self.bytes > total / SHARE
+    }
+
+    /// The next fact: its number, and what belongs into it.
+    fn take(&mut self) -> (usize, BTreeMap<TableName, Pieces>) {
+        self.bytes = 0;
+        self.written = Some(Instant::now());
+        self.facts += 1;
+        (self.facts - 1, std::mem::take(&mut self.fresh))
+    }
 }
 
 /// What agreed.
@@ -67,8 +131,9 @@ impl Agreed {
         let mut state = State { written: Some(Instant::now()), ..State::default() };
         while let Some(fact) = cx.recall::<BTreeMap<TableName, Pieces>>(&fact(state.facts))? {
             state.facts += 1;
-            for (table, Pieces { evidence: then, pieces }) in fact {
+            for (table, Pieces { evidence: then, pieces, sums }) in fact {
                 if evidence.get(&table) == Some(&then) {
+                    state.sums.extend(sums.map(|sums| (table.clone(), sums)));
                     match (state.known.entry(table).or_insert_with(|| Some(BTreeSet::new())), pieces) {
                         (Some(known), Some(more)) => known.extend(more),
                         (known, _) => *known = None,
@@ -123,12 +188,11 @@ impl Agreed {
         self.evidence.iter().all(same)
     }
 
-    /// The boundaries that an earlier attempt cut a table at: the numbers of its pieces mean something only with
-    /// these.
+    /// The boundaries that an earlier attempt cut a table at.
     ///
     /// # Errors
     /// A fact of another version.
-    pub fn boundaries(&self, table: &TableName) -> Result<Option<Vec<Vec<String>>>> {
+    pub fn boundaries(&self, table: &TableName) -> Result<Option<Boundaries>> {
         self.cx.recall(&bounds(table))
     }
 
@@ -136,8 +200,8 @@ impl Agreed {
     ///
     /// # Errors
     /// The journal failing.
-    pub async fn keep_boundaries(&self, table: &TableName, cut: &[Vec<String>]) -> Result<()> {
-        self.cx.remember(&bounds(table), &cut).await
+    pub async fn keep_boundaries(&self, table: &TableName, cut: &Boundaries) -> Result<()> {
+        self.cx.remember(&bounds(table), cut).await
     }
 
     /// A piece agreed, or (none) the rest of a table; `bytes` is what was read for it.
@@ -149,23 +213,68 @@ impl Agreed {
         let (n, facts) = {
             let mut state = self.state();
             state.bytes += bytes;
-            let fresh = state
-                .fresh
-                .entry(table.clone())
-                .or_insert_with(|| Pieces { evidence: evidence.clone(), pieces: Some(BTreeSet::new()) });
+            let fresh = state.fresh.entry(table.clone()).or_insert_with(|| Pieces::under(evidence));
             match (piece, &mut fresh.pieces) {
                 (Some(piece), Some(pieces)) => drop(pieces.insert(piece)),
                 (Some(_), None) => {}
                 (None, pieces) => *pieces = None,
             }
-            let due = state.written.is_none_or(|at| at.elapsed() > EVERY) || state.bytes > self.total / SHARE;
-            if !due {
+            if !state.due(self.total) {
                 return Ok(());
             }
-            state.bytes = 0;
-            state.written = Some(Instant::now());
-            state.facts += 1;
-            (state.facts - 1, std::mem::take(&mut state.fresh))
+            state.take()
+        };
+        self.cx.remember(&fact(n), &facts).await
+    }
+
+    /// What earlier attempts summed of a table that is cut like that.
+    #[must_use]
+    pub fn sums(&self, table: &TableName, cut: &str) -> Option<Sums> {
+        self.state().sums.get(table).filter(|sums| sums.cut == cut).cloned()
+    }
+
+    /// A piece of a table that is read by block was summed, `bytes` of it. `sums` are asked for when it is time to
+    /// write them down.
+    ///
+    /// # Errors
+    /// The journal failing.
+    pub async fn add_sums(
+        &self,
+        table: &TableName,
+        bytes: u64,
+        sums: impl FnOnce() -> Option<Sums>,
+    ) -> Result<()> {
+        let due = {
+            let mut state = self.state();
+            state.bytes += bytes;
+            state.due(self.total)
+        };
+        if !due {
+            return Ok(());
+        }
+        self.keep_sums(table, sums());
+        self.flush().await
+    }
+
+    /// Takes sums into the next fact.
+    pub fn keep_sums(&self, table: &TableName, sums: Option<Sums>) {
+        if let (Some(evidence), Some(sums)) = (self.evidence.get(table), sums) {
+            let mut state = self.state();
+            state.fresh.entry(table.clone()).or_insert_with(|| Pieces::under(evidence)).sums = Some(sums);
+        }
+    }
+
+    /// Writes what is not yet in the journal.
+    ///
+    /// # Errors
+    /// The journal failing.
+    pub async fn flush(&self) -> Result<()> {
+        let (n, facts) = {
+            let mut state = self.state();
+            if state.fresh.is_empty() {
+                return Ok(());
+            }
+            state.take()
         };
         self.cx.remember(&fact(n), &facts).await
     }

@@ -4,17 +4,19 @@
 //! which counts duplicates. Several pairs of sessions take pieces from one queue; only pieces that differ are
 //! read again, for their rows.
 
-use super::agreed::Agreed;
+use super::agreed::{Agreed, Boundaries, Bucket, Sums};
 use super::cut::{self, Blocks, Cut, Table};
 use super::found::{Kind, SHOWN, TableFound};
 use super::hash::Hasher;
 use super::narrow::{self, Candidate};
-use super::side::{BEGIN, Side, summing};
+use super::sessions::{Pair, Sessions};
+use super::side::BEGIN;
 use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::{Databases, Session};
+use crate::postgres::Session;
 use crate::steps::Context;
+use crate::value::fingerprint;
 use futures_util::future::try_join_all;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,76 +26,15 @@ use std::time::Duration;
 /// Differing pieces of a table whose rows are searched, at most; and rows that are looked for.
 const SEARCHED: u64 = 1_000;
 const ROWS_SEARCHED: u64 = 1_000_000;
-/// Types of keys that may stand in the journal: numbers, dates and times.
+/// Types of keys that may stand in the journal, which is read by many: numbers, dates and times. Text or bytes may be
+/// what opens a session.
 const PLAIN: &[u32] = &[20, 21, 23, 26, 1082, 1114, 1184, 1700];
 /// A table of this many pieces is resumed piece by piece, a smaller one is read again.
 const KEPT: usize = 20;
+/// Sums of so many buckets go into the journal: some hundred kilobytes.
+const BUCKETS: i64 = 4_096;
 /// Differing rows of a table that are remembered while it is being written.
 pub const REMEMBERED: usize = 100_000;
-
-/// Where sessions come from.
-#[derive(Debug, Clone, Copy)]
-pub enum Sessions<'a> {
-    /// One point in time for each side, and every difference is one.
-    Frozen(&'a Side, &'a Side),
-    /// Each query sees what is there when it begins, and differences may be writes on their way.
-    Moving {
-        /// The plan's databases.
-        databases: &'a Databases,
-        /// Names of both sides.
-        names: (&'a str, &'a str),
-        /// For each query.
-        timeout: Duration,
-    },
-}
-
-/// A session on either side.
-#[derive(Debug)]
-pub struct Pair {
-    /// Before.
-    pub before: Session,
-    /// After.
-    pub after: Session,
-}
-
-impl Sessions<'_> {
-    /// A new pair.
-    ///
-    /// # Errors
-    /// No connection, or what a server says.
-    pub async fn pair(&self) -> Result<Pair> {
-        let (before, after) = match self {
-            Sessions::Frozen(before, after) => tokio::try_join!(before.join_to_sum(), after.join_to_sum())?,
-            Sessions::Moving { databases, names, timeout } => tokio::try_join!(
-                summing(databases, names.0, *timeout),
-                summing(databases, names.1, *timeout)
-            )?,
-        };
-        Ok(Pair { before, after })
-    }
-
-    fn moving(&self) -> bool {
-        matches!(self, Sessions::Moving { .. })
-    }
-}
-
-impl Pair {
-    /// Both sessions.
-    #[must_use]
-    pub fn both(&self) -> (&Session, &Session) {
-        (&self.before, &self.after)
-    }
-
-    /// Whether small pieces are found through an index even where the planner knows nothing of the table yet.
-    ///
-    /// # Errors
-    /// What a server says.
-    pub async fn by_index(&self, yes: bool) -> Result<()> {
-        let value = if yes { "off" } else { "on" };
-        let set = |session| async move { Session::set(session, "enable_seqscan", value).await };
-        tokio::try_join!(set(&self.before), set(&self.after)).map(drop)
-    }
-}
 
 /// What is left to do.
 #[derive(Debug)]
@@ -124,6 +65,8 @@ struct Tally {
     found: TableFound,
     candidates: Vec<Candidate>,
     buckets: (Buckets, Buckets),
+    /// Pieces whose blocks are in the buckets.
+    blocks_done: BTreeSet<usize>,
     blocks_left: usize,
     bytes: u64,
     units_left: usize,
@@ -140,7 +83,6 @@ pub struct Comparison<'a> {
     tallies: Vec<Mutex<Tally>>,
     total: (AtomicU64, u64),
     agreed: &'a Agreed,
-    backends: Mutex<(Vec<i32>, Vec<i32>)>,
 }
 
 /// A table that was compared: what was found, and the rows that differ.
@@ -176,7 +118,6 @@ impl<'a> Comparison<'a> {
             tallies: tallies.collect(),
             total: (AtomicU64::new(0), tables.iter().map(|t| t.shapes.0.bytes).sum()),
             agreed,
-            backends: Mutex::default(),
         }
     }
 
@@ -191,7 +132,11 @@ impl<'a> Comparison<'a> {
             () = self.cx.stop.cancelled() => Err(Error::cancelled()),
         };
         if let Err(e) = result {
-            self.cancel().await;
+            // What was read since the last fact need not be read again; unless the journal is what failed.
+            for (i, table) in self.tables.iter().enumerate() {
+                self.agreed.keep_sums(&table.name, self.sums_so_far(i));
+            }
+            let _ = self.agreed.flush().await;
             return Err(e);
         }
         let mut out = Vec::new();
@@ -207,26 +152,8 @@ impl<'a> Comparison<'a> {
         Ok(out)
     }
 
-    /// Ends queries that nobody waits for any more. A role may end its own.
-    async fn cancel(&self) {
-        let (before, after) = self.backends.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let end = async {
-            let Pair { before: one, after: two } = self.sessions.pair().await?;
-            let sql = "select pg_cancel_backend(pid) from unnest($1::int4[]) pid";
-            one.query(sql, &[&before]).await?;
-            two.query(sql, &[&after]).await.map(drop)
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(5), end).await;
-    }
-
     async fn work(&self) -> Result<()> {
         let pair = self.sessions.pair().await?;
-        let pids = tokio::try_join!(pair.before.backend_pid(), pair.after.backend_pid())?;
-        {
-            let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
-            backends.0.push(pids.0);
-            backends.1.push(pids.1);
-        }
         loop {
             self.cx.proceed()?;
             let unit = {
@@ -289,11 +216,24 @@ impl<'a> Comparison<'a> {
             }
             Cut::Blocks { pieces, .. } => {
                 let n = pieces.0.len().max(pieces.1.len());
+                let bytes = table.shapes.0.bytes / n.max(1) as u64;
+                let kept = self.cut(i).and_then(|cut| self.agreed.sums(&table.name, &cut));
+                if let Some(sums) = kept.filter(|sums| sums.done.len() < n) {
+                    let (one, two) = (buckets(&sums.buckets.0)?, buckets(&sums.buckets.1)?);
+                    let mut tally = self.tally(i);
+                    tally.found.resumed += sums.done.len() as u64;
+                    (tally.buckets, tally.blocks_done) = ((one, two), sums.done);
+                    let resumed = tally.blocks_done.len() as u64;
+                    drop(tally);
+                    self.advance(i, bytes * resumed);
+                }
                 // Rows move between blocks while they are written: then one transaction must see all pieces.
                 let units: Vec<Unit> = if self.sessions.moving() {
                     vec![Unit::Blocks(i, 0, n)]
                 } else {
-                    (0..n).map(|at| Unit::Blocks(i, at, at + 1)).collect()
+                    let tally = self.tally(i);
+                    let left = (0..n).filter(|at| !tally.blocks_done.contains(at));
+                    left.map(|at| Unit::Blocks(i, at, at + 1)).collect()
                 };
                 self.tally(i).blocks_left = units.len();
                 units
@@ -315,18 +255,29 @@ impl<'a> Comparison<'a> {
         columns: &[String],
         pieces: u64,
     ) -> Result<(Vec<Vec<String>>, bool)> {
-        if let Some(kept) = self.agreed.boundaries(&table.name)?
-            && kept.iter().all(|bound| bound.len() == columns.len())
-        {
-            return Ok((kept, true));
+        let fits = |cut: &[Vec<String>]| cut.iter().all(|bound| bound.len() == columns.len());
+        match self.agreed.boundaries(&table.name)? {
+            Some(Boundaries::Plain(kept)) if fits(&kept) => return Ok((kept, true)),
+            Some(Boundaries::Drawn { sample, digest }) => {
+                let bounds = cut::boundaries(&pair.before, table, columns, &sample).await?;
+                if digest == Boundaries::digest(&bounds) {
+                    return Ok((bounds, true));
+                }
+            }
+            _ => {}
         }
-        let bounds = cut::boundaries(&pair.before, table, columns, pieces).await?;
-        // The journal is read by many; keys that are text or bytes may be what opens a session.
-        let base = |name| table.shapes.0.columns.get(name).map(|column| column.base);
-        let plain = columns.iter().all(|name| base(name).is_some_and(|base| PLAIN.contains(&base)));
-        let keep = plain && bounds.len() >= KEPT;
+        let sample = cut::Sample::of(table, pieces);
+        let bounds = cut::boundaries(&pair.before, table, columns, &sample).await?;
+        let keep = bounds.len() >= KEPT;
         if keep {
-            self.agreed.keep_boundaries(&table.name, &bounds).await?;
+            let base = |name| table.shapes.0.columns.get(name).map(|column| column.base);
+            let plain = columns.iter().all(|name| base(name).is_some_and(|base| PLAIN.contains(&base)));
+            let kept = if plain {
+                Boundaries::Plain(bounds.clone())
+            } else {
+                Boundaries::Drawn { sample, digest: Boundaries::digest(&bounds) }
+            };
+            self.agreed.keep_boundaries(&table.name, &kept).await?;
         }
         Ok((bounds, keep))
     }
@@ -381,12 +332,16 @@ impl<'a> Comparison<'a> {
                 self.sums(&pair.before, table, &bucket, pieces.0.get(at)),
                 self.sums(&pair.after, table, &bucket, pieces.1.get(at))
             )?;
-            let mut tally = self.tally(i);
-            tally.found.chunks += 1;
-            merge(&mut tally.buckets.0, one);
-            merge(&mut tally.buckets.1, two);
-            drop(tally);
-            self.advance(i, table.shapes.0.bytes / n.max(1));
+            {
+                let mut tally = self.tally(i);
+                tally.found.chunks += 1;
+                merge(&mut tally.buckets.0, one);
+                merge(&mut tally.buckets.1, two);
+                tally.blocks_done.insert(at);
+            }
+            let bytes = table.shapes.0.bytes / n.max(1);
+            self.advance(i, bytes);
+            self.agreed.add_sums(&table.name, bytes, || self.sums_so_far(i)).await?;
             failpoint::hit(failpoint::VERIFY_CHUNK);
         }
         let differing: Option<BTreeSet<i64>> = {
@@ -412,6 +367,30 @@ impl<'a> Comparison<'a> {
             tokio::try_join!(pair.before.query("commit", &[]), pair.after.query("commit", &[]))?;
         }
         self.close_unit(i).await
+    }
+
+    /// By what to know that a table that is read by block is cut and hashed as it was; none where its sums are not
+    /// kept: they would be many, or they are of several points in time.
+    fn cut(&self, i: usize) -> Option<String> {
+        let table = &self.tables[i];
+        match &table.cut {
+            Cut::Blocks { buckets, pieces } if !self.sessions.moving() && *buckets <= BUCKETS => {
+                let how = (table.bucket(&self.hasher, *buckets), self.hasher.row(&table.columns), pieces);
+                Some(fingerprint(&format!("{how:?}"), 16))
+            }
+            _ => None,
+        }
+    }
+
+    /// What is known of a table that is read by block, until all of it is.
+    fn sums_so_far(&self, i: usize) -> Option<Sums> {
+        let cut = self.cut(i)?;
+        let tally = self.tally(i);
+        let text =
+            |buckets: &Buckets| buckets.iter().map(|(b, (n, sum))| (*b, *n, sum.to_string())).collect();
+        let buckets = (text(&tally.buckets.0), text(&tally.buckets.1));
+        let open = tally.blocks_left > 0 && !tally.blocks_done.is_empty();
+        open.then(|| Sums { cut, done: tally.blocks_done.clone(), buckets })
     }
 
     async fn sums(
@@ -500,6 +479,15 @@ impl<'a> Comparison<'a> {
 
 /// The bar over all tables.
 const IN_ALL: &str = "in all";
+
+/// Buckets as the journal has them.
+fn buckets(kept: &[Bucket]) -> Result<Buckets> {
+    let one = |(bucket, rows, sum): &Bucket| {
+        let sum = sum.parse().map_err(|_| Error::internal("a sum in the journal is no whole number"))?;
+        Ok((*bucket, (*rows, sum)))
+    };
+    kept.iter().map(one).collect()
+}
 
 fn merge(into: &mut Buckets, sums: Vec<(i64, i64, i128)>) {
     for (bucket, rows, sum) in sums {

@@ -1,12 +1,13 @@
 //! The content of tables: summed, and where it differs judged by whether anybody may be writing.
 
 use super::agreed::{Agreed, Evidence};
-use super::checksum::{Comparison, Pair, Sessions};
+use super::checksum::Comparison;
 use super::cut::{Cut, Table};
 use super::fence::Fence;
 use super::found::{self, Kind, TableFound};
 use super::hash::Hasher;
 use super::narrow::{self, Candidate};
+use super::sessions::{Pair, Sessions};
 use super::settle::{Fate, Row, Settling};
 use super::shape;
 use super::{Checksums, failpoint};

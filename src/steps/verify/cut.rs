@@ -10,6 +10,7 @@ use super::hash::{self, Both, Hasher, at};
 use super::shape::{Heap, Shape, from};
 use crate::error::Result;
 use crate::postgres::{Session, TableName, quote_literal};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
 /// Pieces of a table at most, so that boundaries and results stay small whatever its size.
@@ -205,6 +206,31 @@ impl Blocks {
     }
 }
 
+/// How boundaries are drawn. The same sample of a table that was not written is the same rows again; numbers are kept
+/// as text, so that they are the same, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    pieces: u64,
+    percent: String,
+    share: String,
+}
+
+impl Sample {
+    /// One that is large enough for that many pieces of about the same size.
+    #[must_use]
+    pub fn of(table: &Table, pieces: u64) -> Self {
+        /// Pages and rows that are sampled for a piece.
+        const PAGES: f64 = 4.0;
+        const ROWS: f64 = 40.0;
+        let shape = &table.shapes.0;
+        #[allow(clippy::cast_precision_loss)]
+        let (blocks, n) = (shape.heaps.iter().map(|h| h.blocks).sum::<u64>().max(1) as f64, pieces as f64);
+        let percent = (100.0 * PAGES.max(ROWS * blocks / shape.estimate.max(1.0)) * n / blocks).min(100.0);
+        let share = (ROWS * n / (shape.estimate * percent / 100.0).max(1.0)).min(1.0);
+        Sample { pieces, percent: percent.to_string(), share: share.to_string() }
+    }
+}
+
 /// Boundaries of key ranges, from a sample of the table's pages, in order. A bad sample makes uneven pieces and
 /// never a wrong result: whatever the boundaries are, each row is in exactly one piece.
 ///
@@ -214,19 +240,12 @@ pub async fn boundaries(
     session: &Session,
     table: &Table,
     columns: &[String],
-    pieces: u64,
+    sample: &Sample,
 ) -> Result<Vec<Vec<String>>> {
-    /// Pages and rows that are sampled for a piece.
-    const PAGES: f64 = 4.0;
-    const ROWS: f64 = 40.0;
-    if pieces < 2 {
+    let Sample { pieces, percent, share } = sample;
+    if *pieces < 2 {
         return Ok(Vec::new());
     }
-    let shape = &table.shapes.0;
-    #[allow(clippy::cast_precision_loss)]
-    let (blocks, pieces) = (shape.heaps.iter().map(|h| h.blocks).sum::<u64>().max(1) as f64, pieces as f64);
-    let percent = (100.0 * PAGES.max(ROWS * blocks / shape.estimate.max(1.0)) * pieces / blocks).min(100.0);
-    let share = (ROWS * pieces / (shape.estimate * percent / 100.0).max(1.0)).min(1.0);
     let list = columns.iter().map(|c| at(c)).collect::<Vec<_>>().join(", ");
     let texts =
         columns.iter().map(|c| format!("k.{}::text", crate::postgres::quote_ident(c))).collect::<Vec<_>>();
@@ -237,8 +256,9 @@ pub async fn boundaries(
         .join(", ");
     let sql = format!(
         "select b from (select array[{}]::text[] as b, row_number() over (order by {order}) as n, count(*) over () as all
-            from (select distinct {list} from {} tablesample system ({percent}) where random() <= {share}) k) s
-         where n > 1 and n % greatest(1, ceil(s.all / {pieces}))::int8 = 0 order by n",
+            from (select distinct {list} from {} tablesample system ({percent}) repeatable (0)
+                  where (hashtext(t.ctid::text)::int8 & 1048575) <= {share} * 1048575) k) s
+         where n > 1 and n % greatest(1, ceil(s.all / {pieces}.0))::int8 = 0 order by n",
         texts.join(", "),
         table.from(true),
     );

@@ -1,10 +1,10 @@
 //! Evaluating a verification: everything on both sides once, against each other or against a baseline.
 
 use super::agreed::{self, Agreed, Evidence};
-use super::checksum::Sessions;
 use super::contents;
 use super::found::TableFound;
 use super::rows::{self, Row};
+use super::sessions::Sessions;
 use super::shape::{self, Shape};
 use super::side::{Moment, Side};
 use super::{Before, COMPLETE, Checksums, Invariant, PIECE, Recorded, Tables, Verify};

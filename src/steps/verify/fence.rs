@@ -4,10 +4,7 @@ use crate::error::Result;
 use crate::steps::Context;
 use crate::steps::replicate::Gauge;
 use async_trait::async_trait;
-use std::time::{Duration, Instant};
-
-/// Between two looks for a mark.
-const LOOK: Duration = Duration::from_millis(10);
+use std::time::Duration;
 
 /// Something between "before" and "after" that changes cannot overtake.
 #[async_trait]
@@ -38,16 +35,7 @@ pub struct Marks {
 #[async_trait]
 impl Fence for Marks {
     async fn pass(&mut self) -> Result<bool> {
-        let token = self.gauge.write(&self.name).await?;
-        let begun = Instant::now();
-        while !self.gauge.passed(&token).await? {
-            if begun.elapsed() > self.patience {
-                return Ok(false);
-            }
-            self.cx.proceed()?;
-            self.cx.sleep(LOOK).await?;
-        }
-        Ok(true)
+        self.gauge.mark(&self.cx, &self.name, self.patience).await
     }
 
     fn proves(&self) -> bool {

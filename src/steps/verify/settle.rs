@@ -1,10 +1,10 @@
 //! Rows that differed while both sides were being written are looked at again until it is known what they are.
 
-use super::checksum::Pair;
 use super::cut::Table;
 use super::fence::Fence;
 use super::hash::Hasher;
 use super::narrow::{Candidate, Now, look, looking};
+use super::sessions::Pair;
 use super::watched::{Verdict, Watched};
 use crate::error::Result;
 use crate::event::Measure;

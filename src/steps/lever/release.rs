@@ -1,0 +1,71 @@
+//! A step that restores the lever of an earlier one.
+
+use super::{Hold, Lever, Phase, UNIT};
+use crate::error::{Error, Result};
+use crate::event::StepId;
+use crate::failpoint;
+use crate::outside::Outside;
+use crate::steps::{Context, of_kind};
+use serde_json::{Value, json};
+
+/// The later step that restores the lever of `step`.
+pub(super) fn released_by(cx: &Context, step: &StepId) -> Option<StepId> {
+    of_kind::<Lever>(&cx.steps)
+        .find(|(_, lever)| lever.revert.as_deref() == Some(step.as_str()))
+        .map(|(id, _)| id.clone())
+}
+
+/// The lever that a step names.
+pub(super) fn find<'a>(cx: &'a Context, target: &str) -> Result<(StepId, &'a Lever)> {
+    of_kind::<Lever>(&cx.steps)
+        .find(|(id, lever)| id.as_str() == target && lever.revert.is_none())
+        .map(|(id, lever)| (id.clone(), lever))
+        .ok_or_else(|| Error::usage(format!("there is no lever `{target}`")).hint("see `handover check`"))
+}
+
+/// What the journal has of a lever.
+pub(super) fn hold_of(cx: &Context, step: &StepId) -> Result<Option<Hold>> {
+    cx.ledger
+        .recall(step, UNIT)
+        .filter(|value| !value.is_null())
+        .map(|value| serde_json::from_value(value).map_err(|e| Error::internal(e.to_string())))
+        .transpose()
+}
+
+/// Restores another step's lever.
+pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+    let (target, lever) = find(cx, target)?;
+    let hold = match hold_of(cx, &target)? {
+        Some(hold) if hold.phase != Phase::Already => hold,
+        _ => return Ok(json!({ "restored": false, "why": "it was up before the run" })),
+    };
+    let phase = cx.recall::<Phase>(UNIT)?;
+    if phase == Some(Phase::Released) {
+        return Ok(json!({ "restored": true }));
+    }
+    cx.remember(UNIT, &Phase::Reverting).await?;
+    let done =
+        phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(outside).await? == Some(false);
+    if !done {
+        lever.restore(cx, outside, &hold, &target).await?;
+    }
+    failpoint::hit(failpoint::LEVER_REVERTED);
+    cx.remember(UNIT, &Phase::Released).await?;
+    Ok(json!({ "restored": true }))
+}
+
+/// Takes the restoring back: raises the other step's lever again.
+pub(super) async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+    let (target, lever) = find(cx, target)?;
+    let Some(phase) = cx.recall::<Phase>(UNIT)? else { return Ok(json!({ "raised": false })) };
+    let hold = hold_of(cx, &target)?.ok_or_else(|| Error::internal("the lever's own fact is missing"))?;
+    cx.remember(UNIT, &Phase::Applying).await?;
+    let done = phase == Phase::Applying && lever.is_up(outside).await? == Some(true);
+    if !done {
+        lever.apply(cx, outside, &target).await?;
+    }
+    failpoint::hit(failpoint::LEVER_UNDO_RAISED);
+    lever.agree(cx, outside, &hold, &target, true).await?;
+    cx.forget(UNIT).await?;
+    Ok(json!({ "raised": true }))
+}

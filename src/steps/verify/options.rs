@@ -1,0 +1,146 @@
+//! What a plan says of a verification.
+
+use super::rows::{self, Matching};
+use crate::event::StepId;
+use crate::postgres::TableName;
+use crate::value::Duration;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Compares before and after.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// Where the queries for "before" run, or the earlier step that recorded their results.
+    pub before: Before,
+    /// Where the queries for "after" run. Left out when a baseline is recorded.
+    pub after: Option<String>,
+    /// Keeps the results of "before" in that database, for a later step with `before: { from_step: … }`.
+    #[serde(default)]
+    pub record: bool,
+    /// Compares numbers of rows, counted exactly.
+    pub row_counts: Option<RowCounts>,
+    /// Compares the content of tables by checksums that the servers compute; shows the keys of rows that differ.
+    pub checksums: Option<Checksums>,
+    /// Queries whose results must be the same before and after.
+    #[serde(default)]
+    pub invariants: Vec<Invariant>,
+    /// Looks again at what differs, for a side that lags behind without a `replicate` step.
+    pub retries: Option<Retries>,
+    /// For each query; 30 minutes unless given.
+    pub statement_timeout: Option<Duration>,
+    /// Sessions on each side that count and sum tables; 2 unless given.
+    #[schemars(range(min = 1, max = 64))]
+    pub jobs: Option<usize>,
+}
+
+/// Where "before" comes from.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Before {
+    /// A database.
+    Database(String),
+    /// The results that an earlier step recorded.
+    Recorded(Recorded),
+}
+
+/// A reference to recorded results.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recorded {
+    /// The id of an earlier `verify` step with `record: true`.
+    pub from_step: StepId,
+}
+
+/// Which tables' rows are counted.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RowCounts {
+    /// All, or none.
+    All(bool),
+    /// Some.
+    Some(Tables),
+}
+
+/// Tables by name.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tables {
+    /// Only these; all unless given.
+    pub tables: Vec<TableName>,
+    /// Not these.
+    pub exclude: Vec<TableName>,
+}
+
+/// Which tables' content is compared.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checksums {
+    /// Only these; all unless given.
+    pub tables: Vec<TableName>,
+    /// Not these.
+    pub exclude: Vec<TableName>,
+    /// About as many rows share a checksum; 50000 unless given. Fewer make pieces that differ quicker to search.
+    #[schemars(range(min = 1))]
+    pub chunk_rows: Option<u32>,
+}
+
+impl Checksums {
+    pub(super) fn chunk_rows(&self) -> u32 {
+        self.chunk_rows.unwrap_or(50_000)
+    }
+}
+
+/// A query whose answer must survive.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Invariant {
+    /// What it says, e.g. `live sessions per subject`.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// The query before: one SELECT.
+    pub before: Option<String>,
+    /// The query after; the one before unless given.
+    pub after: Option<String>,
+    /// Columns that identify a row, so that a changed row is shown as such.
+    #[serde(default)]
+    pub key: Vec<String>,
+    /// Whether the order of rows matters; else results are compared as multisets.
+    #[serde(default)]
+    pub ordered: bool,
+    /// How far numbers of rows with the same key (or place) may lie apart.
+    pub tolerance: Option<f64>,
+    /// Whether results without rows on both sides are fine.
+    #[serde(default)]
+    pub allow_empty: bool,
+}
+
+/// How long to wait for equality.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retries {
+    /// Gives up after this; for the content of tables, counted from when all were summed.
+    pub within: Duration,
+    /// Waits this long before it looks again; one second unless given.
+    pub every: Option<Duration>,
+}
+
+impl Invariant {
+    pub(super) fn matching(&self) -> Matching {
+        if !self.key.is_empty() {
+            Matching::Key
+        } else if self.ordered || self.tolerance.is_some() {
+            Matching::Place
+        } else {
+            Matching::Values
+        }
+    }
+
+    pub(super) fn before_sql(&self) -> Option<String> {
+        self.before.as_ref().map(|sql| rows::wrap(sql, &self.key, self.matching()))
+    }
+
+    pub(super) fn after_sql(&self) -> Option<String> {
+        self.after.as_ref().or(self.before.as_ref()).map(|sql| rows::wrap(sql, &self.key, self.matching()))
+    }
+}
