@@ -152,5 +152,6 @@ async fn an_interruption_ends_the_queries_on_both_sides_and_loses_nothing() {
 
     let text = world.handover("resume", &[]).await.success().stdout;
     let (pieces, resumed) = (number(&text, "pieces"), number(&text, "resumed"));
-    assert!(resumed >= 150 && pieces < 100, "{pieces} read, {resumed} not: {text}");
+    // All of `token` had agreed; what is left is `heap` and `small`.
+    assert!(resumed > 0 && pieces < 10, "{pieces} read, {resumed} not: {text}");
 }
