@@ -27,6 +27,7 @@ analyze;
 const SESSIONS: &str = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'handover/%'";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::print_stdout)]
 async fn the_time_is_measured_and_nothing_is_changed() {
     let (blue, green) = tokio::join!(
         Database::with(servers::blue().await, DATA),
