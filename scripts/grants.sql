@@ -60,6 +60,10 @@ begin
         execute format('alter default privileges for role %I grant usage on schemas to %I', engine, reader);
         execute format('alter default privileges for role %I grant select on tables to %I', engine, reader);
         execute format('alter default privileges for role %I grant select on sequences to %I', engine, reader);
+        -- What changed in large objects since a copy is told by their pages.
+        if is_superuser then
+            execute format('grant select on pg_catalog.pg_largeobject to %I, %I', engine, reader);
+        end if;
     end if;
     foreach name in array case when version < 14 then array['pg_monitor'] else array['pg_read_all_data', 'pg_monitor'] end loop
         if not pg_has_role(engine, name, 'member') then

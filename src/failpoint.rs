@@ -139,6 +139,8 @@ failpoints! {
     REPLICATE_SUBSCRIBED = "replicate.subscribed";
     /// The new side has caught up; the step is not recorded as done.
     REPLICATE_CAUGHT_UP = "replicate.caught-up";
+    /// Large objects that changed since the copy were committed on the new side, or that none did.
+    REPLICATE_LARGE_OBJECTS = "replicate.large-objects-carried";
     /// After the decision of a cutover, nothing is left of a replication; the step is not recorded as done.
     REPLICATE_ENDED = "replicate.ended";
     /// A subscription is dropped; its slot is still there.

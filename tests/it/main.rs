@@ -30,6 +30,8 @@ mod plans;
 mod queue;
 mod replay;
 mod replicate;
+mod replicate_large_objects;
+mod replicate_resume;
 mod restore;
 mod support;
 mod verify;

@@ -5,21 +5,27 @@
 //! Everything is read through the copy's snapshot: reading a large object follows the transaction's.
 //! (<https://www.postgresql.org/docs/current/lo-interfaces.html>)
 
+pub mod carry;
+mod changes;
+mod content;
+mod object;
+
 use super::source::Source;
-use super::{Copy, LargeObjects, Owners, state};
+use super::{Copy, LargeObjects, state};
 use crate::error::{Class, Error, Result};
-use crate::event::Measure;
+use crate::event::{Measure, StepId};
 use crate::failpoint;
-use crate::postgres::{Session, Tx, quote_literal};
+use crate::postgres::{Session, Tx};
 use crate::steps::Context;
 use futures_util::StreamExt;
+use object::{Object, as_ourselves, as_owner, decorate};
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinSet;
-use tokio_postgres::types::Json;
 
 /// Bytes read at once. An object that is larger is a unit of its own.
 const PIECE: i32 = 256 << 10;
@@ -191,77 +197,11 @@ fn explain(error: Error) -> Error {
     error.hint("the role must be a member of their owners on both sides (docs/grants.md); mend it, then `handover resume`, or say `large_objects: skip`")
 }
 
-/// One right on an object.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-struct Right {
-    grantor: String,
-    /// None for everybody.
-    grantee: Option<String>,
-    privilege: String,
-    grantable: bool,
-}
-
-/// An object without its content.
-#[derive(Debug, Clone)]
-struct Object {
-    oid: u32,
-    /// As SQL quotes it.
-    owner: String,
-    /// None for those that an owner has by default.
-    rights: Option<Vec<Right>>,
-    comment: Option<String>,
-}
-
-async fn objects(reader: &Session, from: u32, to: u32) -> Result<Vec<Object>> {
-    let rows = reader
-        .query(
-            "select m.oid, m.lomowner::regrole::text,
-                    case when m.lomacl is not null then
-                        coalesce((select jsonb_agg(jsonb_build_object(
-                                'grantor', x.grantor::regrole::text,
-                                'grantee', case when x.grantee <> 0 then x.grantee::regrole::text end,
-                                'privilege', x.privilege_type, 'grantable', x.is_grantable) order by x.n)
-                            from aclexplode(m.lomacl) with ordinality x (grantor, grantee, privilege_type, is_grantable, n)),
-                        '[]') end,
-                    d.description
-             from pg_largeobject_metadata m
-             left join pg_description d
-                on d.classoid = 'pg_largeobject'::regclass and d.objoid = m.oid and d.objsubid = 0
-             where m.oid between $1 and $2 order by m.oid",
-            &[&from, &to],
-        )
-        .await?;
-    rows.iter()
-        .map(|row| {
-            let rights: Option<Json<Vec<Right>>> = row
-                .try_get(2)
-                .map_err(|e| Error::internal(format!("a large object's rights cannot be read ({e})")))?;
-            Ok(Object {
-                oid: row.get(0),
-                owner: row.get(1),
-                rights: rights.map(|Json(rights)| rights),
-                comment: row.get(3),
-            })
-        })
-        .collect()
-}
-
-/// Acts as an object's owner until [`as_ourselves`], so that what is made is theirs.
-async fn as_owner(tx: &Tx<'_>, copy: &Copy, owner: &str) -> Result<()> {
-    if copy.owners == Owners::Skip {
-        return Ok(());
-    }
-    tx.batch(&format!("set local role {owner}")).await
-}
-
-async fn as_ourselves(tx: &Tx<'_>) -> Result<()> {
-    tx.batch("set local role none").await
-}
-
 /// Copies the objects of a range that fit into one piece, and notes the others.
 async fn batch(shared: &Shared, reader: &Session, writer: &mut Session, from: u32, to: u32) -> Result<()> {
     let (cx, copy) = (&shared.cx, &shared.copy);
-    let objects = objects(reader, from, to).await?;
+    let objects =
+        object::read(&reader.query(&object::query("m.oid between $1 and $2"), &[&from, &to]).await?)?;
     let tx = writer.transaction().await?;
     let mut state = Batch::default();
     let mut waiting: Vec<(&Object, Vec<u8>)> = Vec::new();
@@ -330,67 +270,11 @@ async fn flush(tx: &Tx<'_>, copy: &Copy, mut waiting: Vec<(&Object, Vec<u8>)>) -
     as_ourselves(tx).await
 }
 
-/// Grants, revokes and comments, as the owner or whoever granted.
-async fn decorate<'a>(tx: &Tx<'_>, copy: &Copy, objects: impl Iterator<Item = &'a Object>) -> Result<()> {
-    let mut sql = String::new();
-    for object in objects {
-        if copy.owners == Owners::Skip {
-            sql.extend(object.comment.iter().map(|text| comment(object.oid, text)));
-        } else if object.comment.is_some() || object.rights.is_some() {
-            sql.push_str(&format!("set local role {};\n", object.owner));
-            sql.extend(object.comment.iter().map(|text| comment(object.oid, text)));
-            sql.extend(object.rights.iter().map(|rights| acl(object, rights)));
-        }
-    }
-    if !sql.is_empty() {
-        tx.batch(&sql).await?;
-    }
-    as_ourselves(tx).await
-}
-
-fn comment(oid: u32, text: &str) -> String {
-    format!("comment on large object {oid} is {};\n", quote_literal(text))
-}
-
-/// Statements that turn the rights a new object has (its owner's) into these.
-fn acl(object: &Object, rights: &[Right]) -> String {
-    let mut sql = String::new();
-    let mut role = object.owner.as_str();
-    // What the owner gave comes first: others may have passed it on.
-    for first in [true, false] {
-        for right in rights.iter().filter(|r| (r.grantor == object.owner) == first) {
-            let grantee = right.grantee.as_deref().unwrap_or("public");
-            if grantee == object.owner {
-                continue;
-            }
-            if right.grantor != role {
-                role = &right.grantor;
-                sql.push_str(&format!("set local role {role};\n"));
-            }
-            let option = if right.grantable { " with grant option" } else { "" };
-            sql.push_str(&format!(
-                "grant {} on large object {} to {grantee}{option};\n",
-                right.privilege, object.oid
-            ));
-        }
-    }
-    for privilege in ["SELECT", "UPDATE"] {
-        let has = |r: &Right| r.privilege == privilege && r.grantee.as_ref() == Some(&object.owner);
-        if !rights.iter().any(has) {
-            sql.push_str(&format!(
-                "set local role {0};\nrevoke {privilege} on large object {1} from {0};\n",
-                object.owner, object.oid
-            ));
-        }
-    }
-    sql
-}
-
 /// Copies one object that is larger than a piece, from where its checkpoint says.
 async fn single(shared: &Shared, reader: &Session, writer: &mut Session, oid: u32) -> Result<()> {
     let (cx, copy) = (&shared.cx, &shared.copy);
     let unit = format!("{SINGLES}{oid}");
-    let object = objects(reader, oid, oid).await?.pop();
+    let object = object::read(&reader.query(&object::query("m.oid = $1"), &[&oid]).await?)?.pop();
     let object = object.ok_or_else(|| Error::internal("a large object that its snapshot does not list"))?;
     let read = reader.prepare("select pg_catalog.lo_get($1, $2, $3)").await?;
     let piece = async |at: u64| -> Result<Vec<u8>> {
@@ -463,15 +347,20 @@ pub async fn total(green: &Session, cx: &Context) -> Result<Total> {
 }
 
 /// Numbers of the objects that the copy made.
-async fn made(green: &Session, cx: &Context) -> Result<Vec<u32>> {
-    let mut oids = Vec::new();
-    for batch in state::states::<Batch>(green, cx.run, &cx.step, BATCHES).await? {
-        oids.extend(batch.made.into_iter().flat_map(|(first, count)| first..first + count));
+async fn made(green: &Session, cx: &Context, step: &StepId) -> Result<RoaringBitmap> {
+    let mut oids = RoaringBitmap::new();
+    for batch in state::states::<Batch>(green, cx.run, step, BATCHES).await? {
+        batch.made.iter().for_each(|run| insert(&mut oids, *run));
     }
-    let singles = state::states::<Single>(green, cx.run, &cx.step, SINGLES).await?;
+    let singles = state::states::<Single>(green, cx.run, step, SINGLES).await?;
     oids.extend(singles.into_iter().map(|single| single.oid));
-    oids.sort_unstable();
     Ok(oids)
+}
+
+fn insert(oids: &mut RoaringBitmap, (first, count): (u32, u32)) {
+    if count > 0 {
+        oids.insert_range(first..=first.saturating_add(count - 1));
+    }
 }
 
 /// Compares what is on green with what was copied: each object there, and as many bytes in all of them.
@@ -481,7 +370,8 @@ async fn made(green: &Session, cx: &Context) -> Result<Vec<u32>> {
 pub async fn verify(cx: &Context, copy: &Copy) -> Result<()> {
     let green = super::target_reader(cx, copy).await?;
     green.set("statement_timeout", "0").await?;
-    let (expected, oids) = (total(&green, cx).await?, made(&green, cx).await?);
+    let (expected, oids) = (total(&green, cx).await?, made(&green, cx, &cx.step).await?);
+    let oids: Vec<u32> = oids.into_iter().collect();
     let mut found = Total::default();
     for oids in oids.chunks(BATCH.unsigned_abs() as usize) {
         cx.proceed()?;
@@ -507,12 +397,12 @@ pub async fn verify(cx: &Context, copy: &Copy) -> Result<()> {
     .hint("somebody writes to the target already: stop that, `handover rollback` to before the copy, and run again"))
 }
 
-/// Unlinks the objects that the copy made, as far as they are still there.
+/// Unlinks the objects that the copy made, or a cutover behind it, as far as they are still there.
 ///
 /// # Errors
 /// What the server says.
 pub async fn discard(cx: &Context, green: &mut Session) -> Result<u64> {
-    let oids = made(green, cx).await?;
+    let oids: Vec<u32> = carry::ours(green, cx, &cx.step).await?.into_iter().collect();
     let mut dropped = 0;
     for oids in oids.chunks(BATCH.unsigned_abs() as usize) {
         cx.proceed()?;
@@ -528,36 +418,4 @@ pub async fn discard(cx: &Context, green: &mut Session) -> Result<u64> {
         failpoint::hit(failpoint::COPY_UNDO_UNLINKED);
     }
     Ok(dropped)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn right(grantor: &str, grantee: Option<&str>, privilege: &str, grantable: bool) -> Right {
-        Right {
-            grantor: grantor.into(),
-            grantee: grantee.map(str::to_owned),
-            privilege: privilege.into(),
-            grantable,
-        }
-    }
-
-    #[test]
-    fn rights_are_granted_by_whoever_granted_them() {
-        let object = Object { oid: 7, owner: "app".into(), rights: None, comment: None };
-        let rights = [
-            right("\"B\"", None, "SELECT", false),
-            right("app", Some("app"), "SELECT", false),
-            right("app", Some("\"B\""), "SELECT", true),
-        ];
-        assert_eq!(
-            acl(&object, &rights),
-            "grant SELECT on large object 7 to \"B\" with grant option;\n\
-             set local role \"B\";\n\
-             grant SELECT on large object 7 to public;\n\
-             set local role app;\n\
-             revoke UPDATE on large object 7 from app;\n"
-        );
-    }
 }

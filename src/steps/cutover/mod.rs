@@ -6,6 +6,7 @@
 //! `freeze:`), the decision is the journal's own record.
 
 mod freeze;
+mod large_objects;
 mod participant;
 mod preflight;
 mod protocol;

@@ -1,6 +1,6 @@
 //! Everything that can be found out before anybody is paused.
 
-use super::{Cutover, freeze, protocol, uncaptured};
+use super::{Cutover, freeze, large_objects, protocol, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
@@ -28,13 +28,20 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
+    large_objects::catch_up(cutover, cx).await?;
     let begun = Instant::now();
     loop {
         let obstacle = match late(cx, gauge.as_mut()).await? {
             None => obstacle(cutover, cx, &blue, &green).await?,
             late => late,
         };
-        let Some(obstacle) = obstacle else { return Ok(()) };
+        let Some(obstacle) = obstacle else {
+            // Objects changed also while we waited.
+            if begun.elapsed() > Duration::from_secs(1) {
+                large_objects::catch_up(cutover, cx).await?;
+            }
+            return Ok(());
+        };
         if begun.elapsed() >= cutover.patience.0 {
             return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))
                 .on_database(freeze)
@@ -93,7 +100,8 @@ async fn obstacle(
                    where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
                      and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
                                     'ExclusiveLock', 'AccessExclusiveLock')
-                     and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue'))
+                     and (n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue')
+                          or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))
              order by a.xact_start limit 1",
             &[&cutover.max_transaction_age.0.as_secs_f64()],
         )
@@ -139,6 +147,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             cutover.write_pause
         ));
         out.action(format!("drain what was captured into {to} and carry sequences over"));
+        large_objects::describe(cutover, cx, &blue, &mut out).await?;
         out.action(format!(
             "refuse writes on {freeze} from then on, in the same transaction: the point of no return"
         ));

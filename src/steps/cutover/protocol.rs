@@ -1,6 +1,6 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
-use super::{AT_STAKE, Cutover, DECIDED, PREPARING, freeze, preflight, sequences};
+use super::{AT_STAKE, Cutover, DECIDED, PREPARING, freeze, large_objects, preflight, sequences};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -8,6 +8,7 @@ use crate::outbox::{self, Stream};
 use crate::outside::Outside;
 use crate::postgres::{Session, fence};
 use crate::steps::capture::Capture;
+use crate::steps::copy::large_objects::carry::{Carrier, Pass};
 use crate::steps::replay::Replay;
 use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
@@ -25,6 +26,7 @@ struct Decided {
     prepared: Instant,
     pause: Duration,
     sequences: usize,
+    large_objects: Option<(Carrier, Pass)>,
 }
 
 /// Runs the cutover, from wherever an earlier attempt left it.
@@ -64,14 +66,21 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     };
     let pauses = commit_all(cutover, cx, decided.prepared).await?;
     end_replication(cutover, cx).await?;
-    Ok(json!({
+    let mut summary = json!({
         "attempts": attempt,
         "write_pause_ms": millis(decided.pause),
         "write_pause_budget_ms": millis(cutover.write_pause.0),
         "frozen_until_committed_ms": millis(decided.frozen.elapsed()),
         "sequences": decided.sequences,
         "participants": pauses,
-    }))
+    });
+    if let Some((carrier, pass)) = &decided.large_objects {
+        large_objects::look_back(cx, carrier).await;
+        if pass.objects > 0 || pass.removed > 0 {
+            summary["large_objects_in_the_pause"] = json!(pass);
+        }
+    }
+    Ok(summary)
 }
 
 /// What still replicates into the new side, which writes for itself from here on. Nothing is written on the old
@@ -109,7 +118,13 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         cx.remember(DECIDED, &true).await?;
         failpoint::hit(failpoint::CUTOVER_DECIDED);
-        return Ok(Decided { frozen: prepared, prepared, pause: prepared.elapsed(), sequences: 0 });
+        return Ok(Decided {
+            frozen: prepared,
+            prepared,
+            pause: prepared.elapsed(),
+            sequences: 0,
+            large_objects: None,
+        });
     };
 
     let budget = cutover.write_pause.0;
@@ -121,6 +136,10 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
+    let mut carrier = large_objects::open(cutover, cx).await?;
+    if let Some(carrier) = &carrier {
+        carrier.limit(budget).await?;
+    }
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
 
@@ -136,21 +155,31 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let drain = async {
         freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
         failpoint::hit(failpoint::CUTOVER_FROZEN);
-        if let Some(gauge) = &mut gauge {
-            let mark = gauge.write(MARK).await?;
-            while !gauge.passed(&mark).await? {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        let arrived = async {
+            if let Some(gauge) = &mut gauge {
+                let mark = gauge.write(MARK).await?;
+                while !gauge.passed(&mark).await? {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
             }
-        }
-        for stream in &streams {
-            let marker = outbox::write_fence_marker(&mut blue, stream).await?;
-            while !outbox::marker_passed(&green, stream, marker).await? {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            for stream in &streams {
+                let marker = outbox::write_fence_marker(&mut blue, stream).await?;
+                while !outbox::marker_passed(&green, stream, marker).await? {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
             }
-        }
-        sequences::carry(&blue, &mut green).await
+            Ok(())
+        };
+        let carried = async {
+            match &mut carrier {
+                Some(carrier) => large_objects::carry(carrier).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let ((), pass) = tokio::try_join!(arrived, carried)?;
+        Ok::<_, Error>((sequences::carry(&blue, &mut green).await?, pass))
     };
-    let sequences = match tokio::time::timeout(budget, drain).await {
+    let (sequences, pass) = match tokio::time::timeout(budget, drain).await {
         Ok(result) => result?,
         Err(_) => return Err(over_budget()),
     };
@@ -165,7 +194,8 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     tx.commit().await?;
     let pause = frozen.elapsed();
     failpoint::hit(failpoint::CUTOVER_DECIDED);
-    Ok(Decided { frozen, prepared, pause, sequences })
+    let large_objects = carrier.zip(pass);
+    Ok(Decided { frozen, prepared, pause, sequences, large_objects })
 }
 
 /// Commits every participant that has not been, all at once; returns how long each was held.

@@ -124,7 +124,11 @@ pub fn following<'a>(cx: &'a Context, copy: &StepId) -> Option<(&'a Replicate, L
 pub async fn published(cx: &Context, blue: &Session, link: &Link) -> Result<BTreeSet<TableName>> {
     let rows = blue
         .query(
-            "select t.schemaname::text, t.tablename::text from pg_publication_tables t where t.pubname = $1",
+            // With a table that is published for its partitions, these.
+            "select distinct n.nspname::text, c.relname::text from pg_publication p
+             join pg_publication_rel r on r.prpubid = p.oid
+             cross join lateral (select r.prrelid union select relid from pg_partition_tree(r.prrelid)) t (oid)
+             join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace where p.pubname = $1",
             &[&link.name],
         )
         .await?;

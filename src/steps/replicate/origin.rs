@@ -5,8 +5,9 @@ use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
 use crate::steps::copy::Copy;
-use crate::steps::copy::catalog::{USER_SCHEMAS, no_member};
+use crate::steps::copy::catalog::{self, USER_SCHEMAS, no_member};
 use crate::steps::{Context, Description};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How long the locks for a publication may be waited for.
@@ -107,6 +108,22 @@ pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
     Ok(all.filter(|table| copy.takes_rows(table)).collect())
 }
 
+/// Partitioned tables in whose place their partitions cannot be followed: a row's partition by a hash of an enum
+/// is another one on each server. Their changes are published as their own, for the target to place.
+/// (<https://www.postgresql.org/docs/current/sql-createpublication.html#SQL-CREATEPUBLICATION-PARAMS-WITH-PUBLISH-VIA-PARTITION-ROOT>)
+///
+/// # Errors
+/// What the server says.
+pub async fn roots(blue: &Session, copy: &Copy) -> Result<BTreeMap<TableName, TableName>> {
+    let rows = blue.query(&catalog::tables(), &[]).await?;
+    let found = rows.iter().filter_map(|row| {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let root = row.get::<_, Option<String>>(6).zip(row.get::<_, Option<String>>(7))?;
+        Some((table, TableName::new(root.0, root.1)))
+    });
+    Ok(found.filter(|(table, _)| copy.takes_rows(table)).collect())
+}
+
 /// Makes a publication without tables.
 async fn announce(cx: &Context, link: &Link) -> Result<()> {
     let mut blue = cx.writer(&link.from).await?;
@@ -114,7 +131,9 @@ async fn announce(cx: &Context, link: &Link) -> Result<()> {
     let about = format!("Handover: plan {}, step {}, run {}", cx.plan, link.step, cx.run);
     let tx = blue.transaction().await?;
     let failed = |e: Error| e.context("creating the publication");
-    tx.execute(&format!("create publication {name}"), &[]).await.map_err(failed)?;
+    // Each table is published as itself, unless one above it is published.
+    let sql = format!("create publication {name} with (publish_via_partition_root = true)");
+    tx.execute(&sql, &[]).await.map_err(failed)?;
     tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await?;
     tx.commit().await
 }
@@ -126,7 +145,9 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
     let begun = Instant::now();
     loop {
         cx.proceed()?;
+        let roots = roots(&blue, copy).await?;
         let tables = tables(&blue, copy).await?;
+        let tables: BTreeSet<&TableName> = tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
         let mut list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
         list.push("handover.replication_marker".into());
         let sql = format!("alter publication {} add table {}", quote_ident(&link.name), list.join(", "));

@@ -9,10 +9,12 @@ use crate::postgres::connect::open_as;
 use crate::postgres::{Databases, Session, TableName, programs};
 use crate::problem::few;
 use crate::steps::Description;
-use crate::steps::copy::Copy;
 use crate::steps::copy::catalog::USER_SCHEMAS;
+use crate::steps::copy::large_objects::carry;
 use crate::steps::copy::source::major;
+use crate::steps::copy::{Copy, LargeObjects};
 use crate::value::Secret;
+use std::collections::BTreeSet;
 
 /// Looks at both sides; what makes the replication impossible is among the blockers. Returns the tables that
 /// would be published. Rights are those of the role that executes the plan, whoever looks.
@@ -34,8 +36,18 @@ pub async fn look(
     publisher(replicate, databases, blue, out).await?;
     subscriber(replicate, databases, blue, green, out).await?;
     let tables = origin::tables(blue, copy).await?;
-    identities(replicate, databases, blue, &tables, out).await?;
+    let roots: BTreeSet<TableName> = origin::roots(blue, copy).await?.into_values().collect();
+    if !roots.is_empty() {
+        let roots: Vec<&TableName> = roots.iter().collect();
+        out.warning(format!(
+            "partitions of {} hold other rows on each server, by a hash of a type that was made by a user: their changes go to the whole table; TRUNCATE of one partition is not replicated",
+            few(&roots)
+        ));
+    }
+    let identified: Vec<TableName> = tables.iter().cloned().chain(roots).collect();
+    identities(replicate, databases, blue, &identified, out).await?;
     left_behind(replicate, copy, blue, out).await?;
+    large_objects(replicate, copy, databases, blue, green, out).await?;
     Ok(tables)
 }
 
@@ -391,12 +403,6 @@ async fn left_behind(
             few(&firing)
         ));
     }
-    let objects: i64 = blue.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
-    if objects > 0 {
-        out.warning(format!(
-            "{objects} large objects are not replicated: one that is made after the copy stops the cutover, one that is changed stays as it was"
-        ));
-    }
     out.warning(format!(
         "schema changes are not replicated: alter no table of {} until the cutover",
         replicate.from
@@ -412,6 +418,34 @@ async fn left_behind(
             lag::bytes(budget),
             replicate.from
         ));
+    }
+    Ok(())
+}
+
+/// Large objects are carried by the cutover, which asks their pages what changed.
+async fn large_objects(
+    replicate: &Replicate,
+    copy: &Copy,
+    databases: &Databases,
+    blue: &Session,
+    green: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    let objects: i64 = blue.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);
+    if objects == 0 || copy.large_objects == LargeObjects::Skip {
+        return Ok(());
+    }
+    out.action(format!(
+        "leave {objects} large objects to the cutover, which carries over what was made, changed or removed since the copy"
+    ));
+    for (session, name) in [(blue, &replicate.from), (green, &replicate.to)] {
+        let role = user(databases.url(name)?, name)?;
+        if !carry::readable(session, Some(&role)).await? {
+            out.blocker(format!(
+                "the role {role} may not look at the pages of large objects on {name}, which tells a cutover what changed in them: {}; or say `large_objects: skip` in the copy",
+                carry::FIX
+            ));
+        }
     }
     Ok(())
 }

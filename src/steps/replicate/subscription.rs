@@ -9,7 +9,9 @@ use crate::steps::Context;
 use crate::value::Secret;
 use bytes::Bytes;
 use futures_util::SinkExt;
+use std::collections::BTreeMap;
 use std::pin::pin;
+use tokio_postgres::types::Json;
 
 /// Creates it, unless it is there. Returns whether it was made now.
 ///
@@ -126,42 +128,105 @@ pub async fn find(green: &Session, name: &str) -> Result<Option<Found>> {
     Ok(row.map(|row| Found { enabled: row.get(0) }))
 }
 
-/// Its worker, and how often applying failed.
+/// Its worker, and what the server counts about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Worker {
     /// The process that applies, if it runs.
     pub pid: Option<i32>,
-    /// Failures so far; unknown before Postgres 15.
-    pub errors: Option<i64>,
     /// Who holds a lock that it waits for.
     pub blockers: Vec<i32>,
+    /// The tables it is at.
+    pub tables: Option<String>,
+    /// What the server's log calls where its changes come from.
+    pub origin: String,
+    /// The server's log file, if it keeps one and we may know.
+    pub log: Option<String>,
+    /// The server's counters: failures, unknown before Postgres 15, and conflicts, before 18.
+    pub counts: BTreeMap<String, i64>,
+}
+
+impl Worker {
+    /// Failures so far; unknown before Postgres 15.
+    #[must_use]
+    pub fn errors(&self) -> Option<i64> {
+        self.counts.get("apply_error_count").copied()
+    }
+
+    /// Conflicts that end the worker, in words; those that it passes over are [`Worker::skipped`].
+    #[must_use]
+    pub fn conflicts(&self) -> Option<String> {
+        const ENDING: [(&str, &str); 3] = [
+            ("confl_insert_exists", "a row to insert had a key that is there already"),
+            ("confl_update_exists", "a row was updated to a key that is there already"),
+            ("confl_multiple_unique_conflicts", "a row had several keys that are there already"),
+        ];
+        let told: Vec<String> = ENDING
+            .iter()
+            .filter_map(|(name, words)| Some((self.counts.get(*name).filter(|n| **n > 0)?, words)))
+            .map(|(n, words)| format!("{words} ({n} times)"))
+            .collect();
+        (!told.is_empty()).then(|| told.join("; "))
+    }
+
+    /// Updates and deletes whose row was missing, which the server passes over; counted from Postgres 18 on.
+    #[must_use]
+    pub fn skipped(&self) -> i64 {
+        ["confl_update_missing", "confl_delete_missing"]
+            .iter()
+            .filter_map(|name| self.counts.get(*name))
+            .sum()
+    }
+
+    /// Where the server's log has the reason, in words.
+    #[must_use]
+    pub fn where_to_look(&self) -> String {
+        let log = self.log.as_ref().map(|file| format!(" ({file})")).unwrap_or_default();
+        format!(
+            "look in the log{log} of its server for `replication origin \"{}\"`: that line names the table, and the ERROR above it the reason",
+            self.origin
+        )
+    }
 }
 
 /// Looks at its worker.
-/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-SUBSCRIPTION>)
+/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-SUBSCRIPTION-STATS>)
 ///
 /// # Errors
 /// What the server says.
 pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
     // Workers that help the one that leads are not asked; before Postgres 16 there are none.
     let alone = if major >= 16 { "and w.leader_pid is null" } else { "" };
-    let errors = if major >= 15 {
-        "(select s.apply_error_count from pg_stat_subscription_stats s where s.subname = $1)"
+    // Each version counts more, and says so by a column.
+    let counts = if major >= 15 {
+        "(select to_jsonb(s) from pg_stat_subscription_stats s where s.subname = $1)"
     } else {
-        "null::int8"
+        "null::jsonb"
     };
     let row = green
         .query_opt(
             &format!(
-                "select w.pid, coalesce(pg_blocking_pids(w.pid), '{{}}'), {errors}
+                "select w.pid, coalesce(pg_blocking_pids(w.pid), '{{}}'), {counts}, 'pg_' || w.subid,
+                        (select string_agg(distinct l.relation::regclass::text, ', ') from pg_locks l join pg_class c on c.oid = l.relation
+                         where l.pid = w.pid and l.mode = 'RowExclusiveLock' and c.relkind in ('r', 'p') and c.oid >= 16384
+                           and c.relnamespace <> to_regnamespace('handover')
+                           and l.database = (select oid from pg_database where datname = current_database())),
+                        case when has_function_privilege('pg_current_logfile()', 'execute') then pg_current_logfile() end
                  from pg_stat_subscription w where w.subname = $1 and w.relid is null {alone} limit 1"
             ),
             &[&name],
         )
         .await?;
-    Ok(row
-        .map(|row| Worker { pid: row.get(0), blockers: row.get(1), errors: row.get(2) })
-        .unwrap_or_default())
+    let Some(row) = row else { return Ok(Worker::default()) };
+    let counts: Option<Json<serde_json::Map<String, serde_json::Value>>> = row.get(2);
+    let counts = counts.map(|Json(counts)| counts).unwrap_or_default();
+    Ok(Worker {
+        pid: row.get(0),
+        blockers: row.get(1),
+        tables: row.get(4),
+        origin: row.get(3),
+        log: row.get(5),
+        counts: counts.into_iter().filter_map(|(name, value)| Some((name, value.as_i64()?))).collect(),
+    })
 }
 
 /// Drops it if it is there, and leaves its slot to the publisher's side: the publisher may be out of reach.

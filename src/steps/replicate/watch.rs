@@ -195,6 +195,8 @@ struct Watch<'a> {
     failures: Option<(i64, u64)>,
     /// Since when no worker applies, or one waits for a lock.
     silent: Option<Instant>,
+    /// Changes that the subscriber passed over when it was looked at last.
+    skipped: Option<i64>,
 }
 
 impl<'a> Watch<'a> {
@@ -203,7 +205,18 @@ impl<'a> Watch<'a> {
         let keeper = Keeper::new(replicate, &gauge.blue).await?;
         let major = crate::steps::copy::source::major(&gauge.green).await?;
         let (trend, pulse) = (Trend::default(), Pulse::default());
-        Ok(Watch { cx, link, gauge, keeper, trend, pulse, major, failures: None, silent: None })
+        Ok(Watch {
+            cx,
+            link,
+            gauge,
+            keeper,
+            trend,
+            pulse,
+            major,
+            failures: None,
+            silent: None,
+            skipped: None,
+        })
     }
 
     /// One look. Returns the slot, and how it stands in words.
@@ -248,16 +261,24 @@ impl<'a> Watch<'a> {
             }
         }
         let worker = subscription::worker(green, &self.link.name, self.major).await?;
-        if let Some(errors) = worker.errors {
+        if let Some(errors) = worker.errors() {
             match self.failures {
                 Some((then, confirmed)) if confirmed == sample.confirmed => {
                     if errors - then >= FAILURES {
-                        return Err(self.stuck());
+                        return Err(self.stuck(&worker));
                     }
                 }
                 _ => self.failures = Some((errors, sample.confirmed)),
             }
         }
+        let skipped = worker.skipped();
+        if self.skipped.is_some_and(|then| skipped > then) {
+            self.cx.warn(format!(
+                "{} lacked rows that {} updated or deleted, {skipped} so far, and passed them over: the sides have come apart there; {} (LOG, conflict detected)",
+                self.link.to, self.link.from, worker.where_to_look()
+            ));
+        }
+        self.skipped = Some(skipped);
         if worker.pid.is_some() && worker.blockers.is_empty() && sample.active {
             self.silent = None;
             return Ok(None);
@@ -268,16 +289,27 @@ impl<'a> Watch<'a> {
         }
         let pids: Vec<String> = worker.blockers.iter().map(ToString::to_string).collect();
         Ok(Some(if pids.is_empty() {
-            format!("{} is not connected to {}; its server's log says why", self.link.to, self.link.from)
+            format!(
+                "{} is not connected to {}; its server's log{} says why",
+                self.link.to,
+                self.link.from,
+                worker.log.map(|file| format!(" ({file})")).unwrap_or_default()
+            )
         } else {
-            format!("applying on {} waits for pid {}", self.link.to, pids.join(", "))
+            let tables = worker.tables.map(|tables| format!(" at {tables}")).unwrap_or_default();
+            format!("applying on {} waits for pid {}{tables}", self.link.to, pids.join(", "))
         }))
     }
 
-    fn stuck(&self) -> Error {
-        Error::data(format!("{} cannot apply what {} wrote, and tries the same again and again", self.link.to, self.link.from))
-            .on_database(&self.link.to)
-            .hint("the log of its server says which table and why (often a row or column that only one side has). Mend it there, then `handover resume`; if the sides have come apart, `handover rollback` to before the copy")
+    fn stuck(&self, worker: &subscription::Worker) -> Error {
+        let (to, from) = (&self.link.to, &self.link.from);
+        let conflicts = worker.conflicts().map(|text| format!(": {text}")).unwrap_or_default();
+        Error::data(format!("{to} cannot apply what {from} wrote, and tries the same again and again{conflicts}"))
+            .on_database(to)
+            .hint(format!(
+                "{} (often a row or column that only one side has). Mend it on {to}, then `handover resume`; if the sides have come apart, `handover rollback` to before the copy",
+                worker.where_to_look()
+            ))
     }
 }
 
