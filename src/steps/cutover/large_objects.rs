@@ -54,7 +54,7 @@ pub async fn catch_up(cutover: &Cutover, cx: &Context) -> Result<()> {
                 all.objects, cutover.write_pause
             ),
         )
-        .on_database(&carrier_from(cutover))
+        .on_database(carrier.source().database())
         .hint(format!(
             "nothing was paused and the old side serves on. Raise `write_pause` to {} or more; or stop whatever writes large objects, and say `large_objects: skip` in a later plan",
             crate::value::Duration::secs(look.as_secs() * 3 + 1)
@@ -67,10 +67,6 @@ pub async fn catch_up(cutover: &Cutover, cx: &Context) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn carrier_from(cutover: &Cutover) -> String {
-    cutover.freeze.clone().unwrap_or_default()
 }
 
 fn carrying(pass: &Pass) -> Duration {

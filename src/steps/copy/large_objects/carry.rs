@@ -148,6 +148,8 @@ impl Carrier {
             session.set("statement_timeout", "0").await?;
             assert_readable(session).await?;
         }
+        // Compiling the look costs more than it saves.
+        blue.set("jit", "off").await?;
         let ours = ours(&green, cx, step).await?;
         let carried = state::states::<Carried>(&green, cx.run, step, CARRIED).await?;
         let number = carried.iter().map(|c| c.number + 1).max().unwrap_or_default();

@@ -85,11 +85,11 @@ pub async fn look(session: &Session, seen: Seen, pages: i32) -> Result<Look> {
         Some((oid, before)) => (oid, numbers(before)),
         None => (0, (base, width)),
     };
-    // 0 to 2 are no transactions.
+    // 0 to 2 are no transactions; nearly every row is told by the first condition.
     let later = |oid: &str| {
         format!(
-            "xmin::text::int8 > 2 and case when {oid} <= $1 then ((xmin::text::int8 - $2) & 4294967295) < $3
-                                           else ((xmin::text::int8 - $4) & 4294967295) < $5 end"
+            "case when {oid} <= $1 then ((xmin::text::int8 - $2) & 4294967295) < $3
+                                   else ((xmin::text::int8 - $4) & 4294967295) < $5 end and xmin::text::int8 > 2"
         )
     };
     let mut found = Look { before, ..Look::default() };
