@@ -144,6 +144,10 @@ impl Carrier {
         let blue = cx.databases.labelled(cx.step.as_str()).read_only(&copy.from).await?;
         let mut green = cx.writer(&copy.to).await?;
         let Some(copied) = state::read(&green, cx.run, step).await? else { return Ok(None) };
+        let none = "select from pg_largeobject_metadata limit 1";
+        if !readable(&blue, None).await? && blue.query_opt(none, &[]).await?.is_none() {
+            return Ok(None);
+        }
         for session in [&blue, &green] {
             session.set("statement_timeout", "0").await?;
             assert_readable(session).await?;
