@@ -208,6 +208,31 @@ const PIECES: &str =
     "create table a as select i as id, repeat('x', 200) as t from generate_series(1, 30000) i;
      create table z as select i as id from generate_series(1, 10) i; create index on a (id)";
 
+/// Whether the rows are counted or the server's counters vouch for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_somebody_adds_or_takes_away_are_missed() {
+    let pair = Pair::new(PIECES).await;
+    let (cx, _events) = context("copy", &pair.urls(), &["green"]).await;
+    let step = kind("copy", json!({ "from": "blue", "to": "green", "jobs": 2, "chunk_mb": 1 }));
+    step.run(&cx).await.unwrap();
+    step.verify(&cx).await.unwrap();
+    let green = pair.green.admin().await;
+    for (meddle, mend, there) in [
+        ("delete from z where id = 3", "insert into z values (3)", 9),
+        ("insert into z values (11)", "delete from z where id = 11", 11),
+        ("truncate z", "insert into z select i from generate_series(1, 10) i", 0),
+    ] {
+        green.batch_execute(meddle).await.unwrap();
+        green.batch_execute("select pg_stat_force_next_flush()").await.unwrap();
+        let error = step.verify(&cx).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("public.z has {there} rows, and 10 were copied")), "{meddle}: {text}");
+        // The counters have seen too much by now; the rows are right.
+        green.batch_execute(mend).await.unwrap();
+        step.verify(&cx).await.unwrap();
+    }
+}
+
 /// Runs the copy until the first pieces of `a` are committed, and stops it there.
 async fn interrupted(step: &dyn StepKind, cx: &Context, events: &mut UnboundedReceiver<Event>) {
     let first = Context { stop: tokio_util::sync::CancellationToken::new(), ..cx.clone() };

@@ -55,7 +55,8 @@ pub struct Board {
 }
 
 impl Board {
-    /// An empty board that gives out `jobs` loads at once, and as many other tasks beside them.
+    /// An empty board that gives out `jobs` loads at once, and as many other tasks beside them. While there are
+    /// only loads, or only others, half as many more: each waits for disks at times.
     #[must_use]
     pub fn new(jobs: usize) -> Self {
         Board { jobs, ..Board::default() }
@@ -115,7 +116,14 @@ impl Board {
         };
         let is_load = |n: usize| matches!(self.tasks[n].unit, Unit::Load(..));
         let loads = self.running.iter().filter(|n| is_load(**n)).count();
-        let room = |n: usize| self.jobs > if is_load(n) { loads } else { self.running.len() - loads };
+        let others = self.running.len() - loads;
+        let is_ready = |load: bool| self.ready.iter().any(|(_, n)| is_load(*n) == load);
+        let room = |n: usize| {
+            let load = is_load(n);
+            let (same, other) = if load { (loads, others) } else { (others, loads) };
+            let more = if other == 0 && !is_ready(!load) { self.jobs.div_ceil(2) } else { 0 };
+            same < self.jobs + more
+        };
         let may = |(_, n): &&(Reverse<u64>, usize)| room(*n) && free(&self.tasks[*n]);
         let Some(found) = self.ready.iter().find(may).copied() else {
             return Next::Wait;
@@ -178,6 +186,31 @@ mod tests {
         assert_eq!(board.take(), Next::Finished);
         board.done(fk);
         assert_eq!(board.take(), Next::Finished);
+    }
+
+    #[test]
+    fn one_kind_alone_takes_places_of_the_other() {
+        let mut board = Board::new(2);
+        let loads: Vec<usize> = (0..4).map(|i| board.add(task(Unit::Load(i, 0), 9, &[]), [])).collect();
+        let builds: Vec<usize> =
+            (0..4).map(|i| board.add(task(Unit::Build(i), 5, &[]), [loads[0]])).collect();
+        for load in &loads[..3] {
+            assert!(matches!(board.take(), Next::Task(n, ..) if n == *load));
+        }
+        assert_eq!(board.take(), Next::Wait);
+        board.done(loads[0]);
+        // Two loads run, so the rest of the places is for what hangs on the first.
+        assert!(matches!(board.take(), Next::Task(n, ..) if n == builds[0]));
+        assert!(matches!(board.take(), Next::Task(n, ..) if n == builds[1]));
+        assert_eq!(board.take(), Next::Wait);
+        for load in &loads[1..3] {
+            board.done(*load);
+        }
+        assert!(matches!(board.take(), Next::Task(n, ..) if n == loads[3]));
+        assert_eq!(board.take(), Next::Wait);
+        board.done(loads[3]);
+        assert!(matches!(board.take(), Next::Task(n, ..) if n == builds[2]));
+        assert_eq!(board.take(), Next::Wait);
     }
 
     #[test]

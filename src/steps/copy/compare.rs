@@ -109,7 +109,8 @@ impl Copy {
 
 /// Whether the server's own counters say that a table, with its partitions, got exactly these rows and nothing
 /// else ever since, which saves reading it. They say too much after a chunk that was rolled back, and too little
-/// after a crash or while a session's share is on its way: then the rows are counted.
+/// after a crash: then the rows are counted. What a stranger wrote within the last second may not be in them yet,
+/// no more than it would be in a count a second ago.
 /// (<https://www.postgresql.org/docs/current/monitoring-stats.html>, `pg_stat_all_tables`)
 async fn was_left_alone(green: &Session, table: &TableName, rows: u64) -> Result<bool> {
     let row = green
