@@ -91,11 +91,14 @@ fn one(value: &Value) -> String {
         Value::Bool(b) => if *b { "yes" } else { "no" }.into(),
         Value::Array(items) if items.is_empty() => "none".into(),
         Value::Array(items) if items.len() > NAMED => format!("{} of them", items.len()),
-        Value::Array(items) => items
-            .iter()
-            .map(|item| if item.is_object() { format!("({})", summary_words(item)) } else { one(item) })
-            .collect::<Vec<_>>()
-            .join(" "),
+        Value::Array(items) => {
+            let sentences = items.iter().any(|item| item.as_str().is_some_and(|text| text.contains(' ')));
+            items
+                .iter()
+                .map(|item| if item.is_object() { format!("({})", summary_words(item)) } else { one(item) })
+                .collect::<Vec<_>>()
+                .join(if sentences { "; " } else { " " })
+        }
         Value::Object(map) if map.len() > NAMED => format!("{} of them", map.len()),
         Value::Object(_) => format!("({})", summary_words(value)),
     }

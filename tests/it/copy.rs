@@ -226,7 +226,7 @@ async fn rows_that_somebody_adds_or_takes_away_are_missed() {
         green.batch_execute("select pg_stat_force_next_flush()").await.unwrap();
         let error = step.verify(&cx).await.unwrap_err();
         let text = error.to_string();
-        assert!(text.contains(&format!("public.z has {there} rows, and 10 were copied")), "{meddle}: {text}");
+        assert!(text.contains(&format!("table z has {there} rows, and 10 were copied")), "{meddle}: {text}");
         // The counters have seen too much by now; the rows are right.
         green.batch_execute(mend).await.unwrap();
         step.verify(&cx).await.unwrap();
