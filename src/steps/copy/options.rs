@@ -15,8 +15,8 @@ pub struct Copy {
     pub from: String,
     /// The empty database that is filled.
     pub to: String,
-    /// Pieces loaded at once, and as many indexes and keys built beside them; half as many more while there is
-    /// only the one or the other to do. The cores of the server that has fewer unless given.
+    /// Pieces loaded at once, and as many indexes and keys built beside them (half as many more while there is
+    /// only the one or the other to do); the cores of the server that has fewer unless given.
     #[schemars(range(min = 1, max = 64))]
     pub jobs: Option<usize>,
     /// Copies only these.
