@@ -60,16 +60,30 @@ impl Copy {
     /// promise: a COPY that breaks off ends in an error.)
     pub(super) async fn compare_rows(&self, cx: &Context, state: &State) -> Result<()> {
         let green = counter(cx, self).await?;
-        let jobs = jobs::choose(self, &cx.reader(&self.from).await?, &green).await?.number;
         let loaded = data::loaded(&green, cx).await?;
+        let mut uncertain = Vec::new();
+        for table in &state.tables {
+            cx.proceed()?;
+            // Rows that were given to a root may be in any of its partitions.
+            let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
+            let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
+            let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
+            if !was_left_alone(&green, table.root.as_ref().unwrap_or(&table.name), sent).await? {
+                uncertain.push((table, sent));
+            }
+        }
+        if uncertain.is_empty() {
+            return Ok(());
+        }
+        let jobs = jobs::choose(self, &cx.reader(&self.from).await?, &green).await?.number;
         let (next, counted) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let total = state.tables.len();
+        let total = uncertain.len();
         let counting = (0..jobs.min(total)).map(async |_| {
             let green = counter(cx, self).await?;
             // The largest come first, as the state has them.
-            while let Some(table) = state.tables.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((table, sent)) = uncertain.get(next.fetch_add(1, Ordering::Relaxed)) {
                 cx.proceed()?;
-                self.compare_table(&green, state, table, &loaded).await?;
+                self.compare_table(&green, table, *sent).await?;
                 let done = counted.fetch_add(1, Ordering::Relaxed) + 1;
                 cx.progress("count", done as u64, Some(total as u64), crate::event::Measure::Items);
             }
@@ -80,21 +94,7 @@ impl Copy {
         Ok(())
     }
 
-    async fn compare_table(
-        &self,
-        green: &Session,
-        state: &State,
-        table: &state::Table,
-        loaded: &[state::Loaded],
-    ) -> Result<()> {
-        // Rows that were given to a root may be in any of its partitions.
-        let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
-        let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
-        let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
-        let name = table.root.as_ref().unwrap_or(&table.name);
-        if was_left_alone(green, name, sent).await? {
-            return Ok(());
-        }
+    async fn compare_table(&self, green: &Session, table: &state::Table, sent: u64) -> Result<()> {
         let only = format!("only {}", table.name.sql());
         let sql = format!("select count(*) from {}", table.root.as_ref().map_or(only, TableName::sql));
         let there = green.query_one(&sql, &[]).await?.get::<_, i64>(0).unsigned_abs();
