@@ -112,16 +112,14 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
 
 /// The estimate, and what it leaves out.
 async fn words(estimate: &Estimate, blue: &Session, copy: &Copy) -> Result<String> {
-    let views: i64 = blue
+    let views = blue
         .query(&catalog::relations("'m'"), &[])
         .await?
         .iter()
         .filter(|row| {
             copy.selection().relation(&TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)))
         })
-        .count()
-        .try_into()
-        .unwrap_or(i64::MAX);
+        .count();
     Ok(match views {
         0 => estimate.words(),
         n => format!("{}; the queries of {n} materialized views come on top", estimate.words()),

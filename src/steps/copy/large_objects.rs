@@ -10,6 +10,7 @@ mod changes;
 mod content;
 mod object;
 
+use super::pool::lock;
 use super::source::Source;
 use super::{Copy, LargeObjects, state};
 use crate::error::{Class, Error, Result};
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::task::JoinSet;
 
 /// Bytes read at once. An object that is larger is a unit of its own.
@@ -129,9 +130,8 @@ pub async fn copy(cx: &Context, copy: &Copy, exported: &str, jobs: usize) -> Res
         total: total.unsigned_abs(),
     });
     work_off(&shared).await?;
-    let left = std::mem::take(&mut *shared.left.lock().unwrap_or_else(PoisonError::into_inner));
-    *shared.queue.lock().unwrap_or_else(PoisonError::into_inner) =
-        left.into_iter().map(Unit::Single).collect();
+    let left = std::mem::take(&mut *lock(&shared.left));
+    *lock(&shared.queue) = left.into_iter().map(Unit::Single).collect();
     work_off(&shared).await?;
     cx.unit_done("large objects");
     Ok(())
@@ -151,7 +151,7 @@ async fn batches(blue: &Session) -> Result<Vec<(u32, u32)>> {
 }
 
 async fn work_off(shared: &Arc<Shared>) -> Result<()> {
-    let units = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).len();
+    let units = lock(&shared.queue).len();
     let mut workers = JoinSet::new();
     for _ in 0..shared.jobs.min(units) {
         workers.spawn(work(shared.clone()));
@@ -178,7 +178,7 @@ async fn work(shared: Arc<Shared>) -> Result<()> {
         writer.set(name, value).await?;
     }
     loop {
-        let next = shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = lock(&shared.queue).pop_front();
         let Some(unit) = next else { return Ok(()) };
         cx.proceed()?;
         match unit {
@@ -244,7 +244,7 @@ async fn batch(shared: &Shared, reader: &Session, writer: &mut Session, from: u3
     tx.save_checkpoint(cx.run, &cx.step, &format!("{BATCHES}{from}"), &state).await?;
     tx.commit().await?;
     count(shared, (objects.len() - state.left.len()) as u64);
-    shared.left.lock().unwrap_or_else(PoisonError::into_inner).extend(state.left);
+    lock(&shared.left).extend(state.left);
     failpoint::hit(failpoint::COPY_LARGE_OBJECTS);
     Ok(())
 }

@@ -165,7 +165,8 @@ async fn rows_are_there(shared: &Shared, source: &mut Option<Source>) -> Result<
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+/// What is behind it, whatever became of a thread that held it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -119,11 +119,12 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
     }
     let row = blue
         .query_one(
-            "select (select count(*) from pg_largeobject_metadata), pg_relation_size('pg_catalog.pg_largeobject')",
+            "select (select count(*) from pg_largeobject_metadata), pg_relation_size('pg_catalog.pg_largeobject'),
+                    current_setting('block_size')::int8",
             &[],
         )
         .await?;
-    let (objects, size): (i64, i64) = (row.get(0), row.get(1));
+    let (objects, size, block): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
     out.action(format!(
         "carry over what changed in large objects since the copy: most of it before the pause, the rest in it ({objects} large objects now)"
     ));
@@ -137,13 +138,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
         ));
         return Ok(());
     }
-    let blocks: i64 = blue
-        .query_one(
-            "select pg_relation_size('pg_catalog.pg_largeobject') / current_setting('block_size')::int8",
-            &[],
-        )
-        .await?
-        .get(0);
+    let blocks = size / block.max(1);
     let major = crate::steps::copy::source::major(blue).await?;
     if blocks > SAMPLE && major < 14 {
         // Parts of a table are read by place only from 14 on.
@@ -159,7 +154,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
         "the pause pays for one look through large objects ({}): about {:.2} s, by a sample of {}",
         bytes(size.unsigned_abs()),
         look.as_secs_f64(),
-        bytes((blocks.clamp(1, SAMPLE) * 8192).unsigned_abs())
+        bytes((blocks.clamp(1, SAMPLE) * block).unsigned_abs())
     );
     if look > cutover.write_pause.0 / 2 {
         out.blocker(format!("{text}; raise `write_pause`, which is {}", cutover.write_pause));

@@ -76,16 +76,22 @@ impl Pass {
 /// # Errors
 /// What the server says.
 pub async fn ours(green: &Session, cx: &Context, step: &StepId) -> Result<RoaringBitmap> {
+    Ok(history(green, cx, step).await?.0)
+}
+
+/// [`ours`], and the number of the next [`Carried`].
+async fn history(green: &Session, cx: &Context, step: &StepId) -> Result<(RoaringBitmap, u64)> {
     let mut oids = made(green, cx, step).await?;
     let mut carried = state::states::<Carried>(green, cx.run, step, CARRIED).await?;
     carried.sort_by_key(|c| c.number);
+    let next = carried.last().map_or(0, |c| c.number + 1);
     for one in carried {
         oids.extend(one.made);
         for oid in one.removed {
             oids.remove(oid);
         }
     }
-    Ok(oids)
+    Ok((oids, next))
 }
 
 /// Refuses unless both servers let this role look at large objects' pages.
@@ -154,9 +160,7 @@ impl Carrier {
         }
         // Compiling the look costs more than it saves.
         blue.set("jit", "off").await?;
-        let ours = ours(&green, cx, step).await?;
-        let carried = state::states::<Carried>(&green, cx.run, step, CARRIED).await?;
-        let number = carried.iter().map(|c| c.number + 1).max().unwrap_or_default();
+        let (ours, number) = history(&green, cx, step).await?;
         let tx = green.transaction().await?;
         let seen: Option<Seen> = tx.checkpoint(cx.run, step, SEEN).await?;
         tx.rollback().await?;
