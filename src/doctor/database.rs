@@ -4,6 +4,7 @@ use super::Notes;
 use super::needs::{self, Need};
 use crate::engine::status::words;
 use crate::error::Result;
+use crate::postgres::catalog::{self, OURS};
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::{Databases, Session};
 use crate::steps::Access;
@@ -43,16 +44,16 @@ pub(super) async fn examine_reader(databases: &Databases, name: &str, notes: &mu
     let session = databases.labelled("doctor").reader(name).await?;
     let row = session
         .query_one(
-            "select current_user::text, rolsuper or has_database_privilege(current_database(), 'create')
+            &format!("select current_user::text, rolsuper or has_database_privilege(current_database(), 'create')
                     or exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
                                where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema')
                                  and has_table_privilege(c.oid, 'insert, update, delete, truncate')),
                     -- Postgres 13 has no such role: it is enough there to read everything there is.
                     coalesce((select pg_has_role(oid, 'usage') from pg_roles where rolname = 'pg_read_all_data'),
                              not exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                                         where c.relkind in ('r', 'p') and n.nspname !~ '^(pg_|information_schema$)'
+                                         where (c.relkind in ('r', 'p') and {OURS} or {application})
                                            and not has_table_privilege(c.oid, 'select')))
-             from pg_roles where rolname = current_user",
+             from pg_roles where rolname = current_user", application = catalog::is_application("'r', 'p'")),
             &[],
         )
         .await?;
@@ -186,14 +187,8 @@ async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
     Ok(())
 }
 
-/// The application's tables, without those of extensions.
-const TABLES: &str = "from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'p') and n.nspname not like 'pg\\_%' and n.nspname not like 'handover%'
-      and n.nspname <> 'information_schema'
-      and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')";
-
 async fn privilege(session: &Session, need: Need, major: i32, notes: &mut Notes) -> Result<()> {
-    let list = |select: &str| format!("select {select} {TABLES}");
+    let list = |select: &str| format!("select {select} from {}", catalog::application("'r', 'p'"));
     let (what, sql) = match need {
         Need::CreateInDatabase => (
             "may create the schema `handover`",

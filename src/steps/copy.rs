@@ -35,6 +35,7 @@ mod tune;
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::postgres::catalog::OURS;
 use crate::postgres::{Session, TableName, fence, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
@@ -305,8 +306,10 @@ impl Copy {
         let rows = source
             .session()
             .query(
-                "select t.oid from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                 join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('handover', 'handover_queue')",
+                &format!(
+                    "select t.oid from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+                     join pg_namespace n on n.oid = p.pronamespace where {OURS}"
+                ),
                 &[],
             )
             .await?;

@@ -17,6 +17,7 @@ mod copy_zoo;
 mod crash;
 mod create_index;
 mod cutover;
+mod cutover_scale;
 mod decide;
 mod demo;
 mod docs;

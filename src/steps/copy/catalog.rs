@@ -1,26 +1,15 @@
 //! The queries a copy asks of catalogs.
 
-/// Schemas that no copy touches, as a condition on `n.nspname`.
-pub const USER_SCHEMAS: &str =
-    "n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')";
-
-/// Not a member of an extension: condition on `(class, oid)`.
-#[must_use]
-pub fn no_member(class: &str, oid: &str) -> String {
-    format!(
-        "not exists (select from pg_depend e where e.classid = '{class}'::regclass and e.objid = {oid} and e.deptype = 'e')"
-    )
-}
+pub use crate::postgres::catalog::{USER_SCHEMAS, no_member};
+use crate::postgres::catalog::{application, is_application, is_ours};
 
 /// User relations of some kinds: `oid`, schema, name, kind.
 #[must_use]
 pub fn relations(kinds: &str) -> String {
     format!(
         "select c.oid, n.nspname::text, c.relname::text, c.relkind::text
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.relkind in ({kinds}) and c.relpersistence <> 't' and {USER_SCHEMAS} and {}
-         order by 2, 3",
-        no_member("pg_class", "c.oid")
+         from {} order by 2, 3",
+        application(kinds)
     )
 }
 
@@ -36,8 +25,7 @@ pub fn relations(kinds: &str) -> String {
 pub fn tables() -> String {
     format!(
         "with recursive rel as (
-             select c.oid, n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind = 'r' and c.relpersistence <> 't' and {USER_SCHEMAS} and {member}
+             select c.oid, n.nspname, c.relname from {tables}
          ), base (relid, typid) as (
              select a.attrelid, a.atttypid from pg_attribute a join rel on rel.oid = a.attrelid
              where a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
@@ -67,7 +55,7 @@ pub fn tables() -> String {
                  select from unnest(p.partattrs::int2[]) k left join pg_attribute t on t.attrelid = r.oid and t.attnum = k
                  where k = 0 or t.atttypid >= 10000)
              order by a.level desc limit 1) root on true order by 5 desc, 1, 2",
-        member = no_member("pg_class", "c.oid")
+        tables = application("'r'")
     )
 }
 
@@ -84,8 +72,8 @@ pub fn indexes() -> String {
                      where k.place <= x.indnkeyatts) end
          from pg_index x join pg_class i on i.oid = x.indexrelid join pg_am a on a.oid = i.relam
          join pg_class c on c.oid = x.indrelid join pg_namespace n on n.oid = c.relnamespace
-         where c.relkind in ('r', 'm') and c.relpersistence <> 't' and x.indisvalid and {USER_SCHEMAS} and {}",
-        no_member("pg_class", "c.oid")
+         where x.indisvalid and {}",
+        is_application("'r', 'm'")
     )
 }
 
@@ -149,8 +137,7 @@ pub fn inventory() -> String {
     format!(
         "with rel as (
              select c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind in ('r', 'p', 'v', 'm', 'S', 'f') and c.relpersistence <> 't' and {USER_SCHEMAS} and {class}
+             from {relations}
          ), facts (schema, relation, fact) as (
              select nspname, relname, format('relation of kind %s, persistence %s, row security %s/%s',
                     relkind, relpersistence, relrowsecurity, relforcerowsecurity) from rel
@@ -172,7 +159,7 @@ pub fn inventory() -> String {
              select r.nspname, r.relname, format('trigger %s, enabled «%s»', t.tgname, t.tgenabled)
              from rel r join pg_trigger t on t.tgrelid = r.oid join pg_proc p on p.oid = t.tgfoid
                   join pg_namespace pn on pn.oid = p.pronamespace
-             where not t.tgisinternal and t.tgparentid = 0 and pn.nspname <> 'handover'
+             where not t.tgisinternal and t.tgparentid = 0 and not ({ours})
              union all
              select r.nspname, r.relname, format('policy %s', p.polname) from rel r join pg_policy p on p.polrelid = r.oid
              union all
@@ -185,7 +172,8 @@ pub fn inventory() -> String {
              where t.typtype in ('d', 'e', 'r') and {USER_SCHEMAS} and {typ}
          )
          select schema::text, relation::text, fact::text from facts",
-        class = no_member("pg_class", "c.oid"),
+        relations = application("'r', 'p', 'v', 'm', 'S', 'f'"),
+        ours = is_ours("pn"),
         proc = no_member("pg_proc", "p.oid"),
         typ = no_member("pg_type", "t.oid"),
     )

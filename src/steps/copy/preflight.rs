@@ -2,8 +2,9 @@
 
 use super::dump::{Entry, Program};
 use super::source::major;
-use super::{Copy, LargeObjects, Owners, SplitBy, catalog, created, cut, dependents, privileges};
+use super::{Copy, LargeObjects, Owners, SplitBy, created, cut, dependents, privileges};
 use crate::error::{Class, Error, Result};
+use crate::postgres::catalog::application;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::Description;
@@ -91,9 +92,8 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
                 "select n.nspname::text, c.relname::text, c.relkind::text,
                         has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage'),
                         row_security_active(c.oid)
-                 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where c.relkind in ('r', 'p', 'f', 'S') and c.relpersistence <> 't' and {}",
-                catalog::USER_SCHEMAS
+                 from {}",
+                application("'r', 'p', 'f', 'S'")
             ),
             &[],
         )

@@ -4,6 +4,7 @@
 use super::state::states;
 use crate::error::Result;
 use crate::event::StepId;
+use crate::postgres::catalog::USER_SCHEMAS;
 use crate::postgres::{Session, Tx, quote_literal};
 use crate::steps::Context;
 use serde::{Deserialize, Serialize};
@@ -44,7 +45,7 @@ async fn look(tx: &Tx<'_>) -> Result<Vec<Holding>> {
         "select '', pg_catalog.format('schema %I', n.nspname), n.nspowner::pg_catalog.regrole::text,
                 pg_catalog.obj_description(n.oid, 'pg_namespace'),
                 {}, '[]'::jsonb
-         from pg_catalog.pg_namespace n where n.nspname !~ '^pg_|^information_schema$|^handover'
+         from pg_catalog.pg_namespace n where {USER_SCHEMAS}
          union all
          select pg_catalog.format('alter default privileges for role %s%s ', d.defaclrole::pg_catalog.regrole,
                     case when d.defaclnamespace <> 0 then pg_catalog.format(' in schema %s', d.defaclnamespace::pg_catalog.regnamespace) else '' end),

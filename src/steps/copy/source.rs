@@ -6,6 +6,7 @@ use super::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State
 use super::{Copy, Selection};
 use super::{catalog, cut};
 use crate::error::{Class, Error, Result};
+use crate::postgres::catalog::application;
 use crate::postgres::{Databases, Session, TableName, quote_literal};
 use crate::steps::Context;
 use crate::steps::replicate::origin;
@@ -259,8 +260,12 @@ pub async fn text_settings(session: &Session) -> Result<()> {
 pub async fn writes(session: &Session) -> Result<Vec<(TableName, i64)>> {
     let rows = session
         .query(
-            "select schemaname::text, relname::text, (n_tup_ins + n_tup_upd + n_tup_del)::bigint
-             from pg_stat_user_tables where schemaname not in ('handover', 'handover_queue') order by 1, 2",
+            &format!(
+                "select n.nspname::text, c.relname::text, pg_stat_get_tuples_inserted(c.oid)
+                        + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
+                 from {} order by 1, 2",
+                application("'r'")
+            ),
             &[],
         )
         .await?;

@@ -6,6 +6,7 @@
 
 use super::Cutover;
 use crate::error::{Class, Error, Result};
+use crate::postgres::catalog;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use std::time::Duration;
@@ -15,16 +16,7 @@ const TRIGGER: &str = "00_handover_refuse";
 
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
-    let rows = session
-        .query(
-            "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind in ('r', 'p') and c.relpersistence <> 't' and n.nspname <> 'information_schema'
-               and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue')
-             order by n.nspname::text collate \"C\", c.relname::text collate \"C\"",
-            &[],
-        )
-        .await?;
-    let all = rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1)));
+    let all = catalog::tables(session).await?.into_iter();
     Ok(all.filter(|table| !cutover.except.contains(table)).collect())
 }
 

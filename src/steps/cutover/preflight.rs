@@ -5,7 +5,9 @@ use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
-use crate::postgres::Session;
+use crate::postgres::catalog::{application, is_application};
+use crate::postgres::{Session, TableName};
+use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
 use std::time::{Duration, Instant};
@@ -18,9 +20,11 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
     let (blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
-    for table in never_analyzed(&green).await? {
+    let unknown = never_analyzed(&green).await?;
+    if let Some(first) = unknown.first() {
         cx.warn(format!(
-            "{table} on {to} was never analyzed: its first queries may be slow; `analyze {table}`"
+            "never analyzed on {to}: {}; their first queries may be slow: `analyze {first}`, and so on",
+            few(&unknown)
         ));
     }
     uncaptured::refuse(cutover, cx, &blue, &green).await?;
@@ -90,7 +94,7 @@ async fn obstacle(
     }
     let row = blue
         .query_opt(
-            "select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
+            &format!("select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
                     extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 60)
              from pg_stat_activity a
              where a.datname = current_database() and a.pid <> pg_backend_pid()
@@ -100,9 +104,8 @@ async fn obstacle(
                    where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
                      and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
                                     'ExclusiveLock', 'AccessExclusiveLock')
-                     and (n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue')
-                          or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))
-             order by a.xact_start limit 1",
+                     and ({} or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))
+             order by a.xact_start limit 1", is_application("'r', 'p'")),
             &[&cutover.max_transaction_age.0.as_secs_f64()],
         )
         .await?;
@@ -118,17 +121,14 @@ async fn obstacle(
 }
 
 /// Tables with content that the planner knows nothing of.
-async fn never_analyzed(green: &Session) -> Result<Vec<String>> {
-    let rows = green
-        .query(
-            "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind = 'r' and c.reltuples = -1 and pg_relation_size(c.oid) > 0
-               and n.nspname not like 'pg\\_%' and n.nspname not in ('handover', 'handover_queue', 'information_schema')
-             order by 1",
-            &[],
-        )
-        .await?;
-    Ok(rows.iter().map(|r| r.get(0)).collect())
+async fn never_analyzed(green: &Session) -> Result<Vec<TableName>> {
+    let sql = format!(
+        "select n.nspname::text, c.relname::text from {}
+         and c.reltuples = -1 and pg_relation_size(c.oid) > 0 order by 1, 2",
+        application("'r'")
+    );
+    let rows = green.query(&sql, &[]).await?;
+    Ok(rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect())
 }
 
 /// What a dry run says.

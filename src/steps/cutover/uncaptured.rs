@@ -11,6 +11,7 @@
 use super::{Cutover, freeze};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
+use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::capture::Capture;
@@ -41,11 +42,14 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
     // A partition's rows are captured with its parent's; a parent has no rows of its own.
     let rows = blue
         .query(
-            "select n.nspname::text, c.relname::text, an.nspname::text, a.relname::text
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             left join lateral pg_partition_ancestors(c.oid) p on c.relispartition
-             left join pg_class a on a.oid = p.relid left join pg_namespace an on an.oid = a.relnamespace
-             where c.relkind = 'r' and c.relpersistence <> 't'",
+            &format!(
+                "select n.nspname::text, c.relname::text, an.nspname::text, a.relname::text
+                 from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 left join lateral pg_partition_ancestors(c.oid) p on c.relispartition
+                 left join pg_class a on a.oid = p.relid left join pg_namespace an on an.oid = a.relnamespace
+                 where {}",
+                is_application("'r'")
+            ),
             &[],
         )
         .await?;

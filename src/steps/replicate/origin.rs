@@ -3,9 +3,10 @@
 use super::{Link, preflight, slot, subscription};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
+use crate::postgres::catalog::application;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
 use crate::steps::copy::Copy;
-use crate::steps::copy::catalog::{self, USER_SCHEMAS, no_member};
+use crate::steps::copy::catalog;
 use crate::steps::{Context, Description};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -97,9 +98,8 @@ pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
     let rows = blue
         .query(
             &format!(
-                "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where c.relkind = 'r' and c.relpersistence = 'p' and {USER_SCHEMAS} and {} order by 1, 2",
-                no_member("pg_class", "c.oid")
+                "select n.nspname::text, c.relname::text from {} and c.relpersistence = 'p' order by 1, 2",
+                application("'r'")
             ),
             &[],
         )

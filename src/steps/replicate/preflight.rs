@@ -5,11 +5,11 @@
 use super::{Replicate, lag, origin};
 use crate::error::Result;
 use crate::postgres::address::Address;
+use crate::postgres::catalog::{application, is_ours};
 use crate::postgres::connect::open_as;
 use crate::postgres::{Databases, Session, TableName, programs};
 use crate::problem::few;
 use crate::steps::Description;
-use crate::steps::copy::catalog::USER_SCHEMAS;
 use crate::steps::copy::large_objects::carry;
 use crate::steps::copy::source::major;
 use crate::steps::copy::{Copy, LargeObjects};
@@ -226,13 +226,7 @@ async fn subscriber(
     }
     // Rows are applied as the table's owner, whose role the subscription's owner must be able to take.
     let owners = blue
-        .query(
-            &format!(
-                "select distinct pg_get_userbyid(c.relowner)::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where c.relkind = 'r' and {USER_SCHEMAS}"
-            ),
-            &[],
-        )
+        .query(&format!("select distinct pg_get_userbyid(c.relowner)::text from {}", application("'r'")), &[])
         .await?;
     let owners: Vec<String> = owners.iter().map(|row| row.get(0)).collect();
     let rows = green
@@ -357,8 +351,9 @@ async fn left_behind(
     let rows = blue
         .query(
             &format!(
-                "select n.nspname::text, c.relname::text, c.relkind::text from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                 where (c.relkind = 'r' and c.relpersistence = 'u' or c.relkind = 'm') and {USER_SCHEMAS} order by 1, 2"
+                "select n.nspname::text, c.relname::text, c.relkind::text from {}
+                 and (c.relkind = 'm' or c.relpersistence = 'u') order by 1, 2",
+                application("'r', 'm'")
             ),
             &[],
         )
@@ -386,11 +381,13 @@ async fn left_behind(
     // Rows are applied with session_replication_role = replica: ordinary triggers stay silent, these do not.
     let rows = blue
         .query(
-            "select distinct n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
-             join pg_namespace n on n.oid = c.relnamespace join pg_proc p on p.oid = t.tgfoid
-             join pg_namespace pn on pn.oid = p.pronamespace
-             where t.tgenabled in ('A', 'R') and not t.tgisinternal and pn.nspname not in ('handover', 'handover_queue')
-             order by 1, 2",
+            &format!(
+                "select distinct n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
+                 join pg_namespace n on n.oid = c.relnamespace join pg_proc p on p.oid = t.tgfoid
+                 join pg_namespace pn on pn.oid = p.pronamespace
+                 where t.tgenabled in ('A', 'R') and not t.tgisinternal and not ({}) order by 1, 2",
+                is_ours("pn")
+            ),
             &[],
         )
         .await?;

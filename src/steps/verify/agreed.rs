@@ -7,6 +7,7 @@
 
 use super::cut::Sample;
 use crate::error::Result;
+use crate::postgres::catalog::application;
 use crate::postgres::{Databases, Session, TableName};
 use crate::steps::Context;
 use crate::value::fingerprint;
@@ -314,8 +315,8 @@ async fn side(session: &Session, moving: bool) -> Result<Evidence> {
         "select n.nspname::text, c.relname::text, {writes} ||
                 (select coalesce(md5(string_agg(format('%s %s %s', a.attname, a.atttypid, a.attnum), ',' order by a.attnum)), '')
                  from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not like 'pg\\_%' and {usable}"
+         from {tables} and not c.relispartition and {usable}",
+        tables = application("'r', 'p'")
     );
     let rows = session.query(&sql, &[]).await?;
     Ok(rows

@@ -1,6 +1,7 @@
 //! Tables as they can be compared: columns, keys, size, and where their rows lie.
 
 use crate::error::{Error, Result};
+use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
 use std::collections::BTreeMap;
 
@@ -59,12 +60,14 @@ pub struct Shape {
     pub heaps: Vec<Heap>,
 }
 
-const TABLES: &str =
-    "pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
-       and n.nspname not like 'pg\\_%' and n.nspname not in ('information_schema', 'handover', 'handover_queue')
-       and not exists (select from pg_depend e where e.classid = 'pg_class'::regclass and e.objid = c.oid
-                       and e.deptype = 'e')";
+/// A condition on `c` and `n`: the application's, and no part of another table.
+fn whole() -> String {
+    format!("{} and not c.relispartition", is_application("'r', 'p'"))
+}
+
+fn whole_tables() -> String {
+    format!("pg_class c join pg_namespace n on n.oid = c.relnamespace where {}", whole())
+}
 
 /// All tables of a side, without those that are part of another.
 ///
@@ -72,8 +75,9 @@ const TABLES: &str =
 /// What the server says.
 pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
     let mut out: BTreeMap<u32, (TableName, Shape)> = BTreeMap::new();
-    let tables = format!("select c.oid, n.nspname::text, c.relname::text, c.relkind = 'p' from {TABLES}");
-    for row in session.query(&tables, &[]).await? {
+    let tables = whole_tables();
+    let sql = format!("select c.oid, n.nspname::text, c.relname::text, c.relkind = 'p' from {tables}");
+    for row in session.query(&sql, &[]).await? {
         let shape = Shape {
             partitioned: row.get(3),
             columns: BTreeMap::new(),
@@ -89,7 +93,7 @@ pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
         "select a.attrelid, a.attname::text, case t.typtype when 'd' then t.typbasetype else t.oid end,
                 format_type(a.atttypid, -1), a.attnotnull
          from pg_attribute a join pg_type t on t.oid = a.atttypid
-         where a.attnum > 0 and not a.attisdropped and a.attrelid in (select c.oid from {TABLES})"
+         where a.attnum > 0 and not a.attisdropped and a.attrelid in (select c.oid from {tables})"
     );
     for row in session.query(&columns, &[]).await? {
         if let Some((_, shape)) = out.get_mut(&row.get(0)) {
@@ -111,13 +115,13 @@ pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
         "select t.root, n.nspname::text, c.relname::text, c.relkind = 'r' and m.amname = 'heap' and current_setting('server_version_num')::int4 >= 140000,
                 coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8,
                 coalesce(pg_table_size(c.oid), 0), greatest(c.reltuples, 0)::float8
-         from (select c.oid as root, coalesce(p.relid, c.oid) as oid from {TABLES_JOINED}
-               where coalesce(p.isleaf, true) and {TABLES_WHERE}) t
+         from (select c.oid as root, coalesce(p.relid, c.oid) as oid
+               from pg_class c join pg_namespace n on n.oid = c.relnamespace
+               left join lateral (select relid::oid, isleaf from pg_partition_tree(c.oid)) p on c.relkind = 'p'
+               where coalesce(p.isleaf, true) and {}) t
          join pg_class c on c.oid = t.oid join pg_namespace n on n.oid = c.relnamespace
          left join pg_am m on m.oid = c.relam where c.relkind <> 'p' order by t.root, c.oid",
-        TABLES_JOINED = "pg_class c join pg_namespace n on n.oid = c.relnamespace
-             left join lateral (select relid::oid, isleaf from pg_partition_tree(c.oid)) p on c.relkind = 'p'",
-        TABLES_WHERE = TABLES.split_once("where").map_or("true", |(_, condition)| condition),
+        whole()
     );
     for row in session.query(&heaps, &[]).await? {
         if let Some((_, shape)) = out.get_mut(&row.get(0)) {
@@ -159,10 +163,11 @@ fn keys() -> String {
          left join pg_collation l on l.oid = i.indcollation[k.n - 1]
          cross join (select * from pg_database where datname = current_database()) d
          where i.indisunique and i.indisvalid and i.indisready and i.indpred is null and k.n <= i.indnkeyatts
-           and c.oid in (select c.oid from {TABLES})
+           and c.oid in (select c.oid from {})
          group by i.indexrelid, i.indrelid, i.indisprimary, n.nspname, c.relname
          having bool_and(coalesce(a.attnotnull, false))
-         order by i.indrelid, i.indisprimary desc, count(*), array_agg(a.attname::text order by k.n)"
+         order by i.indrelid, i.indisprimary desc, count(*), array_agg(a.attname::text order by k.n)",
+        whole_tables()
     )
 }
 
