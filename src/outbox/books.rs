@@ -6,7 +6,7 @@
 use super::{MARKER, Stream};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::postgres::{Session, Tx};
+use crate::postgres::{Session, TableName, Tx};
 use crate::queue::Message;
 
 /// How one partition stands on the old side.
@@ -118,11 +118,19 @@ pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limi
                  where o.capture = $1 and o.id = b.id
                  returning o.*
              ), numbered as (
-                 insert into handover.outbox_numbered (capture, partition, number, id, tbl, op, key, old, new, at, txid)
+                 insert into handover.outbox_numbered
+                     (capture, partition, number, id, tbl, op, key, old, new, forms, via, bytes, at, txid)
                  select $1, m.partition, p.last_number + row_number() over (partition by m.partition order by m.id),
-                        m.id, m.tbl, m.op, m.key, m.old, m.new, m.at, m.txid
+                        m.id, m.tbl, m.op, m.key, m.old, m.new, m.forms, m.via,
+                        octet_length(concat(m.key, m.old, m.new, m.forms)), m.at, m.txid
                  from moved m join handover.outbox_partition p on p.capture = $1 and p.partition = m.partition
-                 returning partition, number, op
+                 returning partition, number, tbl, op, coalesce(via, op) as via
+             ), written as (
+                 -- An update that changes the key is two events.
+                 insert into handover.outbox_written as w (capture, tbl, via, events)
+                 select $1, tbl, via, count(*) from numbered
+                 where op <> $4 and not (via = 'update' and op = 'delete') group by tbl, via
+                 on conflict (capture, tbl, via) do update set events = w.events + excluded.events
              ), counted as (
                  update handover.outbox_partition p
                  set last_number = n.last, markers = p.markers + n.markers
@@ -282,6 +290,23 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
         trimmed = to;
     }
     Ok(trimmed - books.trimmed)
+}
+
+/// How many rows of a table were captured and numbered, by the kind of write: insert, update, delete.
+///
+/// # Errors
+/// What the server says.
+pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Result<[i64; 3]> {
+    let rows = blue
+        .query(
+            "select via, events from handover.outbox_written where capture = $1 and tbl = $2",
+            &[&stream.id, &table.to_string()],
+        )
+        .await?;
+    let of = |operation: &str| {
+        rows.iter().find(|row| row.get::<_, &str>(0) == operation).map_or(0, |row| row.get::<_, i64>(1))
+    };
+    Ok([of("insert"), of("update"), of("delete")])
 }
 
 /// Bytes that the outbox takes on disk, of all captures together.

@@ -140,10 +140,10 @@ impl Spec<'_> {
         format!("(({all} & 9223372036854775807) % {})::int", self.partitions)
     }
 
-    fn insert(&self, operation: &str, key: &str, old: Option<&str>, new: Option<&str>) -> String {
+    fn insert(&self, operation: &str, via: &str, key: &str, old: Option<&str>, new: Option<&str>) -> String {
         let image = |row: Option<&str>| row.map_or("null".to_owned(), |row| self.image_of(row));
         format!(
-            "insert into handover.outbox (capture, partition, tbl, op, key, old, new) values ({}, {}, {}, '{operation}', {}, {}, {});",
+            "insert into handover.outbox (capture, partition, tbl, op, via, key, old, new) values ({}, {}, {}, '{operation}', '{via}', {}, {}, {});",
             self.capture,
             self.partition_of(key),
             quote_literal(&self.table.to_string()),
@@ -182,11 +182,11 @@ impl Spec<'_> {
   return null;
 end",
             same = same.join(" and "),
-            update = self.insert("update", "new", Some("old"), Some("new")),
-            leave = self.insert("delete", "old", Some("old"), None),
-            enter = self.insert("insert", "new", None, Some("new")),
-            insert = self.insert("insert", "new", None, Some("new")),
-            delete = self.insert("delete", "old", Some("old"), None),
+            update = self.insert("update", "update", "new", Some("old"), Some("new")),
+            leave = self.insert("delete", "update", "old", Some("old"), None),
+            enter = self.insert("insert", "update", "new", None, Some("new")),
+            insert = self.insert("insert", "insert", "new", None, Some("new")),
+            delete = self.insert("delete", "delete", "old", Some("old"), None),
             name = quote_literal(&table),
         );
         // A dollar tag that no name in the body contains.

@@ -343,6 +343,7 @@ impl Copy {
             inventory,
             left_out: left.words(),
             writes: source.writes.clone(),
+            operations: source.operations.clone(),
             server_started: source.server_started.clone(),
         };
         rights::remember(&tx, cx).await?;

@@ -7,6 +7,7 @@ mod approve;
 mod bad_input;
 mod bluegreen;
 mod capture;
+mod capture_partial;
 mod cleanup;
 mod cli;
 mod copy;

@@ -219,6 +219,9 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
             out.warning(format!("the triggers on {name} would wait for {holder}"));
         }
     }
+    for unseen in super::cascades::unseen(&session, capture).await? {
+        out.warning(unseen);
+    }
     out.action(format!(
         "each table is locked against writers (SHARE ROW EXCLUSIVE) for an instant; an attempt waits at most {}",
         capture.lock_timeout

@@ -5,6 +5,8 @@
 //! plan say which changes count and what of a row may travel. They cost the writer one row more. Order is kept
 //! for each key; that needs a key that identifies its row.
 
+mod cascades;
+pub mod coverage;
 mod look;
 mod relay;
 
@@ -20,6 +22,7 @@ use crate::problem::{Problems, Segment};
 use crate::queue::{self, Queue};
 use crate::value::Duration;
 use async_trait::async_trait;
+use coverage::Rest;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -84,6 +87,9 @@ pub struct Table {
     /// What a TRUNCATE meets.
     #[serde(default)]
     pub truncate: Truncate,
+    /// What becomes of writes that `on`, `when` and `columns` leave out of a table that is copied.
+    #[serde(default)]
+    pub rest: Rest,
 }
 
 /// A condition on rows.
@@ -137,6 +143,7 @@ impl StepKind for Capture {
         for (name, table) in &self.tables {
             look::check_table(name, table, problems);
         }
+        coverage::check(self, cx, problems);
         for (id, other) in super::of_kind::<Capture>(cx.earlier()) {
             for name in
                 self.tables.keys().filter(|name| other.from == self.from && other.tables.contains_key(name))
@@ -205,6 +212,9 @@ impl StepKind for Capture {
                 rest = (rest * 2).min(std::time::Duration::from_secs(5));
             }
             failpoint::hit(failpoint::CAPTURE_TRIGGER);
+        }
+        for unseen in cascades::unseen(&session, self).await? {
+            cx.warn(unseen);
         }
         let names: Vec<String> = self.tables.keys().map(ToString::to_string).collect();
         Ok(json!({ "stream": stream.name, "partitions": stream.partitions, "tables": names }))
@@ -333,7 +343,7 @@ impl Capture {
         for function in &functions {
             tx.execute(&format!("drop function handover.{}()", quote_ident(function.get(0))), &[]).await?;
         }
-        for table in ["outbox", "outbox_numbered", "outbox_partition"] {
+        for table in ["outbox", "outbox_numbered", "outbox_written", "outbox_partition"] {
             tx.execute(&format!("delete from handover.{table} where capture = $1"), &[&stream.id]).await?;
         }
         tx.execute("delete from handover.capture where id = $1", &[&stream.id]).await?;

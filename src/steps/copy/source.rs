@@ -24,6 +24,8 @@ pub struct Source {
     pub snapshot: Snapshot,
     /// How often each table had been written just before.
     pub writes: Vec<(TableName, i64)>,
+    /// The same by operation; see [`operations`].
+    pub operations: Vec<(TableName, [i64; 3])>,
     /// When the server had started.
     pub server_started: String,
     /// The source's major version.
@@ -63,7 +65,8 @@ impl Source {
         super::holder::release(&databases, &copy.from, cx.run, &cx.step).await?;
         let looker = reader(&databases, &copy.from).await?;
         let wanted = lockable(&looker, &copy.selection()).await?;
-        let writes = writes(&looker).await?;
+        let operations = operations(&looker).await?;
+        let writes = operations.iter().map(|(table, n)| (table.clone(), n.iter().sum())).collect();
         let server_started = server_started(&looker).await?;
         let locked = Holder::lock(&databases, &copy.from, cx.run, &cx.step, wanted.iter()).await?;
         // A replication that follows begins at the same point in time: its slot's.
@@ -92,7 +95,7 @@ impl Source {
         let holder = locked.hold(&databases, &copy.from, exported.clone(), copy.hold()).await?;
         let look = Self::reader(&databases, &copy.from, &exported).await?;
         let major = major(&look).await?;
-        Ok(Some(Source { holder, look, snapshot, writes, server_started, major }))
+        Ok(Some(Source { holder, look, snapshot, writes, operations, server_started, major }))
     }
 
     /// Joins the point in time that an earlier attempt opened; none when it is not held any more.
@@ -111,6 +114,7 @@ impl Source {
             major,
             snapshot: state.snapshot.clone(),
             writes: state.writes.clone(),
+            operations: state.operations.clone(),
             server_started: state.server_started.clone(),
         }))
     }
@@ -253,16 +257,24 @@ pub async fn text_settings(session: &Session) -> Result<()> {
 }
 
 /// How often rows of each table were written so far, as far as the server's statistics have heard of it.
-/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ALL-TABLES-VIEW>)
 ///
 /// # Errors
 /// What the server says.
 pub async fn writes(session: &Session) -> Result<Vec<(TableName, i64)>> {
+    Ok(operations(session).await?.into_iter().map(|(table, n)| (table, n.iter().sum())).collect())
+}
+
+/// The same by operation: rows inserted, updated and deleted.
+/// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ALL-TABLES-VIEW>)
+///
+/// # Errors
+/// What the server says.
+pub async fn operations(session: &Session) -> Result<Vec<(TableName, [i64; 3])>> {
     let rows = session
         .query(
             &format!(
-                "select n.nspname::text, c.relname::text, pg_stat_get_tuples_inserted(c.oid)
-                        + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid)
+                "select n.nspname::text, c.relname::text, pg_stat_get_tuples_inserted(c.oid),
+                        pg_stat_get_tuples_updated(c.oid), pg_stat_get_tuples_deleted(c.oid)
                  from {} order by 1, 2",
                 application("'r'")
             ),
@@ -271,7 +283,10 @@ pub async fn writes(session: &Session) -> Result<Vec<(TableName, i64)>> {
         .await?;
     Ok(rows
         .iter()
-        .map(|row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)))
+        .map(|row| {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            (table, [row.get(2), row.get(3), row.get(4)])
+        })
         .collect())
 }
 

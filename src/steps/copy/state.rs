@@ -47,6 +47,9 @@ pub struct State {
     /// a cutover asks for writes that came after. Read before the snapshot, so none of those is missed.
     #[serde(default)]
     pub writes: Vec<(TableName, i64)>,
+    /// The same by operation: inserted, updated, deleted. Empty in the state of an older version.
+    #[serde(default)]
+    pub operations: Vec<(TableName, [i64; 3])>,
     /// When the source's server had started then, by its own clock: a crash sets its statistics back.
     #[serde(default)]
     pub server_started: String,

@@ -7,6 +7,7 @@
 
 mod freeze;
 mod large_objects;
+mod partial;
 mod participant;
 mod preflight;
 mod protocol;
@@ -139,6 +140,7 @@ impl StepKind for Cutover {
         if self.write_pause.0 < std::time::Duration::from_millis(50) {
             problems.error(["write_pause"], "no pause can be this short").hint("one or two seconds is usual");
         }
+        super::capture::coverage::check_uncarried(self, cx, problems);
         participant::check(&self.participants, cx, problems);
     }
 

@@ -151,13 +151,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         out.action(format!(
             "refuse writes on {freeze} from then on, in the same transaction: the point of no return"
         ));
-        let silent = uncaptured::exposed(cutover, cx, &blue).await?;
-        if !silent.is_empty() {
-            out.warning(format!(
-                "copied, but not captured: {}; a write to them between the copy and the cutover would be lost, so the cutover refuses if it finds one",
-                crate::problem::few(&silent)
-            ));
-        }
+        uncaptured::describe(cutover, cx, &blue, &mut out).await?;
         if tables.is_empty() {
             out.blocker(format!("{freeze} has no table to freeze"));
         }

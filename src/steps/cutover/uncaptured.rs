@@ -8,7 +8,7 @@
 //! carries writes over.
 //! (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>)
 
-use super::{Cutover, freeze};
+use super::{Cutover, freeze, partial};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::catalog::is_application;
@@ -17,7 +17,7 @@ use crate::problem::few;
 use crate::steps::capture::Capture;
 use crate::steps::copy::state::{self, State};
 use crate::steps::copy::{Copy, data, source};
-use crate::steps::{Context, of_kind, replicate};
+use crate::steps::{Context, Description, of_kind, replicate};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The copies from the side that is frozen to the one that takes over.
@@ -63,13 +63,7 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
         let is = captured.contains(&name) || parent.is_some_and(|parent| captured.contains(&parent));
         *known.entry(name).or_default() |= is;
     }
-    let replicated = match (&cutover.freeze, &cutover.to) {
-        (Some(from), Some(to)) => match replicate::between(cx, from, to) {
-            Some(link) => replicate::published(cx, blue, &link).await?,
-            None => BTreeSet::new(),
-        },
-        _ => BTreeSet::new(),
-    };
+    let replicated = replicated(cutover, cx, blue).await?;
     let frozen = freeze::tables(blue, cutover).await?;
     Ok(frozen
         .into_iter()
@@ -78,8 +72,46 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
         .collect())
 }
 
+/// The tables that a replication carries to the new side.
+pub async fn replicated(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<BTreeSet<TableName>> {
+    let (Some(from), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(BTreeSet::new()) };
+    match replicate::between(cx, from, to) {
+        Some(link) => replicate::published(cx, blue, &link).await,
+        None => Ok(BTreeSet::new()),
+    }
+}
+
+/// What a dry run says: the tables whose writes would make the cutover refuse, those first that are written to.
+pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
+    partial::describe(cutover, cx, blue, out).await?;
+    let mut silent = exposed(cutover, cx, blue).await?;
+    let writes: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
+    let written = |table: &TableName| writes.get(table).copied().unwrap_or_default();
+    silent.sort_by_key(|table| std::cmp::Reverse(written(table)));
+    if silent.is_empty() {
+        return Ok(());
+    }
+    let (busy, quiet): (Vec<&TableName>, Vec<&TableName>) =
+        silent.iter().partition(|table| written(table) > 0);
+    let busy: Vec<String> =
+        busy.into_iter().map(|table| format!("{table} ({} row writes so far)", written(table))).collect();
+    let names = match (busy.is_empty(), quiet.is_empty()) {
+        (false, false) => {
+            format!("{}; and, without writes since the server counts, {}", few(&busy), few(&quiet))
+        }
+        (false, true) => few(&busy),
+        _ => few(&quiet),
+    };
+    out.warning(format!(
+        "copied, but not captured: {names}; a write to them between the copy and the cutover would be lost, so the cutover \
+         refuses if it finds one: add them to `capture`, put a `replicate` behind the copy, or list them under `except:`"
+    ));
+    Ok(())
+}
+
 /// Refuses a cutover that would lose what was written to such tables since the copy.
 pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<()> {
+    partial::refuse(cutover, cx, blue, green).await?;
     let exposed = exposed(cutover, cx, blue).await?;
     if exposed.is_empty() {
         return Ok(());
