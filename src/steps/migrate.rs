@@ -23,14 +23,20 @@ mod history;
 mod lex;
 mod lint;
 mod names;
+mod overrides;
 mod probe;
 mod script;
+mod sections;
+mod settle;
 mod undo;
+mod vendor;
 mod watch;
 
 use execute::Worker;
-use folder::{Loaded, Migration};
+use folder::Loaded;
 pub use names::Names;
+use settle::Settled;
+pub use vendor::History;
 
 /// Applies SQL migrations.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -67,12 +73,39 @@ pub struct Migrate {
     pub role: Option<String>,
     /// The schemas in which names without one are looked up.
     pub search_path: Option<Vec<String>>,
-    /// The number (in quotes) or name of the last migration that was applied before Handover: up to there
-    /// they are recorded without being run.
-    pub baseline: Option<String>,
+    /// What was applied before Handover, and is recorded without being run: a list of numbers (in quotes) or
+    /// names, or a file with one a line. A single number or name stands for all up to it. Where the vendor's own
+    /// table tells, leave it out.
+    pub baseline: Option<Baseline>,
+    /// Whose history counts, and is written with what is applied.
+    #[serde(default)]
+    pub history: History,
+    /// The vendor's table, if the service was told another name for it than its tool's usual one.
+    #[schemars(length(min = 1))]
+    pub history_table: Option<String>,
     /// How the step is taken back.
     #[serde(default)]
     pub undo: UndoBy,
+}
+
+/// What was applied before Handover.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Baseline {
+    /// All up to this one.
+    UpTo(String),
+    /// These.
+    Set(Vec<String>),
+    /// Those that a file names.
+    File(BaselineFile),
+}
+
+/// A file with the numbers or names of the migrations that were applied.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BaselineFile {
+    /// The file, relative to the plan's folder: a number or name on each line; `#` begins a comment.
+    pub file: PathBuf,
 }
 
 /// How applied migrations are taken back.
@@ -139,28 +172,45 @@ impl StepKind for Migrate {
         if !loaded.problems.is_empty() {
             return;
         }
-        let baseline = self.baseline_of(&loaded.migrations);
-        if let (Some(text), true) = (&self.baseline, baseline.is_empty()) {
-            let several = loaded.migrations.iter().filter(|m| m.number == *text).count() > 1;
-            let problem =
-                problems.error(["baseline"], format!("`{text}` is not the number or name of one migration"));
-            problem.hint(if several {
-                "several folders have it: write the file's name with its folder"
-            } else {
-                "write the number as the file has it, in quotes"
-            });
+        if self.history == History::Own && self.history_table.is_some() {
+            problems
+                .error(["history_table"], "`history: own` writes no vendor's table")
+                .hint("leave one of the two out");
         }
-        if matches!(self.undo, UndoBy::Down | UndoBy::DownWithLoss) {
-            let without: Vec<&str> = loaded
-                .migrations
-                .iter()
-                .filter(|m| m.down.is_none() && !baseline.contains(&m.key()))
-                .map(|m| m.file.as_str())
-                .collect();
-            if let [first, rest @ ..] = &without[..] {
-                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-                problems.error(["undo"], format!("{first}{more}: no down file, so the step cannot be taken back"))
-                    .hint("add down files (a blank one if there is nothing to take back; they may stand in `override:`), or say `undo: none`, or `undo: throwaway` for a database that this plan fills");
+        let baseline = match self.baseline_of(cx.base, &loaded.migrations) {
+            Ok(baseline) => baseline,
+            Err(error) => {
+                let problem = problems.error(["baseline"], error.to_string());
+                if let Some(hint) = error.next_step() {
+                    problem.hint(hint);
+                }
+                BTreeSet::new()
+            }
+        };
+        if let (Some(Baseline::UpTo(last)), false) = (&self.baseline, baseline.is_empty()) {
+            let left_out: Vec<&folder::Migration> =
+                loaded.migrations.iter().filter(|m| baseline.contains(&m.key())).collect();
+            problems
+                .warning(
+                    ["baseline"],
+                    format!(
+                        "{} up to `{last}` will be recorded as applied and not run: {}",
+                        settle::files(left_out.len()),
+                        settle::few(&left_out)
+                    ),
+                )
+                .hint("a later release may bring files with lower numbers that never ran: name what was applied as a list, or let the vendor's own table tell (`history: vendor`)");
+        }
+        let all: Vec<&folder::Migration> =
+            loaded.migrations.iter().filter(|m| !baseline.contains(&m.key())).collect();
+        if let Some(error) = self.without_way_back(&all) {
+            // What the vendor's table says was applied needs none, and only the database knows.
+            let problem = match self.history {
+                History::Vendor => problems.warning(["undo"], error.message()),
+                History::Auto | History::Own => problems.error(["undo"], error.message()),
+            };
+            if let Some(hint) = error.next_step() {
+                problem.hint(hint);
             }
         }
     }
@@ -170,7 +220,16 @@ impl StepKind for Migrate {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        self.folders().into_iter().map(Path::to_path_buf).chain(self.replace.clone()).collect()
+        let baseline = match &self.baseline {
+            Some(Baseline::File(named)) => Some(named.file.clone()),
+            _ => None,
+        };
+        self.folders()
+            .into_iter()
+            .map(Path::to_path_buf)
+            .chain(self.replace.clone())
+            .chain(baseline)
+            .collect()
     }
 
     fn reversibility(&self) -> Undo {
@@ -190,7 +249,7 @@ impl StepKind for Migrate {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        describe::describe(self, cx, &self.load(&cx.base).into_result()?).await
+        describe::describe(self, cx, self.load(&cx.base).into_result()?).await
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
@@ -204,10 +263,22 @@ impl StepKind for Migrate {
         .await?;
         tx.commit().await?;
         worker.create_history().await?;
-        let rows = history::read(&worker.session, &worker.table).await?;
-        let standing = history::compare(&rows, &loaded.migrations)?;
-        let baseline = self.baseline_of(&loaded.migrations);
-        worker.apply_all(&standing, |file| baseline.contains(&file.key())).await?;
+        let settled = worker.settle(loaded.migrations).await?;
+        let standing = history::compare(&settled.rows, &settled.migrations)?;
+        let pending = standing.pending.iter().map(|(_, file)| *file);
+        let pending: Vec<&folder::Migration> = pending.filter(|file| !settled.is_baseline(file)).collect();
+        if let Some(error) = self.without_way_back(&pending) {
+            return Err(error);
+        }
+        let unknown = settled.unknown_to_vendor();
+        if !unknown.is_empty() {
+            cx.warn(format!(
+                "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
+                settle::files(unknown.len()),
+                settle::few(&unknown)
+            ));
+        }
+        worker.apply_all(&standing, |file| settled.is_baseline(file)).await?;
         // Counted from the history, so that a run that was interrupted reports all it did.
         let rows = history::read(&worker.session, &worker.table).await?;
         let ours = |baseline: bool| rows.iter().filter(|r| r.run == cx.run && r.baseline == baseline).count();
@@ -219,23 +290,26 @@ impl StepKind for Migrate {
     async fn verify(&self, cx: &Context) -> Result<()> {
         let loaded = self.load(&cx.base).into_result()?;
         let session = cx.reader(&self.on).await?;
-        let rows = history::read(&session, &history::table_name(&cx.plan, cx.step.as_str())).await?;
-        let standing = history::compare(&rows, &loaded.migrations)?;
-        if let Some((_, file)) = standing.pending.first() {
+        if let Some(path) = &self.search_path {
+            session.set("search_path", &quoted_path(path)).await?;
+        }
+        let table = history::table_name(&cx.plan, cx.step.as_str());
+        // The reader may not see the vendor's table; what was written there committed with ours.
+        let own = Migrate { history: History::Own, ..self.clone() };
+        let settled = Settled::read(&session, None, &own, &cx.base, &table, loaded.migrations).await?;
+        let standing = history::compare(&settled.rows, &settled.migrations)?;
+        if let Some((_, file)) = standing.pending.iter().chain(&standing.again).next() {
             return Err(Error::data(format!(
                 "{} of {} migrations are not in the history, first {}",
-                standing.pending.len(),
-                loaded.migrations.len(),
+                standing.pending.len() + standing.again.len(),
+                settled.migrations.len(),
                 file.key()
             ))
             .on_database(&self.on)
             .hint("see who changed the history table, then `handover resume`"));
         }
         // Recorded is not enough for what no transaction vouches for.
-        if let Some(path) = &self.search_path {
-            session.set("search_path", &quoted_path(path)).await?;
-        }
-        for file in loaded.migrations.iter().filter(|f| f.up.stepwise.is_some()) {
+        for file in settled.migrations.iter().filter(|f| f.up.stepwise.is_some()) {
             for statement in file.up.statements() {
                 probe::before(&session, statement)
                     .await
@@ -313,15 +387,17 @@ impl Migrate {
         folder::load(base, &self.folders(), self.names, self.replace.as_deref(), &self.ignore)
     }
 
-    /// The migrations up to the baseline, by key. Empty if there is none, or if what it names is not one of them.
-    fn baseline_of(&self, migrations: &[Migration]) -> BTreeSet<String> {
-        let Some(text) = &self.baseline else { return BTreeSet::new() };
-        let named = |m: &Migration| m.number == *text || m.file == *text || m.key() == *text;
-        let mut found = migrations.iter().enumerate().filter(|(_, m)| named(m)).map(|(i, _)| i);
-        match (found.next(), found.next()) {
-            (Some(last), None) => migrations.iter().take(last + 1).map(Migration::key).collect(),
-            _ => BTreeSet::new(),
+    /// What is wrong if not all of these can be taken back.
+    fn without_way_back(&self, files: &[&folder::Migration]) -> Option<Error> {
+        if !matches!(self.undo, UndoBy::Down | UndoBy::DownWithLoss) {
+            return None;
         }
+        let mut without = files.iter().filter(|m| m.down.is_none());
+        let (first, rest) = (without.next()?, without.count());
+        let more = if rest == 0 { String::new() } else { format!(" and {rest} more") };
+        Some(Error::usage(format!("{}{more}: no down file, so the step cannot be taken back", first.file)).hint(
+            "add down files (a blank one if there is nothing to take back; they may stand in `override:`), or say `undo: none`, or `undo: throwaway` for a database that this plan fills; what the vendor's own table says was applied needs none with `history: vendor`",
+        ))
     }
 
     /// The names that a name in a file may mean, given the plan's search path.

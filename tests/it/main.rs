@@ -27,6 +27,7 @@ mod lease;
 mod lever;
 mod local;
 mod migrate;
+mod migrate_vendors;
 mod monitor;
 mod plans;
 mod queue;

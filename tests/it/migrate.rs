@@ -77,7 +77,7 @@ pub fn scenario() -> Scenario {
     }
 }
 
-async fn world_of(step: &str, files: &[(&str, &str)]) -> World {
+pub async fn world_of(step: &str, files: &[(&str, &str)]) -> World {
     let template = Database::with(servers::blue().await, TABLE).await;
     let plan = format!(
         "handover: 1\nname: m\ndatabases: {{ blue: '${{BLUE_URL}}' }}\ncontrol: ${{CONTROL_URL}}\nsteps:\n  - id: migrate\n    retry: {{ attempts: 1 }}\n    migrate: {{ on: blue, role: app, {step} }}\n"
@@ -85,7 +85,7 @@ async fn world_of(step: &str, files: &[(&str, &str)]) -> World {
     World::new(Some(&template.name), None, &plan, files).await
 }
 
-fn says(ended: &crate::support::world::Ended, parts: &[&str]) {
+pub fn says(ended: &crate::support::world::Ended, parts: &[&str]) {
     for part in parts {
         assert!(ended.stderr.contains(part), "`{part}` is missing: {ended}");
     }

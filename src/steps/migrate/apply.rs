@@ -1,10 +1,11 @@
 //! refinery on a session of ours: it decides what is to apply and writes its history; each of its transactions
 //! is a fenced one of ours, in which the file's effect and its row commit together.
 
-use super::execute::Tail;
-use super::execute::{Worker, own_columns, up_key};
+use super::execute::{Tail, Worker, own_columns, up_key};
 use super::folder::Migration;
 use super::history::{self, Standing};
+use super::settle::Settled;
+use super::vendor::Vendors;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use refinery::{Runner, Target};
@@ -43,13 +44,49 @@ impl<'a> Worker<'a> {
     /// # Errors
     /// What the server says.
     pub async fn create_history(&mut self) -> Result<()> {
-        let exists = self.session.query_one("select to_regclass($1) is not null", &[&self.table]).await?;
-        if exists.get::<_, bool>(0) {
+        let columns = self
+            .session
+            .query_one(
+                "select array(select attname::text from pg_attribute where attrelid = to_regclass($1) and attnum > 0)",
+                &[&self.table],
+            )
+            .await?;
+        let columns: Vec<String> = columns.get(0);
+        if columns.iter().any(|column| column == "vendor") {
             return Ok(());
         }
         let tx = self.session.transaction().await?;
-        tx.batch(&history::create_sql(&self.table)).await?;
+        if columns.is_empty() {
+            tx.batch(&history::create_sql(&self.table)).await?;
+        } else {
+            tx.batch(&history::extend_sql(&self.table)).await?;
+        }
         tx.commit().await
+    }
+
+    /// Reads the histories, as the role that the files run as; creates the vendor's table where it is to be.
+    ///
+    /// # Errors
+    /// What the server says, or histories that contradict each other or the plan.
+    pub async fn settle(&mut self, migrations: Vec<Migration>) -> Result<Settled> {
+        self.prepare().await?;
+        let (step, base, role) = (self.step, &self.cx.base, self.step.role.as_deref());
+        let settled = Settled::read(&self.session, role, step, base, &self.table, migrations).await?;
+        self.vendors = settled.vendors.clone();
+        let tx = self.session.transaction().await?;
+        self.vendors.create(&tx).await?;
+        tx.commit().await?;
+        Ok(settled)
+    }
+
+    /// Reads the vendors' tables, for taking back what stands there.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn look_at_vendors(&mut self, files: &[Migration]) -> Result<()> {
+        self.prepare().await?;
+        self.vendors = Vendors::find_as(&self.session, self.step.role.as_deref(), self.step, files).await?;
+        Ok(())
     }
 
     /// Applies what is pending; what stands before `baseline` is only recorded.
@@ -61,6 +98,7 @@ impl<'a> Worker<'a> {
         standing: &Standing<'a>,
         is_baseline: impl Fn(&Migration) -> bool,
     ) -> Result<()> {
+        self.diverges = !standing.again.is_empty();
         let all: Vec<refinery::Migration> =
             standing.applied.iter().chain(&standing.pending).map(|(m, _)| m.clone()).collect();
         let mut rest = &standing.pending[..];
@@ -89,11 +127,26 @@ impl<'a> Worker<'a> {
             }
             rest = later;
         }
+        for (migration, file) in &standing.again {
+            self.prepare().await?;
+            if file.up.stepwise.is_some() {
+                self.stepwise(&file.up, &up_key(file), false).await?;
+            }
+            let statements = match &file.up.stepwise {
+                Some(_) => &[],
+                None => file.up.units.first().map_or(&[][..], |unit| unit.statements()),
+            };
+            let checksum = migration.checksum().to_string();
+            let tail = Tail::Again { version: migration.version(), checksum: &checksum, file };
+            self.together(&file.up, statements, &tail, false).await?;
+            self.renew(&file.up).await?;
+        }
         Ok(())
     }
 
     async fn refinery(&mut self, all: &[refinery::Migration], target: Target) -> Result<()> {
-        let mut runner = Runner::new(all).set_target(target);
+        // A repeatable file that changed has another checksum than its row; all else was compared before.
+        let mut runner = Runner::new(all).set_target(target).set_abort_divergent(!self.diverges);
         runner.set_migration_table_name(self.table.clone());
         runner.run_async(self).await.map(drop).map_err(|error| match error.kind() {
             // Ours, on its way back through refinery.
@@ -125,7 +178,13 @@ impl<'a> Worker<'a> {
         }
         if rows {
             for (version, file) in std::mem::take(&mut self.recording) {
-                own_columns(&tx, self.cx, &self.table, version, file, self.baseline).await?;
+                // What the vendor's table knows already stays as it stands there.
+                let known = self.baseline && self.vendors.covers(file);
+                let vendor = match known {
+                    true => None,
+                    false => self.vendors.record(&tx, file, std::time::Duration::ZERO).await?,
+                };
+                own_columns(&tx, self.cx, &self.table, version, file, self.baseline, vendor).await?;
             }
         }
         tx.commit().await

@@ -2,57 +2,119 @@
 
 use super::folder::{Loaded, Migration};
 use super::lint::{created_table, heavy};
-use super::{Migrate, history};
-use crate::error::Result;
+use super::settle::{Settled, few, files};
+use super::vendor::Tool;
+use super::{History, Migrate, history, quoted_path};
+use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::steps::{Context, Description};
 use std::collections::BTreeSet;
 
 /// Describes the step through a read-only session, with queries of ours only.
-pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: &Loaded) -> Result<Description> {
+pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Result<Description> {
     let session = cx.reader(&step.on).await?;
     let mut out = Description::default();
-    let table = history::table_name(&cx.plan, cx.step.as_str());
-    let rows = history::read(&session, &table).await?;
-    let standing = match history::compare(&rows, &loaded.migrations) {
-        Ok(standing) => standing,
-        Err(error) => {
-            out.blocker(match error.next_step() {
-                Some(hint) => format!("{error}; {hint}"),
-                None => error.to_string(),
-            });
-            return Ok(out);
-        }
-    };
-    if !rows.is_empty() {
-        out.action(format!("nothing for {} migrations that are applied already", rows.len()));
+    if let Some(path) = &step.search_path {
+        session.set("search_path", &quoted_path(path)).await?;
     }
+    let table = history::table_name(&cx.plan, cx.step.as_str());
+    let read = Settled::read(&session, None, step, &cx.base, &table, loaded.migrations.clone()).await;
+    let settled = match read {
+        Ok(settled) => settled,
+        // The role of the dry run is another than the one that will act.
+        Err(error) if error.class() == Class::Privilege => {
+            out.warning(format!(
+                "the vendor's history cannot be read by the role of this dry run, so what it says is not in this list ({error})"
+            ));
+            let own = Migrate { history: History::Own, ..step.clone() };
+            Settled::read(&session, None, &own, &cx.base, &table, loaded.migrations).await?
+        }
+        Err(error) if matches!(error.class(), Class::Data | Class::Usage) => return Ok(refused(out, &error)),
+        Err(error) => return Err(error),
+    };
+    let standing = match history::compare(&settled.rows, &settled.migrations) {
+        Ok(standing) => standing,
+        Err(error) => return Ok(refused(out, &error)),
+    };
+    if !settled.rows.is_empty() {
+        out.action(format!("nothing for {} migrations that are applied already", settled.rows.len()));
+    }
+    let pending = standing.pending.iter().chain(&standing.again).map(|(_, f)| *f);
+    let pending: Vec<&Migration> = pending.filter(|f| !settled.is_baseline(f)).collect();
+    if let Some(error) = step.without_way_back(&pending) {
+        out = refused(out, &error);
+    }
+    vendors(step, &settled, &pending, &mut out);
     if loaded.passed_over > 0 {
         out.action(format!("nothing for {} files that are for other databases", loaded.passed_over));
     }
-    let baseline = step.baseline_of(&loaded.migrations);
     for (migration, file) in &standing.pending {
-        out.action(format!("{}: {}", migration.version(), line(file, baseline.contains(&file.key()))));
+        let known = settled.vendors.of(file).filter(|v| v.covers(file)).map(|v| v.table.to_string());
+        let before = known.or_else(|| settled.is_baseline(file).then(|| "`baseline`".to_owned()));
+        out.action(format!("{}: {}", migration.version(), line(file, before.as_deref())));
+    }
+    for (migration, file) in &standing.again {
+        out.action(format!("{}: {}, again, because it changed", migration.version(), line(file, None)));
     }
     if let Some(role) = &step.role {
         check_role(&session, role, &mut out).await?;
     }
-    let pending = standing.pending.iter().map(|(_, f)| *f).filter(|f| !baseline.contains(&f.key()));
-    warn_of_locks(&session, step, pending, &mut out).await?;
-    let (statements, files) =
-        standing.pending.iter().fold((0, 0), |(s, f), (_, m)| (s + m.up.statements().count(), f + 1));
-    out.estimate =
-        Some(format!("{statements} statements in {files} files; how long each takes depends on the data"));
+    warn_of_locks(&session, step, pending.iter().copied(), &mut out).await?;
+    let statements: usize = pending.iter().map(|m| m.up.statements().count()).sum();
+    out.estimate = Some(format!(
+        "{statements} statements in {} files; how long each takes depends on the data",
+        pending.len()
+    ));
     Ok(out)
 }
 
-fn line(file: &Migration, baseline: bool) -> String {
+fn refused(mut out: Description, error: &Error) -> Description {
+    out.blocker(match error.next_step() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    });
+    out
+}
+
+/// What the vendors' tables have to do with it.
+fn vendors(step: &Migrate, settled: &Settled, pending: &[&Migration], out: &mut Description) {
+    for (folder, vendor) in settled.vendors.iter() {
+        let (table, tool) = (&vendor.table, vendor.tool);
+        out.action(if vendor.is_missing() {
+            format!("create {table}, in which {tool} keeps what was applied, and record there what runs from {folder}")
+        } else {
+            format!("record what runs from {folder} in {table} too, as {tool} does")
+        });
+        let unknown = vendor.unknown(folder, &settled.migrations);
+        if let [first, ..] = &unknown[..] {
+            out.warning(format!(
+                "{table} has {} numbers that no file of {folder} has, such as {first}: is it the folder of an older release?",
+                unknown.len()
+            ));
+        }
+    }
+    let unknown = settled.unknown_to_vendor();
+    if !unknown.is_empty() {
+        out.warning(format!(
+            "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
+            files(unknown.len()),
+            few(&unknown)
+        ));
+    }
+    let none = settled.vendors.iter().next().is_none();
+    let known = |f: &Migration| !Tool::candidates(f.names, false, || true).is_empty();
+    if step.history == History::Auto && none && pending.iter().any(|f| known(f)) {
+        out.action("no vendor's history table is here, so only Handover's own is written; a service that migrates when it starts needs `history: vendor`");
+    }
+}
+
+fn line(file: &Migration, before: Option<&str>) -> String {
     let mut text = file.key();
     if let Some(path) = &file.replaced_by {
         text.push_str(&format!(", replaced by {path}"));
     }
-    text.push_str(&match (&file.up.stepwise, baseline, file.up.is_blank()) {
-        (_, true, _) => ": recorded as applied, not run".to_owned(),
+    text.push_str(&match (&file.up.stepwise, before, file.up.is_blank()) {
+        (_, Some(says), _) => format!(": recorded as applied, not run ({says} says so)"),
         (_, _, true) => ": blank, recorded only".to_owned(),
         (Some(why), _, _) => format!(": outside a transaction, statement by statement ({why})"),
         (None, _, _) => ": in one transaction".to_owned(),

@@ -4,6 +4,7 @@ use super::Migrate;
 use super::folder::Migration;
 use super::probe::{self, Effect};
 use super::script::{Script, Statement, Unit, line_of};
+use super::vendor::Vendors;
 use super::watch::{Blockers, watched};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -12,7 +13,7 @@ use crate::postgres::{Session, Tx, quote_ident};
 use crate::steps::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::error::{ErrorPosition, SqlState};
 
 /// The longest wait between two attempts to get a lock.
@@ -31,6 +32,10 @@ pub struct Worker<'a> {
     /// What refinery is about to record without applying it, and whether that is the baseline.
     pub(super) recording: Vec<(i64, &'a Migration)>,
     pub(super) baseline: bool,
+    /// Whether a file's row has another checksum than the file, as it may.
+    pub(super) diverges: bool,
+    /// The vendors' tables, in which what is applied is recorded too.
+    pub(super) vendors: Vendors,
 }
 
 /// What commits with a file's or unit's effect.
@@ -39,8 +44,11 @@ pub(super) enum Tail<'t> {
     Applied { insert: &'t str, version: i64, file: &'t Migration },
     /// A unit of a file that runs step by step is done.
     Unit { key: &'t str, position: Position },
-    /// The migration is taken back.
-    Forgotten { version: Option<i64>, file: &'t Migration },
+    /// The migration is applied again, because its text changed.
+    Again { version: i64, checksum: &'t str, file: &'t Migration },
+    /// The migration is taken back; in a vendor's table too, if the row there is ours. `previous`: the number
+    /// of the one before it in its folder.
+    Forgotten { version: Option<i64>, file: &'t Migration, vendor: bool, previous: Option<&'t str> },
 }
 
 /// How far a file that runs step by step has come.
@@ -83,7 +91,19 @@ impl<'a> Worker<'a> {
         let pid = session.backend_pid().await?;
         let table = super::history::table_name(&cx.plan, cx.step.as_str());
         let (queue, recording) = (VecDeque::new(), Vec::new());
-        Ok(Worker { cx, step, table, session, pid, queue, recording, baseline: false })
+        let vendors = Vendors::default();
+        Ok(Worker {
+            cx,
+            step,
+            table,
+            session,
+            pid,
+            queue,
+            recording,
+            baseline: false,
+            diverges: false,
+            vendors,
+        })
     }
 
     /// Gives the next file a session with the plan's settings, whatever the last one set.
@@ -167,6 +187,7 @@ impl<'a> Worker<'a> {
         let (cx, step, pid) = (self.cx, self.step, self.pid);
         let table = self.table.clone();
         let label = unit_label(tail);
+        let started = Instant::now();
         let whole = !matches!(tail, Tail::Unit { .. });
         let tx = self.session.transaction().await?;
         if let Some(role) = &step.role {
@@ -192,15 +213,15 @@ impl<'a> Worker<'a> {
         }
         // What follows is ours, whatever role or path the file left in this transaction.
         tx.batch("set local role none").await?;
-        finish(&tx, cx, &table, tail, self.baseline).await?;
+        finish(&tx, cx, &table, tail, self.baseline, &self.vendors, started.elapsed()).await?;
         match tail {
-            Tail::Applied { .. } => failpoint::hit(failpoint::MIGRATE_BEFORE_COMMIT),
+            Tail::Applied { .. } | Tail::Again { .. } => failpoint::hit(failpoint::MIGRATE_BEFORE_COMMIT),
             Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_BEFORE_COMMIT),
             Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_BEFORE_COMMIT),
         }
         tx.commit().await.map_err(|e| e.in_file(&script.path, None))?;
         match tail {
-            Tail::Applied { .. } => failpoint::hit(failpoint::MIGRATE_COMMITTED),
+            Tail::Applied { .. } | Tail::Again { .. } => failpoint::hit(failpoint::MIGRATE_COMMITTED),
             Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_COMMITTED),
             Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_COMMITTED),
         }
@@ -367,21 +388,43 @@ pub(super) fn down_key(file: &Migration) -> String {
 
 fn unit_label(tail: &Tail<'_>) -> String {
     match tail {
-        Tail::Applied { file, .. } => file.file.clone(),
+        Tail::Applied { file, .. } | Tail::Again { file, .. } => file.file.clone(),
         Tail::Unit { key, .. } => (*key).to_owned(),
         Tail::Forgotten { file, .. } => format!("undo {}", file.file),
     }
 }
 
 /// Writes what commits with the effect.
-async fn finish(tx: &Tx<'_>, cx: &Context, table: &str, tail: &Tail<'_>, baseline: bool) -> Result<()> {
+async fn finish(
+    tx: &Tx<'_>,
+    cx: &Context,
+    table: &str,
+    tail: &Tail<'_>,
+    baseline: bool,
+    vendors: &Vendors,
+    took: Duration,
+) -> Result<()> {
     match tail {
         Tail::Applied { insert, version, file } => {
             tx.batch(insert).await?;
-            own_columns(tx, cx, table, *version, file, baseline).await
+            let vendor = vendors.record(tx, file, took).await?;
+            own_columns(tx, cx, table, *version, file, baseline, vendor).await
+        }
+        Tail::Again { version, checksum, file } => {
+            tx.execute(
+                format!("update {table} set checksum = $2, applied_on = now()::text where version = $1")
+                    .as_str(),
+                &[version, checksum],
+            )
+            .await?;
+            let vendor = vendors.record(tx, file, took).await?;
+            own_columns(tx, cx, table, *version, file, false, vendor).await
         }
         Tail::Unit { key, position } => tx.save_checkpoint(cx.run, &cx.step, key, position).await,
-        Tail::Forgotten { version, file } => {
+        Tail::Forgotten { version, file, vendor, previous } => {
+            if *vendor {
+                vendors.forget(tx, file, *previous).await?;
+            }
             if let Some(version) = version {
                 tx.execute(format!("delete from {table} where version = $1").as_str(), &[version]).await?;
             }
@@ -401,11 +444,12 @@ pub(super) async fn own_columns(
     version: i64,
     file: &Migration,
     baseline: bool,
+    vendor: Option<String>,
 ) -> Result<()> {
     tx.execute(
-        format!("update {table} set folder = $2, number = $3, file = $4, baseline = $5, run = $6 where version = $1")
+        format!("update {table} set folder = $2, number = $3, file = $4, baseline = $5, run = $6, vendor = $7 where version = $1")
             .as_str(),
-        &[&version, &file.folder, &file.number, &file.file, &baseline, &cx.run.0],
+        &[&version, &file.folder, &file.number, &file.file, &baseline, &cx.run.0, &vendor],
     )
     .await?;
     forget(tx, cx, &up_key(file)).await

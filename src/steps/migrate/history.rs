@@ -6,6 +6,7 @@
 //! file is found again.
 
 use super::folder::Migration;
+use super::names::Kind;
 use crate::error::{Error, Result};
 use crate::event::RunId;
 use crate::postgres::Session;
@@ -45,6 +46,8 @@ pub struct Row {
     pub baseline: bool,
     /// The run that did it.
     pub run: RunId,
+    /// The vendor's table in which it was recorded with that, if in any.
+    pub vendor: Option<String>,
 }
 
 impl Row {
@@ -61,9 +64,15 @@ pub fn create_sql(table: &str) -> String {
     format!(
         "create table if not exists {table} (
             version int8 primary key, name varchar(255), applied_on varchar(255), checksum varchar(255),
-            folder text, number text, file text, baseline boolean, run uuid);
+            folder text, number text, file text, baseline boolean, run uuid, vendor text);
          comment on table {table} is 'Migrations applied by one step of a plan. Managed by refinery; kept after `handover finish`.'"
     )
+}
+
+/// The statement that adds what an earlier version's table lacks.
+#[must_use]
+pub fn extend_sql(table: &str) -> String {
+    format!("alter table {table} add column if not exists vendor text")
 }
 
 /// Reads the history, oldest first. No table is an empty history.
@@ -76,7 +85,8 @@ pub async fn read(session: &Session, table: &str) -> Result<Vec<Row>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "select version, name, checksum, applied_on, folder, number, file, baseline, run from {table} order by version"
+        "select version, name, checksum, applied_on, folder, number, file, baseline, run, to_jsonb(h) ->> 'vendor'
+         from {table} h order by version"
     );
     let rows = session.query(sql.as_str(), &[]).await?;
     rows.iter()
@@ -91,6 +101,7 @@ pub async fn read(session: &Session, table: &str) -> Result<Vec<Row>> {
                 file: row.try_get(6)?,
                 baseline: row.try_get(7)?,
                 run: RunId(row.try_get(8)?),
+                vendor: row.try_get(9)?,
             })
         })
         .collect::<Result<_, tokio_postgres::Error>>()
@@ -108,6 +119,8 @@ pub struct Standing<'a> {
     pub applied: Vec<(refinery::Migration, &'a Migration)>,
     /// What is still to do, in order, with the version each will get.
     pub pending: Vec<(refinery::Migration, &'a Migration)>,
+    /// What runs again because it changed, in order; it is among the applied ones too, with its new text.
+    pub again: Vec<(refinery::Migration, &'a Migration)>,
 }
 
 /// Compares the history with the folders.
@@ -116,6 +129,7 @@ pub struct Standing<'a> {
 /// An applied file that is missing or changed, or one that appeared after a later one was applied.
 pub fn compare<'a>(rows: &[Row], files: &'a [Migration]) -> Result<Standing<'a>> {
     let mut applied = Vec::new();
+    let mut again = Vec::new();
     let mut last = None;
     for row in rows {
         let found = files.iter().position(|f| f.folder == row.folder && f.number == row.number);
@@ -124,7 +138,10 @@ pub fn compare<'a>(rows: &[Row], files: &'a [Migration]) -> Result<Standing<'a>>
                 .hint("put the file back as it was, and list the folders as they were; a later migration may undo what it did"));
         };
         let migration = refinery(row.version, &row.name, &file.up.sql)?;
-        if migration.checksum().to_string() != row.checksum || file.file != row.file {
+        let changed = migration.checksum().to_string() != row.checksum;
+        if changed && file.kind == Kind::Repeatable {
+            again.push((migration.clone(), file));
+        } else if changed || file.file != row.file {
             return Err(Error::data(format!(
                 "the migration {} was changed after it was applied on {}",
                 row.key(),
@@ -135,7 +152,7 @@ pub fn compare<'a>(rows: &[Row], files: &'a [Migration]) -> Result<Standing<'a>>
                 "put the file back as it was, and put the change into a new migration with a higher number",
             ));
         }
-        if !file.may_be_late {
+        if !file.may_be_late && file.kind != Kind::Repeatable {
             if let Some((before, _)) = last.filter(|(before, _)| *before > at) {
                 let before: &Migration = &files[before];
                 return Err(Error::data(format!(
@@ -153,14 +170,17 @@ pub fn compare<'a>(rows: &[Row], files: &'a [Migration]) -> Result<Standing<'a>>
     let versions = rows.last().map_or(1, |row| row.version + 1)..;
     let mut pending = Vec::new();
     for (version, (at, file)) in versions.zip(files.iter().enumerate().filter(|(_, f)| !done(f))) {
-        if let Some((_, row)) = last.filter(|(last, _)| *last > at && !file.may_be_late) {
+        if let Some((_, row)) =
+            last.filter(|(last, _)| *last > at && !file.may_be_late && file.kind != Kind::Repeatable)
+        {
             return Err(Error::data(format!("{} came late: {} comes after it and was applied on {}", file.key(), row.key(), row.applied_on))
                 .in_file(&file.up.path, None)
                 .hint("give it a number above all applied ones, or put it into a folder of its own that is listed last"));
         }
         pending.push((refinery(version, &refinery_name(&file.file), &file.up.sql)?, file));
     }
-    Ok(Standing { applied, pending })
+    again.sort_by_key(|(_, file): &(_, &Migration)| file.key());
+    Ok(Standing { applied, pending, again })
 }
 
 fn refinery(version: i64, name: &str, sql: &str) -> Result<refinery::Migration> {
@@ -182,12 +202,17 @@ mod tests {
     fn file(folder: &str, number: &str, sql: &str) -> Migration {
         Migration {
             folder: folder.into(),
+            names: super::super::names::Names::GolangMigrate,
             number: number.into(),
+            title: "a".into(),
+            kind: Kind::Versioned,
             file: format!("{number}_a.up.sql"),
+            script: format!("{number}_a.up.sql"),
             may_be_late: false,
             up: Script::parse("f.sql", sql, false).unwrap(),
             down: None,
             replaced_by: None,
+            shipped: sql.into(),
         }
     }
 
@@ -206,6 +231,7 @@ mod tests {
                 file: f.file.clone(),
                 baseline: false,
                 run: RunId::new(),
+                vendor: None,
             })
             .collect()
     }
@@ -246,6 +272,11 @@ mod tests {
         assert!(say(&rows(&[all[0].clone(), all[2].clone()]), &all).contains("came late"));
         let mut late = all.clone();
         late[1].may_be_late = true;
+        let mut changed = all.clone();
+        changed[2] = file("b", "1", "select 33");
+        changed[2].kind = Kind::Repeatable;
+        let standing = compare(&done, &changed).unwrap();
+        assert_eq!(standing.again.iter().map(|(m, _)| m.version()).collect::<Vec<_>>(), [3]);
         let standing = compare(&rows(&[all[0].clone(), all[2].clone()]), &late).unwrap();
         assert_eq!(standing.pending[0].0.version(), 3);
     }

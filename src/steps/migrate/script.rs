@@ -143,6 +143,23 @@ impl Script {
         Ok(Script { path: path.to_owned(), sql: sql.to_owned(), units, stepwise })
     }
 
+    /// Refuses `${name}`, which Flyway fills in wherever it stands.
+    ///
+    /// # Errors
+    /// The first one, with its line.
+    pub fn refuse_placeholders(&self) -> Result<()> {
+        for token in sql::tokens(&self.sql) {
+            let (Token::Code(range) | Token::Quoted(range)) = token else { continue };
+            let text = &self.sql[range.clone()];
+            let Some(n) = text.find("${") else { continue };
+            let name: String = text[n..].chars().take_while(|c| *c != '}').chain(['}']).take(60).collect();
+            return Err(Error::usage(format!("`{name}` is a placeholder that Flyway fills in"))
+                .in_file(&self.path, Some(line_of(&self.sql, range.start + n)))
+                .hint("put the file as it is after filling in into `override:`"));
+        }
+        Ok(())
+    }
+
     /// Whether it contains no statement.
     #[must_use]
     pub fn is_blank(&self) -> bool {
@@ -250,12 +267,16 @@ pub fn refuses_transactions(words: &Words) -> Option<&'static str> {
     })
 }
 
-/// What looks like SQL but needs another program: psql's commands and inline data, goose's and dbmate's
-/// sections (both directions in one file), Go templates.
+/// What looks like SQL but needs another program: psql's commands, variables and inline data, goose's and
+/// dbmate's sections in a folder that is not theirs, templates.
 fn refuse_other_languages(text: &str, at: &dyn Fn(usize, String) -> Error) -> Result<()> {
+    let mut colon = false;
     for token in sql::tokens(text) {
+        let after_colon = std::mem::take(&mut colon);
         match token {
             Token::Code(range) => {
+                let code = &text[range.clone()];
+                colon = code.ends_with(':') && !code.ends_with("::");
                 let mut offset = range.start;
                 for line in text[range].split_inclusive('\n') {
                     let start_of_line = text[..offset].rfind('\n').map_or(0, |n| n + 1);
@@ -283,10 +304,28 @@ fn refuse_other_languages(text: &str, at: &dyn Fn(usize, String) -> Error) -> Re
                         line_of(text, range.start),
                         "this file holds both directions, as goose and dbmate write them".into(),
                     )
-                    .hint("split it into NAME.up.sql and NAME.down.sql"));
+                    .hint("say `names: goose` or `names: dbmate` if the whole folder is written so, or split it into NAME.up.sql and NAME.down.sql"));
                 }
             }
-            Token::Quoted(_) | Token::Semicolon(_) => {}
+            Token::Quoted(range) => {
+                let quoted = &text[range.clone()];
+                if after_colon && quoted.starts_with('\'') {
+                    return Err(at(
+                        line_of(text, range.start),
+                        format!("`:{quoted}` is a variable of psql, not SQL"),
+                    )
+                    .hint("put a copy with its value into `override:`"));
+                }
+                if let Some(n) = template(quoted) {
+                    return Err(at(
+                        line_of(text, range.start + n),
+                        "`/* TEMPLATE` inside a string is text to the server; the vendor's tool puts a name in its place"
+                            .into(),
+                    )
+                    .hint("put the file as it is after filling in into `override:`"));
+                }
+            }
+            Token::Semicolon(_) => {}
         }
     }
     if let Some(copy) =
@@ -296,6 +335,26 @@ fn refuse_other_languages(text: &str, at: &dyn Fn(usize, String) -> Error) -> Re
             .hint("use INSERT, or a `copy` step"));
     }
     Ok(())
+}
+
+/// Where a mark for a vendor's template stands in a string, where it is no comment. In the body of a function
+/// it is one, unless a string of the body begins with it: what is executed there may hold comments.
+fn template(quoted: &str) -> Option<usize> {
+    const MARK: &str = "/* TEMPLATE";
+    if !quoted.contains(MARK) || quoted.starts_with('"') {
+        return None;
+    }
+    if !quoted.starts_with('$') {
+        return quoted.find(MARK);
+    }
+    let start = quoted[1..].find('$').map_or(0, |n| n + 2);
+    let body = quoted.get(start..quoted.len().saturating_sub(start)).unwrap_or("");
+    sql::tokens(body).into_iter().find_map(|token| match token {
+        Token::Quoted(range) if body[range.start..].get(1..).is_some_and(|s| s.starts_with(MARK)) => {
+            Some(start + range.start)
+        }
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -377,11 +436,21 @@ mod tests {
             ("-- +goose Up\nselect 1", 1),
             ("select 1;\ninsert into a values ({{ .X }})", 2),
             ("vacuum a;\nset role b;", 2),
+            ("select 1;\nselect nextval('/* TEMPLATE: schema */river_job_id_seq')", 2),
+            ("do $$ begin\n perform '/* TEMPLATE: schema */a'::regclass; end $$", 2),
+            ("create role a\npassword :'secret'", 2),
         ] {
             let error = Script::parse("f.sql", sql, false).unwrap_err();
             assert_eq!(error.place().line, Some(line), "{sql}: {error}");
             assert!(error.next_step().is_some());
         }
         assert!(parse("savepoint a; rollback to a").stepwise.is_none());
+        for fine in [
+            "create table /* TEMPLATE: schema */a (x int)",
+            "do $$ begin\n execute 'drop table /* TEMPLATE: schema */a'; end $$",
+            "select '1'::\"char\", a[1:2], '{{1},{2}}'::int[]",
+        ] {
+            assert!(!parse(fine).is_blank(), "{fine}");
+        }
     }
 }

@@ -15,12 +15,16 @@ impl Worker<'_> {
     /// A down file that is missing or fails.
     pub async fn undo_all(&mut self, files: &[Migration], run_files: bool) -> Result<Value> {
         let rows = history::read(&self.session, &self.table).await?;
+        if rows.iter().any(|row| row.run == self.cx.run && row.vendor.is_some()) {
+            self.look_at_vendors(files).await?;
+        }
         let mut undone = Vec::new();
         for file in self.half_done(files, &rows).await? {
-            self.undo_one(None, file, run_files, true).await?;
+            let tail = Tail::Forgotten { version: None, file, vendor: false, previous: None };
+            self.undo_one(&tail, file, run_files, true).await?;
             undone.push(file.file.clone());
         }
-        for row in rows.iter().rev().filter(|row| row.run == self.cx.run) {
+        for (i, row) in rows.iter().enumerate().rev().filter(|(_, row)| row.run == self.cx.run) {
             let file =
                 files.iter().find(|f| f.folder == row.folder && f.number == row.number).ok_or_else(|| {
                     Error::data(format!(
@@ -30,7 +34,14 @@ impl Worker<'_> {
                     .on_database(&self.step.on)
                     .hint("put the file and its down file back, then continue the rollback")
                 })?;
-            self.undo_one(Some(row.version), file, run_files && !row.baseline, false).await?;
+            let before = rows.iter().take(i).rev().find(|before| before.folder == row.folder);
+            let tail = Tail::Forgotten {
+                version: Some(row.version),
+                file,
+                vendor: row.vendor.is_some(),
+                previous: before.map(|before| before.number.as_str()),
+            };
+            self.undo_one(&tail, file, run_files && !row.baseline, false).await?;
             undone.push(file.file.clone());
         }
         let tx = self.session.transaction().await?;
@@ -59,12 +70,11 @@ impl Worker<'_> {
 
     async fn undo_one(
         &mut self,
-        version: Option<i64>,
+        tail: &Tail<'_>,
         file: &Migration,
         run_files: bool,
         half_done: bool,
     ) -> Result<()> {
-        let tail = Tail::Forgotten { version, file };
         let down = match &file.down {
             Some(down) if run_files => down,
             None if run_files => {
@@ -72,15 +82,15 @@ impl Worker<'_> {
                     .on_database(&self.step.on)
                     .hint("add one under `override:`, named like the migration with `down` for `up`, then continue the rollback"));
             }
-            _ => return self.together(&file.up, &[], &tail, false).await,
+            _ => return self.together(&file.up, &[], tail, false).await,
         };
         self.prepare().await?;
         if down.stepwise.is_some() {
             self.stepwise(down, &down_key(file), half_done).await?;
-            self.together(down, &[], &tail, half_done).await?;
+            self.together(down, &[], tail, half_done).await?;
         } else {
             let statements = down.units.first().map_or(&[][..], |unit| unit.statements());
-            self.together(down, statements, &tail, half_done).await?;
+            self.together(down, statements, tail, half_done).await?;
         }
         self.renew(down).await
     }
