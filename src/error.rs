@@ -75,12 +75,19 @@ struct Inner {
     message: String,
     place: Place,
     hint: Option<String>,
+    sqlstate: Option<String>,
 }
 
 impl Error {
     /// A new error. `message` says what happened, in one sentence without a full stop.
     pub fn new(class: Class, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { class, message: message.into(), place: Place::default(), hint: None }))
+        Error(Box::new(Inner {
+            class,
+            message: message.into(),
+            place: Place::default(),
+            hint: None,
+            sqlstate: None,
+        }))
     }
 
     /// Sets what the operator can do next, unless a hint is there already (the innermost knows best).
@@ -126,6 +133,19 @@ impl Error {
     pub fn with_class(mut self, class: Class) -> Self {
         self.0.class = class;
         self
+    }
+
+    /// Keeps the server's code, for callers that need to know more than the class.
+    #[must_use]
+    pub fn with_sqlstate(mut self, code: &str) -> Self {
+        self.0.sqlstate = Some(code.to_owned());
+        self
+    }
+
+    /// The server's code, if a Postgres server reported this.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.0.sqlstate.as_deref()
     }
 
     /// What sort of failure it is.

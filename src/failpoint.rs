@@ -131,6 +131,10 @@ failpoints! {
     REPLAY_TRIMMED = "replay.trimmed";
     /// Replay has caught up; its step is not recorded as done.
     REPLAY_CAUGHT_UP = "replay.caught-up";
+    /// Events that were set aside are applied, not yet committed.
+    QUARANTINE_UNCOMMITTED = "quarantine.retry-uncommitted";
+    /// Events that were set aside are applied and committed.
+    QUARANTINE_RETRIED = "quarantine.retried";
     /// A publication is there; no slot yet.
     REPLICATE_PUBLISHED = "replicate.published";
     /// A replication slot is there; nothing was copied from its snapshot yet.

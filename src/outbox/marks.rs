@@ -194,6 +194,133 @@ pub async fn blocked(green: &Session, stream: &Stream, partition: i32) -> Result
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
+/// A key of which events are set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    /// Its table.
+    pub table: String,
+    /// The key, as JSON.
+    pub key: String,
+    /// How many of its events.
+    pub events: i64,
+    /// Whether somebody asked to try them again.
+    pub retry: bool,
+}
+
+impl std::fmt::Display for Aside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key: String = self.key.chars().take(80).collect();
+        match self.events {
+            1 => write!(f, "{} {key}", self.table),
+            n => write!(f, "{} {key} ({n} events)", self.table),
+        }
+    }
+}
+
+/// What is set aside of some streams, in the order in which keys first were.
+///
+/// # Errors
+/// What the server says.
+pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
+    let rows = green
+        .query(
+            "select tbl, key, count(*), bool_or(retry) from handover.event_quarantine where stream = any($1)
+             group by stream, partition, tbl, key order by min(at), tbl, key",
+            &[&streams],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| Aside { table: row.get(0), key: row.get(1), events: row.get(2), retry: row.get(3) })
+        .collect())
+}
+
+/// The keys of a partition that somebody asked to try again.
+///
+/// # Errors
+/// What the server says.
+pub async fn asked(green: &Session, stream: &Stream, partition: i32) -> Result<Vec<(String, String)>> {
+    let rows = green
+        .query(
+            "select distinct tbl, key from handover.event_quarantine
+             where stream = $1 and partition = $2 and retry order by 1, 2",
+            &[&stream.name, &partition],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The first event of a key, above a number, that is set aside: its number, and all of it.
+///
+/// # Errors
+/// What the server says.
+pub async fn next_aside(
+    tx: &Tx<'_>,
+    stream: &Stream,
+    partition: i32,
+    key: &(String, String),
+    above: i64,
+) -> Result<Option<(i64, String)>> {
+    let row = tx
+        .query_opt(
+            "select number, event::text from handover.event_quarantine
+             where stream = $1 and partition = $2 and tbl = $3 and key = $4 and number > $5 order by number limit 1",
+            &[&stream.name, &partition, &key.0, &key.1, &above],
+        )
+        .await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
+/// Takes an event out of the quarantine; its effect is in the same transaction.
+///
+/// # Errors
+/// What the server says.
+pub async fn back(tx: &Tx<'_>, stream: &Stream, partition: i32, number: i64) -> Result<()> {
+    tx.execute(
+        "delete from handover.event_quarantine where stream = $1 and partition = $2 and number = $3",
+        &[&stream.name, &partition, &number],
+    )
+    .await
+    .map(drop)
+}
+
+/// Notes that an event still does not apply, and that nobody asks for its key any more.
+///
+/// # Errors
+/// What the server says.
+pub async fn refused_again(
+    tx: &Tx<'_>,
+    stream: &Stream,
+    partition: i32,
+    key: &(String, String),
+    number: i64,
+    reason: &str,
+) -> Result<()> {
+    tx.execute(
+        "update handover.event_quarantine set retry = false, reason = case number when $5 then $6 else reason end
+         where stream = $1 and partition = $2 and tbl = $3 and key = $4",
+        &[&stream.name, &partition, &key.0, &key.1, &number, &reason],
+    )
+    .await
+    .map(drop)
+}
+
+/// Counts events that came out of the quarantine by what became of them.
+///
+/// # Errors
+/// What the server says.
+pub async fn settle(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
+    tx.execute(
+        "update handover.replay
+         set applied = applied + $3, already = already + $4, ignored = ignored + $5, quarantined = quarantined - $6,
+             at = clock_timestamp()
+         where stream = $1 and partition = $2",
+        &[&stream.name, &partition, &tally.applied, &tally.already, &tally.ignored, &tally.total()],
+    )
+    .await
+    .map(drop)
+}
+
 /// Forgets a stream: its marks, and what was set aside.
 ///
 /// # Errors

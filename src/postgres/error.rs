@@ -31,7 +31,7 @@ fn from_db_error(db: &DbError) -> Error {
         message = format!("{message} [constraint {constraint}]");
     }
     let message = format!("{message} [SQLSTATE {}]", code.code());
-    let error = Error::new(class, message);
+    let error = Error::new(class, message).with_sqlstate(code.code());
     // Only a person or another program asks for this; the text is the only thing that tells, and where it is
     // translated the general hint is still true.
     if code == &SqlState::QUERY_CANCELED && db.message().contains("user request") {

@@ -33,6 +33,7 @@ proofs! {
     verify => crate::verify::scenario(),
     migrate => crate::migrate::scenario(),
     capture_and_replay => crate::replay::scenario(),
+    quarantine => crate::quarantine::scenario(),
     cutover => crate::cutover::scenario(),
     replicate => crate::replicate::scenario(),
 }

@@ -30,6 +30,7 @@ mod migrate;
 mod migrate_vendors;
 mod monitor;
 mod plans;
+mod quarantine;
 mod queue;
 mod replay;
 mod replicate;

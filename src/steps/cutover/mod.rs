@@ -11,6 +11,7 @@ mod partial;
 mod participant;
 mod preflight;
 mod protocol;
+mod quarantine;
 mod sequences;
 mod uncaptured;
 
@@ -23,6 +24,7 @@ use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
 pub use participant::Participant;
+pub use quarantine::Allowed;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -60,6 +62,10 @@ pub struct Cutover {
     /// How many captured events may be waiting for replay when the pause begins.
     #[serde(default = "default_backlog")]
     pub max_backlog: u32,
+    /// Whether captured events may be set aside (`handover.event_quarantine`) when the new side takes over: `true`, or
+    /// how many at most. Otherwise the cutover refuses while any is.
+    #[serde(default)]
+    pub allow_quarantined: Allowed,
     /// How old a transaction that wrote to the frozen tables may be when the pause begins.
     #[serde(default = "default_transaction_age")]
     pub max_transaction_age: Duration,

@@ -1,6 +1,6 @@
 //! Everything that can be found out before anybody is paused.
 
-use super::{Cutover, freeze, large_objects, protocol, uncaptured};
+use super::{Cutover, freeze, large_objects, protocol, quarantine, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
@@ -91,6 +91,9 @@ async fn obstacle(
         if counts.waiting > i64::from(cutover.max_backlog) {
             return Ok(Some(format!("{} events wait for replay ({counts})", counts.waiting)));
         }
+    }
+    if let Some(pending) = quarantine::pending(cutover, cx, blue, green).await? {
+        return Ok(Some(pending));
     }
     let row = blue
         .query_opt(

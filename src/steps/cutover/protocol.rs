@@ -1,6 +1,8 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
-use super::{AT_STAKE, Cutover, DECIDED, PREPARING, freeze, large_objects, preflight, sequences};
+use super::{
+    AT_STAKE, Cutover, DECIDED, PREPARING, freeze, large_objects, partial, preflight, quarantine, sequences,
+};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -177,6 +179,9 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
             }
         };
         let ((), pass) = tokio::try_join!(arrived, carried)?;
+        // Proven before the pause, and again now that nothing can change any more.
+        quarantine::refuse(cutover, &green, &streams).await?;
+        partial::refuse(cutover, cx, &blue, &green).await?;
         Ok::<_, Error>((sequences::carry(&blue, &mut green).await?, pass))
     };
     let (sequences, pass) = match tokio::time::timeout(budget, drain).await {

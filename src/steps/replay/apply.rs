@@ -5,6 +5,7 @@
 //! what is to become of it.
 
 use super::copied::Copied;
+use super::fault::is_the_events;
 use super::mapping::{Effects, Prepared, PreparedEffect};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -66,6 +67,11 @@ impl Event {
             marker,
         })
     }
+
+    /// An error that is not the event's own, with where it happened.
+    fn blame(&self, error: Error) -> Error {
+        error.context(format!("event {} ({} of {})", self.number, self.op, self.table))
+    }
 }
 
 /// Why an event could not be applied.
@@ -84,6 +90,8 @@ pub(super) enum Cause {
     Missing(&'static str),
     /// The server refused it.
     Refused(Error),
+    /// The plan says nothing of it: no fault of the event's, and never a reason to set it aside.
+    Unmapped,
 }
 
 impl std::fmt::Display for Cause {
@@ -91,6 +99,7 @@ impl std::fmt::Display for Cause {
         match self {
             Cause::Missing(why) => f.write_str(why),
             Cause::Refused(error) => f.write_str(error.message()),
+            Cause::Unmapped => f.write_str("the plan does not say what it means"),
         }
     }
 }
@@ -220,8 +229,8 @@ impl Applier<'_> {
             match answer {
                 Ok(Answer::Rows(rows)) => changed[index] += rows,
                 Ok(Answer::Already(so)) => already[index] = so,
-                Err(error) if is_about_data(&error) => return Ok(None),
-                Err(error) => return Err(error),
+                Err(error) if is_the_events(&error) => return Ok(None),
+                Err(error) => return Err(events[index].blame(error)),
             }
         }
         let mut unchanged = 0;
@@ -267,11 +276,7 @@ impl Applier<'_> {
                 None => continue,
                 Some(cause) => cause,
             };
-            let policy = match cause {
-                Cause::Missing(_) => self.on_missing,
-                Cause::Refused(_) => self.on_error,
-            };
-            if settled && policy == super::OnPoison::Quarantine {
+            if settled && self.policy(&cause) == super::OnPoison::Quarantine {
                 self.set_aside(&tx, event, &cause.to_string()).await?;
                 tally.quarantined += 1;
                 newly.push(key);
@@ -290,6 +295,15 @@ impl Applier<'_> {
         Ok(Applied { tally, stuck })
     }
 
+    /// What the plan wants done about an event that does not apply.
+    pub fn policy(&self, cause: &Cause) -> super::OnPoison {
+        match cause {
+            Cause::Missing(_) => self.on_missing,
+            Cause::Refused(_) => self.on_error,
+            Cause::Unmapped => super::OnPoison::Halt,
+        }
+    }
+
     async fn set_aside(&self, tx: &Tx<'_>, event: &Event, reason: &str) -> Result<()> {
         let event = Quarantined {
             number: event.number,
@@ -302,9 +316,9 @@ impl Applier<'_> {
     }
 
     /// One event under a savepoint; counts it, or says why not.
-    async fn one(&self, tx: &Tx<'_>, event: &Event, tally: &mut Tally) -> Result<Option<Cause>> {
+    pub async fn one(&self, tx: &Tx<'_>, event: &Event, tally: &mut Tally) -> Result<Option<Cause>> {
         let Some(effect) = self.effect(event) else {
-            return Ok(Some(Cause::Missing("the plan does not say what it means")));
+            return Ok(Some(Cause::Unmapped));
         };
         if effect.ignore {
             tally.ignored += 1;
@@ -325,11 +339,11 @@ impl Applier<'_> {
                 }
                 Ok(None)
             }
-            Err(error) if is_about_data(&error) => {
+            Err(error) if is_the_events(&error) => {
                 tx.batch("rollback to savepoint handover_event").await?;
                 Ok(Some(Cause::Refused(error)))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(event.blame(error)),
         }
     }
 
@@ -348,11 +362,6 @@ impl Applier<'_> {
         }
         Ok(Answer::Rows(rows))
     }
-}
-
-/// Whether an error is about this event, rather than about the connection, a lock or the server.
-fn is_about_data(error: &Error) -> bool {
-    matches!(error.class(), Class::Data | Class::Privilege | Class::Timeout)
 }
 
 fn ready<T>(poll: Poll<T>) -> Option<T> {

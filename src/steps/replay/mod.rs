@@ -7,7 +7,9 @@
 
 mod apply;
 mod copied;
+mod fault;
 pub mod mapping;
+mod retry;
 mod window;
 mod worker;
 

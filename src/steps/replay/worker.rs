@@ -28,6 +28,10 @@ const GAP: Duration = Duration::from_secs(1);
 const SILENCE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(60));
 /// How long a stuck event waits for other partitions that make no progress.
 const QUIET: Duration = Duration::from_secs(2);
+/// How often somebody's wish is looked for to try again what was set aside.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often a statement may be ended by a timeout or a cancel, one after the other, before replay gives up.
+const CUT_SHORT: u32 = 5;
 /// The pause after a failure that passes, doubling.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How many applied events may stay in the outbox before they are trimmed, and for how long.
@@ -164,7 +168,15 @@ impl<'a> Pool<'a> {
         let mut window = Window::new(done + 1);
         let mut consumer = self.consumer(queue, partition, prefetch, &window).await?;
         let mut loss = Loss::new();
+        let mut looked = Instant::now();
         loop {
+            if !applier.blocked.is_empty() && looked.elapsed() > RETRY {
+                looked = Instant::now();
+                let settled = applier.retry(&mut green).await?;
+                if settled > 0 {
+                    self.cx.note(format!("{settled} events that were set aside took effect"));
+                }
+            }
             let room = usize::from(prefetch).saturating_sub(window.len()).clamp(1, batch);
             let deliveries = consumer.next(room, WAIT).await?;
             let mut came = !deliveries.is_empty();
@@ -282,13 +294,10 @@ impl<'a> Pool<'a> {
                 progress = (now, Instant::now());
             }
         }
-        let policy = match stuck.cause {
-            super::apply::Cause::Missing(_) => self.replay.on_missing,
-            super::apply::Cause::Refused(_) => self.replay.on_error,
-        };
-        if policy == OnPoison::Quarantine {
+        if applier.policy(&stuck.cause) == OnPoison::Quarantine {
             self.cx.warn(format!(
-                "event {} ({} of {}) is set aside in handover.event_quarantine on {}, and with it all later ones of its key: {}",
+                "event {} ({} of {}) is set aside in handover.event_quarantine on {}, and with it all later ones of its key: {}; the \
+                 cutover refuses until it is settled (set `retry` there to have it tried again)",
                 stuck.number, stuck.op, stuck.table, self.replay.to, stuck.cause
             ));
             let applied = applier.batch(green, &events[..1], true).await?;
@@ -370,22 +379,27 @@ struct Rest<'a> {
     cx: &'a Context,
     begun: Instant,
     next: Duration,
+    cut_short: u32,
 }
 
 impl<'a> Rest<'a> {
     fn new(cx: &'a Context) -> Self {
-        Rest { cx, begun: Instant::now(), next: BACKOFF.0 }
+        Rest { cx, begun: Instant::now(), next: BACKOFF.0, cut_short: 0 }
     }
 
     /// Rests, or gives the error back if resting does not help.
     async fn after(&mut self, error: Error) -> Result<()> {
-        if !error.class().is_transient() {
-            return Err(error);
-        }
         // What worked for a while earns a fresh backoff.
         if self.begun.elapsed() > BACKOFF.1 {
             self.next = BACKOFF.0;
+            self.cut_short = 0;
         }
+        // A statement that was ended from outside may work the next time; what always ends it is for people.
+        let cut_short = error.class() == Class::Timeout && self.cut_short < CUT_SHORT;
+        if !error.class().is_transient() && !cut_short {
+            return Err(error);
+        }
+        self.cut_short += u32::from(cut_short);
         // Somebody else's progress is no news.
         if error.class() != Class::Contention {
             self.cx.standing(format!("replay waits: {error}"), None);

@@ -1,0 +1,90 @@
+//! What was captured and set aside is not on the new side: a token that was revoked would be honoured there. So the
+//! cutover refuses while there is any, before the pause and again behind the lock, unless the plan says how many may be.
+
+use super::{Cutover, protocol};
+use crate::error::{Class, Error, Result};
+use crate::outbox::{Stream, marks};
+use crate::postgres::{Session, quote_literal};
+use crate::problem::few;
+use crate::steps::Context;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// How many captured events may be set aside when the new side takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Allowed {
+    /// Any number, or none.
+    Any(bool),
+    /// So many events, at most.
+    AtMost(u32),
+}
+
+impl Default for Allowed {
+    fn default() -> Self {
+        Allowed::Any(false)
+    }
+}
+
+impl Allowed {
+    fn limit(self) -> i64 {
+        match self {
+            Allowed::Any(true) => i64::MAX,
+            Allowed::Any(false) => 0,
+            Allowed::AtMost(n) => n.into(),
+        }
+    }
+}
+
+/// Refuses while too much is set aside.
+///
+/// # Errors
+/// That, or what the server says.
+pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> Result<()> {
+    let limit = cutover.allow_quarantined.limit();
+    if limit == i64::MAX || streams.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
+    let keys = marks::aside(green, &names).await?;
+    let events: i64 = keys.iter().map(|key| key.events).sum();
+    if events <= limit {
+        return Ok(());
+    }
+    let which = format!(
+        "stream in ({})",
+        names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ")
+    );
+    let (s, are) = if events == 1 { ("", "is") } else { ("s", "are") };
+    Err(Error::new(
+        Class::Invariant,
+        format!("{events} captured event{s} {are} set aside and not on the new side: {}", few(&keys)),
+    )
+    .on_database(green.database())
+    .hint(format!(
+        "the old side serves on. See them there: `select number, tbl, key, reason, event from handover.event_quarantine where \
+         {which} order by number;` mend the cause, then `update handover.event_quarantine set retry = true where {which};` \
+         and `handover resume`: replay tries them again. If they may stay behind, say `allow_quarantined: true` (or how \
+         many) under the cutover, and `handover resume --accept-changes`"
+    )))
+}
+
+/// Whether events are about to be tried again, in words: then it is too early to refuse.
+///
+/// # Errors
+/// What the server says.
+pub async fn pending(
+    cutover: &Cutover,
+    cx: &Context,
+    blue: &Session,
+    green: &Session,
+) -> Result<Option<String>> {
+    let streams = protocol::streams(cutover, cx, blue).await?;
+    let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
+    let asked: i64 =
+        marks::aside(green, &names).await?.iter().filter(|key| key.retry).map(|key| key.events).sum();
+    if asked > 0 {
+        return Ok(Some(format!("replay is about to try {asked} events again that were set aside")));
+    }
+    refuse(cutover, green, &streams).await.map(|()| None)
+}

@@ -1,0 +1,46 @@
+//! Trying again what was set aside: somebody mended the cause, and set `retry` in `handover.event_quarantine`.
+//!
+//! All events of a key are tried in their order, each under a savepoint, up to the first that still does not apply.
+//! Effects, rows and counters commit together, under the partition's mark, so that no later event of the key comes in
+//! between: those are set aside too as long as one is.
+
+use super::apply::{Applier, Event};
+use crate::error::Result;
+use crate::failpoint;
+use crate::outbox::marks::{self, Tally};
+use crate::postgres::Session;
+
+impl Applier<'_> {
+    /// Tries the keys again that somebody asked for. Returns how many events took effect.
+    pub async fn retry(&mut self, green: &mut Session) -> Result<i64> {
+        let mut settled = 0;
+        for key in marks::asked(green, self.stream, self.partition).await? {
+            let tx = green.transaction().await?;
+            marks::lock(&tx, self.stream, self.partition).await?;
+            let mut tally = Tally::default();
+            let mut after = i64::MIN;
+            let still = loop {
+                let next = marks::next_aside(&tx, self.stream, self.partition, &key, after).await?;
+                let Some((number, payload)) = next else { break None };
+                let event = Event::parse(number, payload.as_bytes())?;
+                if let Some(cause) = self.one(&tx, &event, &mut tally).await? {
+                    break Some((number, cause.to_string()));
+                }
+                marks::back(&tx, self.stream, self.partition, number).await?;
+                after = number;
+            };
+            if let Some((number, reason)) = &still {
+                marks::refused_again(&tx, self.stream, self.partition, &key, *number, reason).await?;
+            }
+            marks::settle(&tx, self.stream, self.partition, &tally).await?;
+            failpoint::hit(failpoint::QUARANTINE_UNCOMMITTED);
+            tx.commit().await?;
+            failpoint::hit(failpoint::QUARANTINE_RETRIED);
+            if still.is_none() {
+                self.blocked.remove(&key);
+            }
+            settled += tally.total();
+        }
+        Ok(settled)
+    }
+}
