@@ -1,18 +1,31 @@
-//! Named places where a test may kill or stop the engine, to prove that it resumes from there.
+//! Named places where a test may kill, stop or fail the engine, to prove that it goes on from there.
 //!
-//! `HANDOVER_FAILPOINT=name` kills this process with SIGKILL the first time that place is reached,
-//! `name:3` the third time, and `name:3:stop` sends SIGSTOP instead. `name:3:kill:STEP` counts only from when
-//! that step begins, so that the same place in an earlier step of the same kind does not count. Without the variable a failpoint costs
-//! one load. Names start with the step kind (`copy.…`) or `engine.…`; the crash tests kill at every one of
-//! [`ALL`] and fail when one is never reached.
+//! `HANDOVER_FAILPOINT=name` kills this process with SIGKILL the first time that place is reached, `name:3` the
+//! third time. A third part says what happens instead:
+//!
+//! - `name:3:stop` sends SIGSTOP;
+//! - `name:3:error:40001` fails there as if a server had answered with that SQLSTATE;
+//! - `name:3:cut` fails there as a broken connection does. Where the place comes after a commit, that is a commit
+//!   whose answer was lost.
+//!
+//! `name:3+:…` fails the third time and each time after it. A last part, as in `name:3:kill:STEP`, counts only from when
+//! that step begins, so that the same place in an earlier step of the same kind does not count. Without the
+//! variable a failpoint costs one load. Names start with the step kind (`copy.…`), or with `engine.…`, `journal.…`, `checkpoint.…`; the crash tests
+//! kill and fail at every one of [`ALL`], and fail when one is never reached: `HANDOVER_FAILPOINT_MARK` names a file
+//! that is made when the armed one is.
 
+use crate::error::{Class, Error, Result};
+use crate::postgres::error::class_of;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio_postgres::error::SqlState;
 
 /// The variable that arms one failpoint.
 pub const VARIABLE: &str = "HANDOVER_FAILPOINT";
+/// The variable that names the file to make when it is reached.
+pub const MARK: &str = "HANDOVER_FAILPOINT_MARK";
 
 macro_rules! failpoints {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
@@ -27,6 +40,10 @@ failpoints! {
     STEP_STARTED = "engine.step-started";
     /// A step's effect is complete and verified, but the journal does not say so yet.
     STEP_UNRECORDED = "engine.step-unrecorded";
+    /// A record is in the journal; whoever appended it does not know yet.
+    JOURNAL_APPENDED = "journal.appended";
+    /// A transaction with a checkpoint is committed; the step does not know yet.
+    CHECKPOINT_COMMITTED = "checkpoint.committed";
     /// The intention to undo a step is in the journal.
     UNDO_STARTED = "engine.undo-started";
     /// A step is undone, but the journal does not say so yet.
@@ -165,29 +182,66 @@ failpoints! {
     CUTOVER_UNDO_OPENED = "cutover.undo-opened";
 }
 
+/// What happens at the armed place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Mode {
+    Signal(Signal),
+    Error(String),
+    Cut,
+}
+
+#[derive(Debug)]
 struct Armed {
     name: String,
-    countdown: AtomicU64,
-    signal: Signal,
+    /// The visit that counts, from 1.
+    nth: u64,
+    /// Whether each later visit counts too.
+    and_after: bool,
+    visits: AtomicU64,
+    mode: Mode,
     /// Counts only while this step is the last that began.
     step: Option<String>,
     inside: AtomicBool,
 }
 
+impl Armed {
+    /// Reads the variable. What it does not understand kills, as the shortest form does.
+    fn parse(value: &str) -> Option<Self> {
+        let mut parts = value.split(':');
+        let name = parts.next().filter(|name| !name.is_empty())?.to_owned();
+        let nth = parts.next().unwrap_or("1");
+        let (nth, and_after) = nth.strip_suffix('+').map_or((nth, false), |nth| (nth, true));
+        let mode = match parts.next() {
+            Some("stop") => Mode::Signal(Signal::SIGSTOP),
+            Some("cut") => Mode::Cut,
+            Some("error") => Mode::Error(parts.next().unwrap_or("XX000").to_owned()),
+            _ => Mode::Signal(Signal::SIGKILL),
+        };
+        let step = parts.next().map(str::to_owned);
+        Some(Armed {
+            name,
+            nth: nth.parse().unwrap_or(1),
+            and_after,
+            visits: AtomicU64::new(0),
+            mode,
+            inside: AtomicBool::new(step.is_none()),
+            step,
+        })
+    }
+
+    /// Counts a visit of `name`; whether it is the one.
+    fn visit(&self, name: &str) -> bool {
+        if self.name != name || !self.inside.load(Ordering::SeqCst) {
+            return false;
+        }
+        let visit = self.visits.fetch_add(1, Ordering::SeqCst) + 1;
+        visit == self.nth || (self.and_after && visit > self.nth)
+    }
+}
+
 fn armed() -> Option<&'static Armed> {
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
-    ARMED
-        .get_or_init(|| {
-            let value = std::env::var(VARIABLE).ok()?;
-            let mut parts = value.split(':');
-            let name = parts.next()?.to_owned();
-            let nth = parts.next().and_then(|n| n.parse().ok()).unwrap_or(1);
-            let signal = if parts.next() == Some("stop") { Signal::SIGSTOP } else { Signal::SIGKILL };
-            let step = parts.next().map(str::to_owned);
-            let inside = AtomicBool::new(step.is_none());
-            Some(Armed { name, countdown: AtomicU64::new(nth), signal, step, inside })
-        })
-        .as_ref()
+    ARMED.get_or_init(|| Armed::parse(&std::env::var(VARIABLE).ok()?)).as_ref()
 }
 
 /// Tells that a step begins; the engine calls it before the step's own failpoints can be reached.
@@ -199,14 +253,89 @@ pub fn begin(step: &str) {
     }
 }
 
-/// Marks a place where a crash must be survivable.
+/// Marks a place where a crash, and a failure, must be survivable.
+///
+/// # Errors
+/// The one that a test has asked for.
+pub fn at(name: &'static str) -> Result<()> {
+    match armed() {
+        Some(armed) if armed.visit(name) => act(name, &armed.mode),
+        _ => Ok(()),
+    }
+}
+
+/// The same where no failure can be told: there only the signals act.
 pub fn hit(name: &'static str) {
-    let Some(armed) = armed() else { return };
-    if armed.name == name
-        && armed.inside.load(Ordering::SeqCst)
-        && armed.countdown.fetch_sub(1, Ordering::SeqCst) == 1
-    {
-        // A failure to signal ourselves would only make the test that armed this fail, which is right.
-        let _ = kill(Pid::this(), armed.signal);
+    let _ = at(name);
+}
+
+fn act(name: &str, mode: &Mode) -> Result<()> {
+    if let Ok(file) = std::env::var(MARK) {
+        // A mark that cannot be made makes the test fail that looks for it, which is right.
+        let _ = std::fs::write(file, name);
+    }
+    match mode {
+        Mode::Signal(signal) => {
+            // A failure to signal ourselves would only make the test that armed this fail, which is right.
+            let _ = kill(Pid::this(), *signal);
+            Ok(())
+        }
+        Mode::Error(code) => Err(Error::new(
+            class_of(&SqlState::from_code(code)),
+            format!("failpoint {name} [SQLSTATE {code}]"),
+        )),
+        Mode::Cut => Err(Error::new(Class::Connection, format!("failpoint {name}: no connection"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_variable_is_understood() {
+        let read = |value: &str| {
+            let armed = Armed::parse(value).unwrap();
+            (armed.name, armed.nth, armed.and_after, armed.mode, armed.step)
+        };
+        let kill = Mode::Signal(Signal::SIGKILL);
+        let stop = Mode::Signal(Signal::SIGSTOP);
+        for (value, wanted) in [
+            ("a.b", ("a.b", 1, false, kill.clone(), None)),
+            ("a.b:3", ("a.b", 3, false, kill.clone(), None)),
+            ("a.b:3:stop", ("a.b", 3, false, stop, None)),
+            ("a.b:3:kill:flip", ("a.b", 3, false, kill, Some("flip"))),
+            ("a.b:2:cut", ("a.b", 2, false, Mode::Cut, None)),
+            ("a.b:2+:error:40001", ("a.b", 2, true, Mode::Error("40001".into()), None)),
+            ("a.b:1:error:53100:flip", ("a.b", 1, false, Mode::Error("53100".into()), Some("flip"))),
+        ] {
+            let (name, nth, and_after, mode, step) = wanted;
+            assert_eq!(
+                read(value),
+                (name.to_owned(), nth, and_after, mode, step.map(str::to_owned)),
+                "{value}"
+            );
+        }
+        assert!(Armed::parse("").is_none());
+    }
+
+    #[test]
+    fn visits_are_counted_by_name_and_within_the_step() {
+        let armed = Armed::parse("a:2").unwrap();
+        assert_eq!(["a", "b", "a", "a"].map(|name| armed.visit(name)), [false, false, true, false]);
+        let armed = Armed::parse("a:2+").unwrap();
+        assert_eq!(["a", "a", "a"].map(|name| armed.visit(name)), [false, true, true]);
+        let armed = Armed::parse("a:1:cut:flip").unwrap();
+        assert!(!armed.visit("a"), "its step has not begun");
+        armed.inside.store(true, Ordering::SeqCst);
+        assert!(armed.visit("a"));
+    }
+
+    #[test]
+    fn a_failure_is_of_the_class_that_its_code_has() {
+        let class = |mode| act("a", &mode).unwrap_err().class();
+        assert_eq!(class(Mode::Error("40001".into())), Class::Contention);
+        assert_eq!(class(Mode::Error("53100".into())), Class::Resources);
+        assert_eq!(class(Mode::Cut), Class::Connection);
     }
 }

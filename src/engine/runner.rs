@@ -224,22 +224,10 @@ impl Runner<'_> {
             })
             .await?;
         failpoint::begin(id.as_str());
-        failpoint::hit(if way == Way::Forward { failpoint::STEP_STARTED } else { failpoint::UNDO_STARTED });
-        let cleared = if attempt > 1 { self.end_leftovers(&step).await } else { Ok(()) };
-        let result = match cleared {
-            Ok(()) => self.attempt(&step, way).await,
-            Err(error) => Err(error),
-        };
-        let result = result.map_err(|e| e.at_step(id));
+        let result = self.tried(&step, attempt, way).await.map_err(|e| e.at_step(id));
         let record = match (result, way) {
-            (Ok(summary), Way::Forward) => {
-                failpoint::hit(failpoint::STEP_UNRECORDED);
-                Record::StepDone { step: id.clone(), summary }
-            }
-            (Ok(summary), Way::Back) => {
-                failpoint::hit(failpoint::UNDO_UNRECORDED);
-                Record::UndoDone { step: id.clone(), summary }
-            }
+            (Ok(summary), Way::Forward) => Record::StepDone { step: id.clone(), summary },
+            (Ok(summary), Way::Back) => Record::UndoDone { step: id.clone(), summary },
             (Err(error), _) => match error.class() {
                 // Interrupted: the loop's next turn says why and stops.
                 Class::Cancelled if self.interrupted() => return Ok(()),
@@ -256,6 +244,21 @@ impl Runner<'_> {
             self.stand(&step);
         }
         Ok(())
+    }
+
+    /// An attempt, after what an earlier one may have left is ended.
+    async fn tried(&mut self, step: &Step, attempt: u32, way: Way) -> Result<Value> {
+        let (started, unrecorded) = match way {
+            Way::Forward => (failpoint::STEP_STARTED, failpoint::STEP_UNRECORDED),
+            Way::Back => (failpoint::UNDO_STARTED, failpoint::UNDO_UNRECORDED),
+        };
+        failpoint::at(started)?;
+        if attempt > 1 {
+            self.end_leftovers(step).await?;
+        }
+        let summary = self.attempt(step, way).await?;
+        failpoint::at(unrecorded)?;
+        Ok(summary)
     }
 
     /// One attempt, ended by its own result, the operator, a timeout, a lost lease or a failed standing task.
@@ -377,7 +380,7 @@ impl Runner<'_> {
     async fn finish(&self) -> Result<Ended> {
         if !self.recorder.with(|state| state.finishing) {
             self.recorder.append(Record::FinishStarted).await?;
-            failpoint::hit(failpoint::FINISH_STARTED);
+            failpoint::at(failpoint::FINISH_STARTED)?;
         }
         // From the last to the first, as undo goes: what was built on others goes before them.
         for step in self.plan.steps.iter().rev() {

@@ -3,6 +3,7 @@
 use super::lease::{Held, LeaseRow};
 use crate::error::{Class, Error, Result};
 use crate::event::{Entry, Holder, Record, RunId, StepId};
+use crate::failpoint;
 use crate::postgres::connect;
 use crate::postgres::error::from_postgres;
 use crate::postgres::install::{Part, install};
@@ -100,6 +101,16 @@ impl Journal {
     /// Executes one statement, over a new connection if the old one broke. Everything sent through here can
     /// be repeated without harm.
     async fn rows(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        self.rows_at(sql, params, |_| Ok(())).await
+    }
+
+    /// The same, with a place for a test to fail at when the server has answered.
+    async fn rows_at(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        answered: impl Fn(&[Row]) -> Result<()>,
+    ) -> Result<Vec<Row>> {
         let begun = Instant::now();
         let mut guard = self.client.lock().await;
         loop {
@@ -109,7 +120,9 @@ impl Journal {
                     _ => reach(&self.url, self.read_only).await?,
                 };
                 let client = guard.insert(client);
-                client.query(sql, params).await.map_err(|e| from_postgres(&e, CONTROL))
+                let rows = client.query(sql, params).await.map_err(|e| from_postgres(&e, CONTROL))?;
+                answered(&rows)?;
+                Ok(rows)
             };
             let left = self.patience.saturating_sub(begun.elapsed());
             let error = match tokio::time::timeout(left.max(Duration::from_secs(1)), attempt).await {
@@ -178,12 +191,16 @@ impl Journal {
         record: &Record,
     ) -> Result<Entry> {
         let json = storable(record)?;
+        // Only an answer that says so can be lost: the look that follows must be heard.
+        let landed =
+            |rows: &[Row]| if rows.is_empty() { Ok(()) } else { failpoint::at(failpoint::JOURNAL_APPENDED) };
         let rows = self
-            .rows(
+            .rows_at(
                 "with mine as (select from handover.lease where plan = $5 and token = $3 for share)
                  insert into handover.record (run, seq, token, record) select $1, $2, $3, $4 from mine
                  on conflict (run, seq) do nothing returning at",
                 &[&run.0, &seq, &token, &Json(&json), &plan],
+                landed,
             )
             .await?;
         if let Some(row) = rows.first() {

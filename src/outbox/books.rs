@@ -286,7 +286,7 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
             // Somebody else trims too; the next look finds how far that went.
             break;
         }
-        failpoint::hit(failpoint::REPLAY_TRIMMED);
+        failpoint::at(failpoint::REPLAY_TRIMMED)?;
         trimmed = to;
     }
     Ok(trimmed - books.trimmed)

@@ -312,7 +312,7 @@ impl Outside<'_> {
         })?;
         let group = child.id().and_then(|id| i32::try_from(id).ok());
         let mut guard = group.map(GroupGuard::new);
-        failpoint::hit(failpoint::COMMAND_STARTED);
+        failpoint::at(failpoint::COMMAND_STARTED)?;
         if let Some((key, trace)) = record.as_mut() {
             trace.pid = group;
             trace.started = group.and_then(process::stat).map(|stat| stat.started);

@@ -4,8 +4,10 @@ use super::connect::{Lease, lost};
 use super::error::from_postgres;
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
+use crate::failpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_postgres::types::{Json, ToSql};
 use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, Statement, ToStatement};
 
@@ -129,7 +131,7 @@ impl Session {
             lease.assert_held()?;
         }
         let inner = self.client.transaction().await.map_err(|e| from_postgres(&e, &self.database))?;
-        let tx = Tx { inner, database: self.database.clone() };
+        let tx = Tx { inner, database: self.database.clone(), checkpoint: AtomicBool::new(false) };
         if let Some(lease) = &self.lease {
             tx.check_fence(lease).await?;
         }
@@ -192,6 +194,8 @@ impl Session {
 pub struct Tx<'a> {
     inner: tokio_postgres::Transaction<'a>,
     database: String,
+    /// Whether a checkpoint commits with it.
+    checkpoint: AtomicBool,
 }
 
 impl Tx<'_> {
@@ -280,6 +284,7 @@ impl Tx<'_> {
         unit: &str,
         state: &T,
     ) -> Result<()> {
+        self.checkpoint.store(true, Ordering::Relaxed);
         self.execute(
             "insert into handover.checkpoint (run, step, unit, state) values ($1, $2, $3, $4)
              on conflict (run, step, unit) do update set state = excluded.state, at = clock_timestamp()",
@@ -307,8 +312,12 @@ impl Tx<'_> {
     /// # Errors
     /// What the server says. After a broken connection the outcome is unknown: read the checkpoint.
     pub async fn commit(self) -> Result<()> {
-        let Tx { inner, database } = self;
-        inner.commit().await.map_err(|e| from_postgres(&e, &database))
+        let Tx { inner, database, checkpoint } = self;
+        inner.commit().await.map_err(|e| from_postgres(&e, &database))?;
+        if checkpoint.into_inner() {
+            failpoint::at(failpoint::CHECKPOINT_COMMITTED)?;
+        }
+        Ok(())
     }
 
     /// Rolls back.
@@ -316,7 +325,7 @@ impl Tx<'_> {
     /// # Errors
     /// What the server says.
     pub async fn rollback(self) -> Result<()> {
-        let Tx { inner, database } = self;
+        let Tx { inner, database, .. } = self;
         inner.rollback().await.map_err(|e| from_postgres(&e, &database))
     }
 }

@@ -69,9 +69,9 @@ impl StepKind for Approve {
         if let Some(granted) = cx.recall::<Granted>(GRANTED)? {
             return Ok(summary(&granted));
         }
-        failpoint::hit(failpoint::APPROVE_ASKED);
+        failpoint::at(failpoint::APPROVE_ASKED)?;
         let granted = self.wait(cx).await?;
-        failpoint::hit(failpoint::APPROVE_FOUND);
+        failpoint::at(failpoint::APPROVE_FOUND)?;
         cx.remember(GRANTED, &granted).await?;
         cx.note(format!("approved by {}", granted.by));
         Ok(summary(&granted))

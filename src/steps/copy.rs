@@ -277,7 +277,7 @@ impl Copy {
         ));
         match self.plan(cx, &program, &source, green).await {
             Ok(state) => {
-                failpoint::hit(failpoint::COPY_PLANNED);
+                failpoint::at(failpoint::COPY_PLANNED)?;
                 Ok((state, Some(source)))
             }
             Err(error) => {
@@ -412,7 +412,7 @@ impl Copy {
         }
         state::mark(&tx, cx.run, &cx.step, state::SEQUENCES).await?;
         tx.commit().await?;
-        failpoint::hit(failpoint::COPY_SEQUENCES_SET);
+        failpoint::at(failpoint::COPY_SEQUENCES_SET)?;
         Ok(())
     }
 }

@@ -167,7 +167,7 @@ impl StepKind for CreateIndex {
             if self.build(cx, &mut session, index).await? {
                 built.push(index.name.as_str());
             }
-            failpoint::hit(failpoint::INDEX_BUILT);
+            failpoint::at(failpoint::INDEX_BUILT)?;
         }
         Ok(json!({ "built": built }))
     }
@@ -264,7 +264,7 @@ impl CreateIndex {
             Found::Absent => {}
         }
         cx.remember(&index.fact(), &true).await?;
-        failpoint::hit(failpoint::INDEX_BEFORE);
+        failpoint::at(failpoint::INDEX_BEFORE)?;
         if let Err(error) = self.patiently(cx, session, &index.statement(), &index.name).await {
             return Err(self.failed(cx, session, index, error).await);
         }

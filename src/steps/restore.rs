@@ -224,7 +224,7 @@ impl StepKind for Restore {
             }
             tx.save_checkpoint(cx.run, &cx.step, "rows", &progress).await?;
             tx.commit().await?;
-            failpoint::hit(failpoint::RESTORE_BATCH);
+            failpoint::at(failpoint::RESTORE_BATCH)?;
             cx.progress(&unit, progress.read, None, Measure::Rows);
             if !progress.done && !self.pause.0.is_zero() {
                 cx.sleep(self.pause.0).await?;

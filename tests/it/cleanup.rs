@@ -69,7 +69,7 @@ const TABLES: &str = r#"
 
 pub fn scenario() -> Scenario {
     Scenario {
-        prefixes: &["cleanup"],
+        prefixes: &["cleanup", "checkpoint"],
         plan: PLAN,
         blue: TABLES,
         rollback_restores: true,

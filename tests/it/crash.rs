@@ -40,5 +40,5 @@ proofs! {
 
 /// The engine's own failpoints, around a step whose effect is easily seen.
 fn engine_scenario() -> Scenario {
-    Scenario { prefixes: &["engine"], ..crate::create_index::scenario() }
+    Scenario { prefixes: &["engine", "journal"], ..crate::create_index::scenario() }
 }

@@ -211,7 +211,7 @@ impl StepKind for Capture {
                 cx.sleep(rest).await?;
                 rest = (rest * 2).min(std::time::Duration::from_secs(5));
             }
-            failpoint::hit(failpoint::CAPTURE_TRIGGER);
+            failpoint::at(failpoint::CAPTURE_TRIGGER)?;
         }
         for unseen in cascades::unseen(&session, self).await? {
             cx.warn(unseen);
@@ -330,7 +330,7 @@ impl Capture {
                 }
             }
         }
-        failpoint::hit(failpoint::CAPTURE_DROPPED);
+        failpoint::at(failpoint::CAPTURE_DROPPED)?;
         connect_queue(cx).await?.delete(&stream.name).await?;
         let tx = session.transaction().await?;
         let functions = tx

@@ -56,7 +56,7 @@ async fn pump(capture: &Capture, cx: &Context) -> Result<()> {
         let mut moved = 0;
         if books::has_arrivals(&blue, &stream, &floor).await? {
             moved = books::number(&mut blue, &stream, &mut floor, BATCH).await?;
-            failpoint::hit(failpoint::RELAY_NUMBERED);
+            failpoint::at(failpoint::RELAY_NUMBERED)?;
         }
         let sent = publish(cx, &mut blue, &stream, &mut queue).await;
         report.tick(&blue, &stream, sent.as_ref().err()).await?;
@@ -108,7 +108,7 @@ async fn publish(
         books::publish_all_again(blue, stream).await?;
         return Ok(i64::try_from(messages.len()).unwrap_or(i64::MAX));
     }
-    failpoint::hit(failpoint::RELAY_PUBLISHED);
+    failpoint::at(failpoint::RELAY_PUBLISHED)?;
     books::mark_published(blue, stream, &marks).await?;
     Ok(i64::try_from(messages.len()).unwrap_or(i64::MAX))
 }

@@ -82,7 +82,7 @@ pub(in crate::steps) async fn put_back(
         restored += done;
         altered += changed;
         cx.progress("rows put back", restored, Some(total), Measure::Rows);
-        failpoint::hit(failpoint::CLEANUP_UNDO_BATCH);
+        failpoint::at(failpoint::CLEANUP_UNDO_BATCH)?;
     }
     cx.unit_done("rows put back");
     let conflicts = count(cx, session, "conflict is not null").await?;

@@ -100,7 +100,7 @@ impl Work<'_> {
                 self.table.estimated_rows.map(|n| n.max(looked)),
                 Measure::Rows,
             );
-            failpoint::hit(failpoint::CLEANUP_BATCH);
+            failpoint::at(failpoint::CLEANUP_BATCH)?;
             if !progress.done && !self.pause.is_zero() {
                 cx.sleep(self.pause).await?;
             }
@@ -154,7 +154,7 @@ impl Work<'_> {
             }
         }
         tx.save_checkpoint(cx.run, &cx.step, self.unit, &progress).await?;
-        failpoint::hit(failpoint::CLEANUP_UNCOMMITTED);
+        failpoint::at(failpoint::CLEANUP_UNCOMMITTED)?;
         tx.commit().await?;
         Ok(progress)
     }

@@ -219,7 +219,7 @@ impl Move {
         tx.batch(&self.triggers(cx, step)).await?;
         tx.save_checkpoint(cx.run, step, "sync", &json!({ "triggers": name(cx, step) })).await?;
         tx.commit().await?;
-        failpoint::hit(failpoint::CLEANUP_SYNCED);
+        failpoint::at(failpoint::CLEANUP_SYNCED)?;
         Ok(())
     }
 

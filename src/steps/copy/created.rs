@@ -69,7 +69,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
             }
             if drop_object(session, object, schemas).await? {
                 dropped += 1;
-                failpoint::hit(failpoint::COPY_UNDO_DROPPED);
+                failpoint::at(failpoint::COPY_UNDO_DROPPED)?;
             }
         }
     }

@@ -126,7 +126,7 @@ pub async fn load(
     } else {
         cx.progress(&name, bytes, Some(table.bytes), Measure::Bytes);
     }
-    failpoint::hit(failpoint::COPY_CHUNK_COMMITTED);
+    failpoint::at(failpoint::COPY_CHUNK_COMMITTED)?;
     Ok(())
 }
 

@@ -245,7 +245,7 @@ async fn batch(shared: &Shared, reader: &Session, writer: &mut Session, from: u3
     tx.commit().await?;
     count(shared, (objects.len() - state.left.len()) as u64);
     lock(&shared.left).extend(state.left);
-    failpoint::hit(failpoint::COPY_LARGE_OBJECTS);
+    failpoint::at(failpoint::COPY_LARGE_OBJECTS)?;
     Ok(())
 }
 
@@ -321,7 +321,7 @@ async fn single(shared: &Shared, reader: &Session, writer: &mut Session, oid: u3
         }
         tx.save_checkpoint(cx.run, &cx.step, &unit, &state).await?;
         tx.commit().await?;
-        failpoint::hit(failpoint::COPY_LARGE_OBJECT_STRETCH);
+        failpoint::at(failpoint::COPY_LARGE_OBJECT_STRETCH)?;
         if state.complete {
             count(shared, 1);
             return Ok(());
@@ -415,7 +415,7 @@ pub async fn discard(cx: &Context, green: &mut Session) -> Result<u64> {
             .await?;
         tx.commit().await?;
         dropped += rows.len() as u64;
-        failpoint::hit(failpoint::COPY_UNDO_UNLINKED);
+        failpoint::at(failpoint::COPY_UNDO_UNLINKED)?;
     }
     Ok(dropped)
 }

@@ -158,7 +158,7 @@ async fn rows_are_there(shared: &Shared, source: &mut Option<Source>) -> Result<
     let tx = green.transaction().await?;
     state::mark(&tx, cx.run, &cx.step, state::DATA).await?;
     tx.commit().await?;
-    failpoint::hit(failpoint::COPY_DATA_COMPLETE);
+    failpoint::at(failpoint::COPY_DATA_COMPLETE)?;
     match source.take() {
         Some(source) => source.release().await,
         None => Ok(()),

@@ -136,7 +136,7 @@ pub async fn create(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
         }
         created::record(&tx, cx, &state.existing, &unit).await?;
         tx.commit().await?;
-        failpoint::hit(failpoint::COPY_SCHEMA_CREATED);
+        failpoint::at(failpoint::COPY_SCHEMA_CREATED)?;
     }
     cx.unit_done("schema");
     Ok(())
@@ -189,7 +189,7 @@ pub async fn build(
     state::mark(&tx, cx.run, &cx.step, &object.unit()).await?;
     tx.commit().await?;
     cx.unit_done(&entry.name);
-    failpoint::hit(failpoint::COPY_OBJECT_BUILT);
+    failpoint::at(failpoint::COPY_OBJECT_BUILT)?;
     Ok(())
 }
 
@@ -202,7 +202,7 @@ pub async fn analyze(cx: &Context, session: &mut Session, analyze: &Analyze) -> 
     tx.batch(&format!("analyze {}", analyze.table.sql())).await?;
     state::mark(&tx, cx.run, &cx.step, &analyze.unit()).await?;
     tx.commit().await?;
-    failpoint::hit(failpoint::COPY_ANALYZED);
+    failpoint::at(failpoint::COPY_ANALYZED)?;
     Ok(())
 }
 

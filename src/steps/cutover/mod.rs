@@ -216,7 +216,7 @@ impl StepKind for Cutover {
             self.carry_back(freeze, cx).await;
             freeze::open_again(&mut cx.writer(freeze).await?, cx).await?;
         }
-        failpoint::hit(failpoint::CUTOVER_UNDO_OPENED);
+        failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
         let outside = Outside::new(cx);
         let mut back = Vec::new();
         for participant in self.participants.iter().rev() {

@@ -116,10 +116,10 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
             .hint("raise `prepare_timeout`, or see which of them is slow"));
         }
     }
-    failpoint::hit(failpoint::CUTOVER_PREPARED);
+    failpoint::at(failpoint::CUTOVER_PREPARED)?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         cx.remember(DECIDED, &true).await?;
-        failpoint::hit(failpoint::CUTOVER_DECIDED);
+        failpoint::at(failpoint::CUTOVER_DECIDED)?;
         return Ok(Decided {
             frozen: prepared,
             prepared,
@@ -156,7 +156,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     let tx = freezer.transaction().await?;
     let drain = async {
         freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
-        failpoint::hit(failpoint::CUTOVER_FROZEN);
+        failpoint::at(failpoint::CUTOVER_FROZEN)?;
         let arrived = async {
             if let Some(gauge) = &mut gauge {
                 let mark = gauge.write(MARK).await?;
@@ -188,7 +188,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         Ok(result) => result?,
         Err(_) => return Err(over_budget()),
     };
-    failpoint::hit(failpoint::CUTOVER_DRAINED);
+    failpoint::at(failpoint::CUTOVER_DRAINED)?;
     cx.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
@@ -198,7 +198,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     }
     tx.commit().await?;
     let pause = frozen.elapsed();
-    failpoint::hit(failpoint::CUTOVER_DECIDED);
+    failpoint::at(failpoint::CUTOVER_DECIDED)?;
     let large_objects = carrier.zip(pass);
     Ok(Decided { frozen, prepared, pause, sequences, large_objects })
 }
@@ -224,7 +224,7 @@ async fn commit_all(cutover: &Cutover, cx: &Context, prepared: Instant) -> Resul
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
-            failpoint::hit(failpoint::CUTOVER_COMMITTED);
+            failpoint::at(failpoint::CUTOVER_COMMITTED)?;
         }
         Ok(json!({ "name": participant.name, "held_ms": millis(prepared.elapsed()) }))
     };

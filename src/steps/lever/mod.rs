@@ -207,9 +207,9 @@ impl Lever {
                 hold
             }
         };
-        failpoint::hit(failpoint::LEVER_BEFORE);
+        failpoint::at(failpoint::LEVER_BEFORE)?;
         self.apply(cx, outside, &cx.step).await?;
-        failpoint::hit(failpoint::LEVER_APPLIED);
+        failpoint::at(failpoint::LEVER_APPLIED)?;
         cx.remember(UNIT, &hold.at(Phase::Held)).await?;
         Ok(self.summary(cx, false))
     }
@@ -234,7 +234,7 @@ impl Lever {
         if !done {
             self.restore(cx, outside, &hold, &cx.step).await?;
         }
-        failpoint::hit(failpoint::LEVER_UNDO_REVERTED);
+        failpoint::at(failpoint::LEVER_UNDO_REVERTED)?;
         self.agree(cx, outside, &hold, &cx.step, false).await?;
         if let Some(lever) = self.sql.as_ref().filter(|lever| lever.in_transaction()) {
             let mut session = cx.writer(&lever.on).await?;

@@ -49,7 +49,7 @@ pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -
     if !done {
         lever.restore(cx, outside, &hold, &target).await?;
     }
-    failpoint::hit(failpoint::LEVER_REVERTED);
+    failpoint::at(failpoint::LEVER_REVERTED)?;
     cx.remember(UNIT, &Phase::Released).await?;
     Ok(json!({ "restored": true }))
 }
@@ -64,7 +64,7 @@ pub(super) async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &st
     if !done {
         lever.apply(cx, outside, &target).await?;
     }
-    failpoint::hit(failpoint::LEVER_UNDO_RAISED);
+    failpoint::at(failpoint::LEVER_UNDO_RAISED)?;
     lever.agree(cx, outside, &hold, &target, true).await?;
     cx.forget(UNIT).await?;
     Ok(json!({ "raised": true }))

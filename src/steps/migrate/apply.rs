@@ -120,7 +120,7 @@ impl<'a> Worker<'a> {
                     self.prepare().await?;
                     self.stepwise(&first.up, &up_key(first), false).await?;
                     self.renew(&first.up).await?;
-                    failpoint::hit(failpoint::MIGRATE_BEFORE_RECORD);
+                    failpoint::at(failpoint::MIGRATE_BEFORE_RECORD)?;
                 }
                 self.recording = items;
                 self.refinery(&all, Target::FakeVersion(last)).await?;

@@ -215,15 +215,15 @@ impl<'a> Worker<'a> {
         tx.batch("set local role none").await?;
         finish(&tx, cx, &table, tail, self.baseline, &self.vendors, started.elapsed()).await?;
         match tail {
-            Tail::Applied { .. } | Tail::Again { .. } => failpoint::hit(failpoint::MIGRATE_BEFORE_COMMIT),
-            Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_BEFORE_COMMIT),
-            Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_BEFORE_COMMIT),
+            Tail::Applied { .. } | Tail::Again { .. } => failpoint::at(failpoint::MIGRATE_BEFORE_COMMIT)?,
+            Tail::Unit { .. } => failpoint::at(failpoint::MIGRATE_UNIT_BEFORE_COMMIT)?,
+            Tail::Forgotten { .. } => failpoint::at(failpoint::MIGRATE_UNDO_BEFORE_COMMIT)?,
         }
         tx.commit().await.map_err(|e| e.in_file(&script.path, None))?;
         match tail {
-            Tail::Applied { .. } | Tail::Again { .. } => failpoint::hit(failpoint::MIGRATE_COMMITTED),
-            Tail::Unit { .. } => failpoint::hit(failpoint::MIGRATE_UNIT_COMMITTED),
-            Tail::Forgotten { .. } => failpoint::hit(failpoint::MIGRATE_UNDO_COMMITTED),
+            Tail::Applied { .. } | Tail::Again { .. } => failpoint::at(failpoint::MIGRATE_COMMITTED)?,
+            Tail::Unit { .. } => failpoint::at(failpoint::MIGRATE_UNIT_COMMITTED)?,
+            Tail::Forgotten { .. } => failpoint::at(failpoint::MIGRATE_UNDO_COMMITTED)?,
         }
         cx.unit_done(&label);
         Ok(())
@@ -296,11 +296,11 @@ impl<'a> Worker<'a> {
             self.note_position(key, &Position::at(script, i, true)).await?;
             false
         };
-        failpoint::hit(failpoint::MIGRATE_BEFORE_STATEMENT);
+        failpoint::at(failpoint::MIGRATE_BEFORE_STATEMENT)?;
         if !done {
             self.execute_alone(script, statement, key, i, half_done).await?;
         }
-        failpoint::hit(failpoint::MIGRATE_STATEMENT_DONE);
+        failpoint::at(failpoint::MIGRATE_STATEMENT_DONE)?;
         self.note_position(key, &Position::at(script, i + 1, false)).await
     }
 

@@ -320,7 +320,7 @@ impl Monitor {
             let samples = try_join_all(self.probes.iter().map(|probe| probe.ask(&outside))).await?;
             self.take(cx, soak, &samples, &baseline).await?;
             soak.advance(begun.elapsed());
-            failpoint::hit(failpoint::MONITOR_SAMPLED);
+            failpoint::at(failpoint::MONITOR_SAMPLED)?;
             let total = self.time.0.as_secs();
             cx.progress(SOAK, soak.elapsed().as_secs().min(total), Some(total), Measure::Seconds);
             if soak.elapsed() >= self.time.0 {
@@ -329,7 +329,7 @@ impl Monitor {
             if kept.elapsed() >= keep_every {
                 kept = Instant::now();
                 cx.remember(SOAK, soak).await?;
-                failpoint::hit(failpoint::MONITOR_KEPT);
+                failpoint::at(failpoint::MONITOR_KEPT)?;
                 let last: Vec<String> =
                     soak.probes.iter().map(|(name, stats)| format!("{name}: {}", stats.last)).collect();
                 cx.note(format!("{} of {total} s; {}", soak.elapsed().as_secs(), last.join(", ")));

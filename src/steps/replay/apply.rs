@@ -164,7 +164,7 @@ impl Applier<'_> {
 
     async fn commit(&self, tx: Tx<'_>, tally: &Tally) -> Result<()> {
         marks::advance(&tx, self.stream, self.partition, tally).await?;
-        failpoint::hit(failpoint::REPLAY_BEFORE_COMMIT);
+        failpoint::at(failpoint::REPLAY_BEFORE_COMMIT)?;
         tx.commit().await
     }
 

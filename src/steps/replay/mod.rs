@@ -152,7 +152,7 @@ impl Replay {
             }
         };
         pool.work(Until::Marker(marker)).await?;
-        failpoint::hit(failpoint::REPLAY_CAUGHT_UP);
+        failpoint::at(failpoint::REPLAY_CAUGHT_UP)?;
         cx.ledger.end_standing(id, &cx.step).await
     }
 }
@@ -322,7 +322,7 @@ impl StepKind for Replay {
         match self.mode(earlier(cx)) {
             Mode::Tail => {
                 self.pool(cx).await?.work(Until::Near(i64::from(self.caught_up))).await?;
-                failpoint::hit(failpoint::REPLAY_CAUGHT_UP);
+                failpoint::at(failpoint::REPLAY_CAUGHT_UP)?;
             }
             Mode::Drain => self.drain(cx).await?,
         }

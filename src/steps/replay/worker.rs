@@ -202,7 +202,7 @@ impl<'a> Pool<'a> {
                 loss.recovered();
                 came = true;
                 if count > 0 {
-                    failpoint::hit(failpoint::REPLAY_APPLIED);
+                    failpoint::at(failpoint::REPLAY_APPLIED)?;
                 }
                 if let Some(tag) = window.ackable() {
                     consumer.ack(tag).await?;

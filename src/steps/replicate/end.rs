@@ -18,7 +18,7 @@ pub async fn end(cx: &Context, link: &Link) -> Result<()> {
             "the decision stands, but the replication could not be taken away ({e}); `handover finish` does it"
         )),
     }
-    failpoint::hit(failpoint::REPLICATE_ENDED);
+    failpoint::at(failpoint::REPLICATE_ENDED)?;
     Ok(())
 }
 

@@ -299,12 +299,12 @@ impl StepKind for Replicate {
         origin::assert_there(cx, &link).await?;
         let made = subscription::create(cx, self, &link).await?;
         if made {
-            failpoint::hit(failpoint::REPLICATE_SUBSCRIBED);
+            failpoint::at(failpoint::REPLICATE_SUBSCRIBED)?;
             cx.note(format!("{} follows {} as subscription {}", self.to, self.from, link.name));
         }
         let begun = std::time::Instant::now();
         let sample = watch::catch_up(self, cx, &link).await?;
-        failpoint::hit(failpoint::REPLICATE_CAUGHT_UP);
+        failpoint::at(failpoint::REPLICATE_CAUGHT_UP)?;
         Ok(json!({
             "name": link.name,
             "caught_up_after_s": begun.elapsed().as_secs(),

@@ -72,7 +72,7 @@ pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
         subscription::rehearse(cx, replicate, &link).await?;
         // Before the slot: the stream is decoded with the catalogs of its time, and must find it there.
         publish(cx, copy, &link).await?;
-        failpoint::hit(failpoint::REPLICATE_PUBLISHED);
+        failpoint::at(failpoint::REPLICATE_PUBLISHED)?;
         let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
         slot::create(cx, &link, folder, replicate.patience.0).await
     };
@@ -85,7 +85,7 @@ pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
             return Err(error);
         }
     };
-    failpoint::hit(failpoint::REPLICATE_SLOT_CREATED);
+    failpoint::at(failpoint::REPLICATE_SLOT_CREATED)?;
     cx.note(format!("replication begins at log position {} of {}", fresh.lsn, link.from));
     Ok(Some(Origin { fresh }))
 }
@@ -228,10 +228,10 @@ pub async fn discard_after_copy(cx: &Context) -> Result<()> {
 pub async fn discard(cx: &Context, link: &Link) -> Result<()> {
     let unsubscribed = subscription::remove(cx, link).await;
     if unsubscribed.is_ok() {
-        failpoint::hit(failpoint::REPLICATE_UNDO_UNSUBSCRIBED);
+        failpoint::at(failpoint::REPLICATE_UNDO_UNSUBSCRIBED)?;
     }
     slot::remove(cx, link).await?;
-    failpoint::hit(failpoint::REPLICATE_UNDO_SLOT_DROPPED);
+    failpoint::at(failpoint::REPLICATE_UNDO_SLOT_DROPPED)?;
     let mut blue = cx.writer(&link.from).await?;
     blue.set("lock_timeout", "30s").await?;
     let tx = blue.transaction().await?;

@@ -312,7 +312,7 @@ impl<'a> Comparison<'a> {
             self.agreed.add(&table.name, range.number, range.bytes).await?;
         }
         self.close_unit(i).await?;
-        failpoint::hit(failpoint::VERIFY_CHUNK);
+        failpoint::at(failpoint::VERIFY_CHUNK)?;
         Ok(())
     }
 
@@ -342,7 +342,7 @@ impl<'a> Comparison<'a> {
             let bytes = table.shapes.0.bytes / n.max(1);
             self.advance(i, bytes);
             self.agreed.add_sums(&table.name, bytes, || self.sums_so_far(i)).await?;
-            failpoint::hit(failpoint::VERIFY_CHUNK);
+            failpoint::at(failpoint::VERIFY_CHUNK)?;
         }
         let differing: Option<BTreeSet<i64>> = {
             let mut tally = self.tally(i);

@@ -120,7 +120,7 @@ pub async fn moving(
     while !wanted.is_empty() {
         let some: Vec<Table> = wanted.iter().filter_map(|i| tables.get(*i).cloned()).collect();
         let compared = Comparison::new(cx, sessions, hasher, &some, &agreed).run(jobs).await?;
-        failpoint::hit(failpoint::VERIFY_SUMMED);
+        failpoint::at(failpoint::VERIFY_SUMMED)?;
         // Reading large tables takes what it takes; the time is for what differed.
         let deadline = *deadline.get_or_insert_with(|| Instant::now() + within);
         let (mut rows, mut again) = (Vec::new(), Vec::new());

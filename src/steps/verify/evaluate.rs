@@ -144,7 +144,7 @@ impl Verify {
             found.add(&compared);
             agreed = Some(then);
             found.moments = vec![before.moment.clone(), after.moment.clone()];
-            failpoint::hit(failpoint::VERIFY_COMPARED);
+            failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
         if self.counts_tables() {
             let there = shape::shapes(before.session()).await?;
@@ -169,7 +169,7 @@ impl Verify {
             cx.unit_done("tables");
             found.differences.sort();
             found.differences.dedup();
-            failpoint::hit(failpoint::VERIFY_COMPARED);
+            failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
         for invariant in &self.invariants {
             cx.proceed()?;
@@ -185,7 +185,7 @@ impl Verify {
             .map_err(|e| broken(e, invariant))?;
             judge(invariant, &result, &mut found, after_name)?;
             cx.unit_done(&invariant.name);
-            failpoint::hit(failpoint::VERIFY_COMPARED);
+            failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
         Ok((found, agreed))
     }
@@ -242,7 +242,7 @@ impl Verify {
                 return Err(nothing_to_compare(after_name));
             }
             found.compared += compared;
-            failpoint::hit(failpoint::VERIFY_COMPARED);
+            failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
         for invariant in &self.invariants {
             cx.proceed()?;
@@ -262,7 +262,7 @@ impl Verify {
             }
             judge(invariant, &result, &mut found, after_name)?;
             cx.unit_done(&invariant.name);
-            failpoint::hit(failpoint::VERIFY_COMPARED);
+            failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
         Ok(found)
     }
@@ -316,7 +316,7 @@ impl Verify {
         }
         tx.save_checkpoint(cx.run, &cx.step, COMPLETE, &baseline).await?;
         tx.commit().await?;
-        failpoint::hit(failpoint::VERIFY_RECORDED);
+        failpoint::at(failpoint::VERIFY_RECORDED)?;
         Ok(json!({ "recorded": baseline }))
     }
 }

@@ -258,7 +258,7 @@ impl Carrier {
         tx.save_checkpoint(self.cx.run, &self.step, SEEN, &seen).await?;
         tx.commit().await?;
         self.seen = seen;
-        failpoint::hit(failpoint::REPLICATE_LARGE_OBJECTS);
+        failpoint::at(failpoint::REPLICATE_LARGE_OBJECTS)?;
         pass.total_ms = millis(begun.elapsed());
         Ok(pass)
     }
@@ -278,7 +278,7 @@ impl Carrier {
         for oid in gone {
             self.ours.remove(*oid);
         }
-        failpoint::hit(failpoint::REPLICATE_LARGE_OBJECTS);
+        failpoint::at(failpoint::REPLICATE_LARGE_OBJECTS)?;
         Ok(rows.len() as u64)
     }
 
@@ -355,7 +355,7 @@ impl Carrier {
         self.ours.extend(new.iter().map(|o| o.oid));
         pass.made += new.len() as u64;
         pass.changed += old.len() as u64;
-        failpoint::hit(failpoint::REPLICATE_LARGE_OBJECTS);
+        failpoint::at(failpoint::REPLICATE_LARGE_OBJECTS)?;
         Ok(())
     }
 }
