@@ -283,7 +283,8 @@ fn act(name: &str, mode: &Mode) -> Result<()> {
         Mode::Error(code) => Err(Error::new(
             class_of(&SqlState::from_code(code)),
             format!("failpoint {name} [SQLSTATE {code}]"),
-        )),
+        )
+        .with_sqlstate(code)),
         Mode::Cut => Err(Error::new(Class::Connection, format!("failpoint {name}: no connection"))),
     }
 }
