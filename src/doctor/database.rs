@@ -6,6 +6,7 @@ use crate::engine::status::words;
 use crate::error::Result;
 use crate::postgres::catalog::{self, OURS};
 use crate::postgres::leftovers::{self, LeftoverKind};
+use crate::postgres::locks::Room;
 use crate::postgres::{Databases, Session};
 use crate::steps::Access;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,7 @@ pub(super) async fn examine(
     for need in needs::of(kinds) {
         privilege(&session, need, major, notes).await?;
     }
+    locks(&session, name, kinds, notes).await?;
     left(&session, acting, notes).await?;
     Ok(major.unsigned_abs())
 }
@@ -183,6 +185,28 @@ async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
             ),
             "alter role … in database … set default_transaction_isolation = 'read committed'",
         );
+    }
+    Ok(())
+}
+
+/// Whether all tables can be locked at once, as a copy and a cutover do.
+async fn locks(session: &Session, name: &str, kinds: &[(&str, Access)], notes: &mut Notes) -> Result<()> {
+    let tables = catalog::tables(session).await?.len() as u64;
+    let sequences = catalog::sequences(session).await?.len() as u64;
+    let (what, need) = match () {
+        () if kinds.iter().any(|(kind, _)| *kind == "copy") => ("a copy", 2 * (tables + sequences)),
+        () if kinds.iter().any(|(kind, _)| *kind == "cutover") => ("a cutover", tables + sequences),
+        () => return Ok(()),
+    };
+    let room = Room::of(session).await?;
+    match room.lacks(need, what, name) {
+        Some(text) => {
+            notes.error(
+                text,
+                "the setting takes effect when the server starts again; plan that before the run",
+            );
+        }
+        None => notes.ok(format!("room for {} locks, of which {what} needs {need}", room.capacity)),
     }
     Ok(())
 }

@@ -180,6 +180,15 @@ impl Databases {
         Ok(&self.target(name)?.url)
     }
 
+    /// The role that executes the plan in a database, by its URL.
+    ///
+    /// # Errors
+    /// A name that the plan does not have, or a URL that cannot be read.
+    pub fn user(&self, name: &str) -> Result<String> {
+        let config = Address::parse(self.url(name)?).map_err(|e| e.on_database(name))?.config;
+        Ok(config.get_user().unwrap_or_default().to_owned())
+    }
+
     fn target(&self, name: &str) -> Result<&Target> {
         self.targets.get(name).ok_or_else(|| {
             Error::usage(format!("there is no database `{name}` in the plan"))

@@ -37,6 +37,11 @@ fn from_db_error(db: &DbError) -> Error {
     if code == &SqlState::QUERY_CANCELED && db.message().contains("user request") {
         return error.hint("somebody cancelled the statement (pg_cancel_backend); `handover resume` goes on");
     }
+    // The same code says that there is no memory for a statement.
+    if code == &SqlState::OUT_OF_MEMORY && db.hint().is_some_and(|h| h.contains("max_locks_per_transaction"))
+    {
+        return error.hint("the server's table of locks is full, for everybody: `handover doctor` tells which max_locks_per_transaction it needs; set it there, restart that server, then `handover resume`");
+    }
     match (hint_for(class, code), db.hint()) {
         (Some(hint), _) => error.hint(hint),
         (None, Some(server)) => error.hint(format!("the server suggests: {server}")),

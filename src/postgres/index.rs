@@ -1,6 +1,7 @@
 //! Indexes as the catalog has them, and what a concurrent build would wait for.
 
 use super::ident::TableName;
+use super::prepared;
 use super::session::Session;
 use super::sql::{Token, tokens};
 use crate::error::{Class, Result};
@@ -140,7 +141,10 @@ pub async fn holders(session: &Session, pid: i32) -> Result<Vec<String>> {
             &[&pid],
         )
         .await?;
-    Ok(rows.iter().map(in_words).collect())
+    let mut out: Vec<String> = rows.iter().map(in_words).collect();
+    // They have no process.
+    out.extend(prepared::blocking(session, pid).await?);
+    Ok(out)
 }
 
 const HOLDER: &str = "select pid, coalesce(usename::text, '?'), coalesce(state, backend_type, '?'),

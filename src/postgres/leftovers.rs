@@ -73,10 +73,12 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
                     to_char(backend_start at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS \"UTC\"'))
              from pg_stat_activity where starts_with(application_name, $1) and datname = current_database()
              union all
-             select 'trigger', t.tgname, 'on ' || t.tgrelid::regclass
+             select 'trigger', t.tgname::text, case count(*) when 1 then 'on ' || min(t.tgrelid::regclass::text) else format('on %s tables', count(*)) end
              from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
              join pg_class c on c.oid = t.tgrelid
              where n.nspname = 'handover' and not t.tgisinternal and c.relnamespace <> n.oid
+             -- What a cutover refuses with is on every table.
+             group by t.tgname, case when not starts_with(t.tgname::text, '00_handover_refuse') then t.tgrelid end
              union all
              select 'slot', slot_name, case when active then 'active' else 'inactive' end
              from pg_replication_slots where starts_with(slot_name, 'handover') and database = current_database()

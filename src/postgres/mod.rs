@@ -11,6 +11,8 @@ pub mod identity;
 pub mod index;
 pub mod install;
 pub mod leftovers;
+pub mod locks;
+pub mod prepared;
 pub mod programs;
 pub mod session;
 pub mod sql;

@@ -10,7 +10,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
 use crate::postgres::index::{Found, definition, find, holders, is_as_wanted, obstacle, snapshot_holders};
-use crate::postgres::{Session, TableName, quote_ident};
+use crate::postgres::{Session, TableName, prepared, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -149,6 +149,12 @@ impl StepKind for CreateIndex {
                 )),
                 Found::Other(what) => out.blocker(format!("the name {} belongs to {what}", index.name)),
             };
+        }
+        let tables: BTreeSet<&TableName> = self.indexes.iter().map(|index| &index.table).collect();
+        for table in tables {
+            for blocker in prepared::of_table(&session, table).await? {
+                out.warning(format!("the build would wait for {blocker}"));
+            }
         }
         for blocker in snapshot_holders(&session).await? {
             out.warning(format!("the build would wait for {blocker}"));

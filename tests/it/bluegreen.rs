@@ -351,7 +351,7 @@ async fn blue_hands_over_to_green_under_writes_and_leaves_nothing_behind() {
     let application = Application::start(&world, false);
     world.handover("run", &[]).await.success();
     application.end(&world).await;
-    assert_eq!(world.green.value("select last_value from ticket").await.unwrap(), "500");
+    assert_eq!(world.green.value("select last_value from ticket").await.unwrap(), "1500");
     let name = "handover.capture";
     assert!(stream(&world).await.starts_with(name));
     let stream = stream(&world).await;

@@ -76,3 +76,22 @@ async fn writers_are_not_blocked_while_an_old_transaction_holds_the_build_up() {
     old.commit().await.unwrap();
     assert!(run.wait().await.unwrap().success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_a_build_waits_for_is_named() {
+    let world = world().await;
+    let admin = world.blue.admin().await;
+    let orphan = "begin; insert into token (id) values (5000); prepare transaction 'orphan of an index'";
+    admin.batch_execute(orphan).await.unwrap();
+    let dry = world.handover("dry-run", &[]).await;
+    let run =
+        world.command().arg("run").arg(world.plan()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    until(&world.blue.admin().await, BUILDING).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    admin.batch_execute("rollback prepared 'orphan of an index'").await.unwrap();
+    let output = run.wait_with_output().await.unwrap();
+    assert!(output.status.success());
+    assert!(dry.stdout.contains("`rollback prepared 'orphan of an index'`"), "{dry}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("`rollback prepared 'orphan of an index'`"), "{stdout}");
+}

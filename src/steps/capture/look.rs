@@ -4,7 +4,7 @@ use super::{Capture, Table, Truncate, When};
 use crate::error::Result;
 use crate::outbox::catalog::{TableFacts, inspect};
 use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{Session, TableName, quote_ident};
+use crate::postgres::{TableName, quote_ident};
 use crate::problem::{Problems, Segment};
 use crate::steps::{Context, Description};
 
@@ -243,31 +243,7 @@ fn as_select(name: &TableName, operation: crate::outbox::trigger::Operation, con
     format!("select 1 from {} where ({condition}\n)", rows.join(", "))
 }
 
-/// Transactions that hold a lock on a table which its writers or a schema change hold, in words.
-pub(super) async fn holders(session: &Session, name: &TableName) -> Result<Vec<String>> {
-    let rows = session
-        .query(
-            "select a.pid, coalesce(a.usename::text, '?'), coalesce(a.state, a.backend_type, '?'),
-                    extract(epoch from clock_timestamp() - coalesce(a.xact_start, a.backend_start))::float8, min(l.mode)
-             from pg_locks l join pg_stat_activity a on a.pid = l.pid
-             join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
-             where n.nspname = $1 and c.relname = $2 and l.granted and l.pid <> pg_backend_pid()
-               and l.database = (select oid from pg_database where datname = current_database())
-               and l.mode not in ('AccessShareLock', 'RowShareLock')
-               and a.xact_start < clock_timestamp() - interval '200 milliseconds'
-             group by 1, 2, 3, 4 order by 4 desc limit 5",
-            &[&name.schema, &name.name],
-        )
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-            let (age, mode): (f64, String) = (row.get(3), row.get(4));
-            format!("pid {pid} ({user}, {state}, {mode}, open for {age:.1} s)")
-        })
-        .collect())
-}
+pub(super) use crate::postgres::prepared::holders;
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,8 @@ use super::dump::{Entry, Program};
 use super::source::major;
 use super::{Copy, LargeObjects, Owners, SplitBy, created, cut, dependents, privileges};
 use crate::error::{Class, Error, Result};
-use crate::postgres::catalog::application;
+use crate::postgres::catalog::{self, application};
+use crate::postgres::locks::Room;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::Description;
@@ -45,6 +46,7 @@ pub async fn look(
         }
     };
     source(copy, blue, out).await?;
+    locks(copy, blue, out).await?;
     dependents::look(copy, blue, out).await?;
     privileges::look(copy, blue, green, out).await?;
     extensions(copy, blue, green, out).await?;
@@ -131,6 +133,17 @@ async fn source(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()
         ));
     }
     large_objects(copy, blue, out).await
+}
+
+/// What is locked on the source at once: each table by the snapshot's holder and by pg_dump, and each sequence by
+/// pg_dump and by us.
+async fn locks(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()> {
+    let selection = copy.selection();
+    let tables = catalog::tables(blue).await?.iter().filter(|table| selection.table(table)).count();
+    let sequences = catalog::sequences(blue).await?.iter().filter(|s| selection.schema(&s.schema)).count();
+    let need = 2 * (tables + sequences) as u64;
+    out.blockers.extend(Room::of(blue).await?.lacks(need, "the copy", &copy.from));
+    Ok(())
 }
 
 /// Large objects are not among what pg_read_all_data opens, unless somebody set lo_compat_privileges.

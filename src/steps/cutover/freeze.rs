@@ -1,18 +1,15 @@
 //! Holding writers off, and refusing them for good.
 //!
-//! SHARE ROW EXCLUSIVE conflicts with what every writing statement takes, and lets readers through; it is also
-//! what `CREATE TRIGGER` and `ENABLE ALWAYS TRIGGER` take, so the decision needs no stronger lock.
+//! SHARE ROW EXCLUSIVE conflicts with what every writing statement takes, and lets readers through.
 //! (<https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES>)
 
 use super::Cutover;
+use super::gate::{self, Gate};
 use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
-use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
+use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
 use std::time::Duration;
-
-/// Name of the triggers that refuse writes. Digits put them before an application's own.
-const TRIGGER: &str = "00_handover_refuse";
 
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
@@ -42,48 +39,32 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result
             .hint("is `freeze:` the right database?"));
     }
     let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
-    let deadlock: String =
-        tx.query_one("select setting from pg_settings where name = 'deadlock_timeout'", &[]).await?.get(0);
-    let deadlock = deadlock.parse().map_or(budget, Duration::from_millis);
+    let deadlock = deadlock_timeout(tx).await?;
     let patience = (budget / 2).min(deadlock * 4 / 5).max(Duration::from_millis(10));
     tx.batch(&format!("set local statement_timeout = '{}ms'", patience.as_millis())).await?;
-    tx.execute(&format!("lock table {} in share row exclusive mode", list.join(", ")), &[]).await?;
+    tx.batch(&format!("lock table {} in share row exclusive mode", list.join(", "))).await.map_err(|e| {
+        if e.message().contains("42P01") {
+            // Dropped since we looked; the next attempt looks again.
+            return e.with_class(Class::Contention).hint("stop schema changes on the old side");
+        }
+        e
+    })?;
     tx.batch(&format!("set local statement_timeout = '{}ms'", budget.as_millis())).await
 }
 
+/// How long a waiter waits until the server looks for a deadlock, and may end somebody for it.
+///
+/// # Errors
+/// What the server says.
+pub async fn deadlock_timeout(tx: &Tx<'_>) -> Result<Duration> {
+    let setting: String =
+        tx.query_one("select setting from pg_settings where name = 'deadlock_timeout'", &[]).await?.get(0);
+    Ok(setting.parse().map_or(Duration::from_secs(1), Duration::from_millis))
+}
+
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
-pub async fn decide(tx: &Tx<'_>, cx: &Context, tables: &[TableName]) -> Result<()> {
-    let plan = quote_literal(&cx.plan);
-    let replaces: bool =
-        tx.query_one("select current_setting('server_version_num')::int >= 140000", &[]).await?.get(0);
-    // Before Postgres 14 a trigger is not replaced, but dropped, for which there must be no reader; so only where
-    // one is left from an earlier run.
-    let create = if replaces { "create or replace" } else { "create" };
-    let old: Vec<TableName> = if replaces {
-        Vec::new()
-    } else {
-        let rows = tx
-            .query(
-                "select n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
-                 join pg_namespace n on n.oid = c.relnamespace where t.tgname = $1 and t.tgparentid = 0",
-                &[&TRIGGER],
-            )
-            .await?;
-        rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect()
-    };
-    let mut script = String::new();
-    for name in tables {
-        let (table, trigger) = (name.sql(), quote_ident(TRIGGER));
-        if old.contains(name) {
-            script.push_str(&format!("drop trigger {trigger} on {table};"));
-        }
-        script.push_str(&format!(
-            "{create} trigger {trigger} before insert or update or delete or truncate on {table}
-                 for each statement execute function handover.refuse_write({plan});
-             alter table {table} enable always trigger {trigger};"
-        ));
-    }
-    tx.batch(&script).await?;
+pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover) -> Result<()> {
+    Gate::of(cx).shut(tx, cutover).await?;
     tx.execute(
         "insert into handover.decision (run, step, plan) values ($1, $2, $3)",
         &[&cx.run.0, &cx.step.as_str(), &&*cx.plan],
@@ -104,41 +85,47 @@ pub async fn is_decided(session: &Session, cx: &Context) -> Result<bool> {
 }
 
 /// Proves that each frozen table refuses writes.
-pub async fn assert_refusing(session: &Session, cutover: &Cutover) -> Result<()> {
-    let refusing: Vec<TableName> = refusing(session).await?;
-    match tables(session, cutover).await?.into_iter().find(|t| !refusing.contains(t)) {
-        None => Ok(()),
-        Some(open) => {
-            Err(Error::new(Class::Invariant, format!("table {open} can still be written to on the old side"))
-                .on_database(session.database())
-                .hint(
-                    "it was made after the cutover, or its trigger was dropped: see who still uses this side",
-                ))
-        }
-    }
+pub async fn assert_refusing(session: &Session, cx: &Context, cutover: &Cutover) -> Result<()> {
+    Gate::of(cx).assert_shut(session, cutover).await
 }
 
-async fn refusing(session: &Session) -> Result<Vec<TableName>> {
-    let rows = session
-        .query(
-            "select n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
-             join pg_namespace n on n.oid = c.relnamespace
-             where t.tgname = $1 and t.tgenabled = 'A' and t.tgfoid = 'handover.refuse_write'::regproc",
-            &[&TRIGGER],
-        )
-        .await?;
-    Ok(rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect())
+/// After the decision, when nobody waits any more: stops apply workers, too, which fire no statement triggers.
+pub async fn bolt(cx: &Context, cutover: &Cutover) {
+    let Some(name) = &cutover.freeze else { return };
+    let bolted = async { Gate::of(cx).bolt(&mut cx.writer(name).await?, cx, cutover).await };
+    let trouble = match bolted.await {
+        Ok(None) => return,
+        Ok(Some(waits)) => waits,
+        Err(error) => error.to_string(),
+    };
+    cx.warn(format!(
+        "a subscription that is made on {name} from now on may write there: {trouble}; make none"
+    ));
 }
 
 /// Opens the old side again and takes the decision back, in one transaction.
 pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
     session.set("lock_timeout", "5s").await?;
-    let tables = refusing(session).await?;
+    let earlier = gate::earlier(session).await?;
     let tx = session.transaction().await?;
-    for table in tables {
-        tx.execute(&format!("drop trigger {} on {}", quote_ident(TRIGGER), table.sql()), &[]).await?;
-    }
+    Gate::of(cx).open(&tx, &earlier).await?;
     tx.execute("delete from handover.decision where run = $1 and step = $2", &[&cx.run.0, &cx.step.as_str()])
         .await?;
     tx.commit().await
+}
+
+/// Takes away what an attempt that was called off, or a decision that was taken back, left on the old side.
+pub async fn clear(cx: &Context, cutover: &Cutover) {
+    let Some(name) = &cutover.freeze else { return };
+    let gate = Gate::of(cx);
+    let removed = async { gate.remove(&mut cx.writer(name).await?).await };
+    let why = match removed.await {
+        Ok(0) => return,
+        Ok(left) => format!("{left} of their tables are in use"),
+        Err(error) => error.to_string(),
+    };
+    cx.warn(format!(
+        "triggers stay on {name} that let every write through ({why}); when it is quiet there, `{}`",
+        gate.drop_sql()
+    ));
 }

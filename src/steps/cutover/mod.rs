@@ -5,7 +5,9 @@
 //! serves on; after it, there is only forward. Where the old side stays (an upgrade in place, without
 //! `freeze:`), the decision is the journal's own record.
 
+mod forecast;
 mod freeze;
+mod gate;
 mod large_objects;
 mod partial;
 mod participant;
@@ -13,6 +15,7 @@ mod preflight;
 mod protocol;
 mod quarantine;
 mod sequences;
+mod subscriptions;
 mod uncaptured;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
@@ -69,6 +72,10 @@ pub struct Cutover {
     /// How old a transaction that wrote to the frozen tables may be when the pause begins.
     #[serde(default = "default_transaction_age")]
     pub max_transaction_age: Duration,
+    /// How many steps beyond the old side's position each sequence of the new side begins, for values that are drawn
+    /// during the pause without a write to a table. Never more than a hundredth of what a sequence has left.
+    #[serde(default = "default_margin")]
+    pub sequence_margin: u32,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,
@@ -90,6 +97,9 @@ fn default_patience() -> Duration {
     Duration::secs(600)
 }
 fn default_backlog() -> u32 {
+    1000
+}
+fn default_margin() -> u32 {
     1000
 }
 fn default_transaction_age() -> Duration {
@@ -192,7 +202,7 @@ impl StepKind for Cutover {
             );
         }
         if let Some(freeze) = &self.freeze {
-            freeze::assert_refusing(&cx.reader(freeze).await?, self).await?;
+            freeze::assert_refusing(&cx.reader(freeze).await?, cx, self).await?;
         }
         let outside = Outside::new(cx);
         for participant in &self.participants {
@@ -207,6 +217,7 @@ impl StepKind for Cutover {
         if cx.recall::<bool>(TURNING_BACK)?.is_none() {
             if !protocol::is_decided(self, cx).await? {
                 protocol::call_off(self, cx).await?;
+                freeze::clear(cx, self).await;
                 return Ok(json!({ "turned_back": [] }));
             }
             cx.remember(TURNING_BACK, &true).await?;
@@ -223,6 +234,7 @@ impl StepKind for Cutover {
             participant.revert(cx, &outside).await?;
             back.push(participant.name.as_str());
         }
+        freeze::clear(cx, self).await;
         Ok(json!({ "turned_back": back }))
     }
 
@@ -241,7 +253,7 @@ impl Cutover {
         let Some(to) = &self.to else { return };
         let carried = async {
             let (green, mut blue) = (cx.reader(to).await?, cx.writer(freeze).await?);
-            sequences::carry(&green, &mut blue).await
+            sequences::carry(&green, &mut blue, self.sequence_margin).await
         };
         if let Err(error) = carried.await {
             cx.warn(format!(

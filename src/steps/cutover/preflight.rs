@@ -1,12 +1,14 @@
 //! Everything that can be found out before anybody is paused.
 
-use super::{Cutover, freeze, large_objects, protocol, quarantine, uncaptured};
+use super::gate::Gate;
+use super::{Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, subscriptions, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
-use crate::postgres::catalog::{application, is_application};
-use crate::postgres::{Session, TableName};
+use crate::postgres::catalog::{self, application, is_application};
+use crate::postgres::locks::Room;
+use crate::postgres::{Session, TableName, prepared};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
@@ -19,13 +21,18 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         participant.check(&outside).await?;
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
-    let (blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
+    let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
     let unknown = never_analyzed(&green).await?;
     if let Some(first) = unknown.first() {
         cx.warn(format!(
             "never analyzed on {to}: {}; their first queries may be slow: `analyze {first}`, and so on",
             few(&unknown)
         ));
+    }
+    if let Some(text) = look(cutover, cx, &blue, &green).await?.into_iter().next() {
+        return Err(Error::new(Class::Data, text)
+            .on_database(freeze)
+            .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
     }
     uncaptured::refuse(cutover, cx, &blue, &green).await?;
     let mut gauge = match protocol::link(cutover, cx) {
@@ -36,10 +43,14 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
     let begun = Instant::now();
     loop {
         let obstacle = match late(cx, gauge.as_mut()).await? {
-            None => obstacle(cutover, cx, &blue, &green).await?,
+            None => match obstacle(cutover, cx, &blue, &green).await? {
+                None => Gate::of(cx).raise(&mut blue, cx, cutover).await?,
+                some => some,
+            },
             late => late,
         };
         let Some(obstacle) = obstacle else {
+            forecast::rehearse(cutover, cx, &mut blue, &green).await?;
             // Objects changed also while we waited.
             if begun.elapsed() > Duration::from_secs(1) {
                 large_objects::catch_up(cutover, cx).await?;
@@ -59,6 +70,24 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         );
         cx.sleep(Duration::from_millis(250)).await?;
     }
+}
+
+/// What no waiting mends, in words.
+async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<String>> {
+    let (there, here) = (cx.databases.user(blue.database())?, cx.databases.user(green.database())?);
+    // First of all: reading a sequence's position locks it, too.
+    let mut out = Vec::new();
+    let tables = freeze::tables(blue, cutover).await?.len() as u64;
+    let sequences = catalog::sequences(blue).await?.len() as u64;
+    let what = "holding writers off and reading all sequences";
+    out.extend(Room::of(blue).await?.lacks(tables + sequences, what, blue.database()));
+    let sequences = catalog::sequences(green).await?.len() as u64;
+    out.extend(Room::of(green).await?.lacks(sequences, "setting all sequences", green.database()));
+    if out.is_empty() {
+        out.extend(sequences::look((blue, &there), (green, &here)).await?);
+    }
+    out.extend(subscriptions::writing(blue, cutover).await?);
+    Ok(out)
 }
 
 /// Whether changes arrive too late by replication, in words.
@@ -112,6 +141,9 @@ async fn obstacle(
             &[&cutover.max_transaction_age.0.as_secs_f64()],
         )
         .await?;
+    if let Some(prepared) = prepared::holding(blue, cutover.max_transaction_age.0).await?.into_iter().next() {
+        return Ok(Some(prepared));
+    }
     let Some(row) = row else { return Ok(None) };
     let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
     let (age, query): (f64, String) = (row.get(3), row.get(4));
@@ -149,7 +181,18 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             tables.len(),
             cutover.write_pause
         ));
-        out.action(format!("drain what was captured into {to} and carry sequences over"));
+        let sequences = catalog::sequences(&blue).await?.len();
+        out.action(format!(
+            "drain what was captured into {to}, and set its sequences (there are {sequences} on {freeze}) {} steps beyond where the old ones stand",
+            cutover.sequence_margin
+        ));
+        let green = cx.reader(to).await?;
+        for text in look(cutover, cx, &blue, &green).await? {
+            out.blocker(text);
+        }
+        for text in prepared::holding(&blue, cutover.max_transaction_age.0).await? {
+            out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
+        }
         large_objects::describe(cutover, cx, &blue, &mut out).await?;
         out.action(format!(
             "refuse writes on {freeze} from then on, in the same transaction: the point of no return"

@@ -36,6 +36,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     if is_decided(cutover, cx).await? {
         let begun = Instant::now();
         commit_all(cutover, cx, begun).await?;
+        freeze::bolt(cx, cutover).await;
         end_replication(cutover, cx).await?;
         return Ok(json!({ "decided": "by an earlier attempt", "participants": names(cutover) }));
     }
@@ -67,6 +68,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         attempt += 1;
     };
     let pauses = commit_all(cutover, cx, decided.prepared).await?;
+    freeze::bolt(cx, cutover).await;
     end_replication(cutover, cx).await?;
     let mut summary = json!({
         "attempts": attempt,
@@ -182,7 +184,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
-        Ok::<_, Error>((sequences::carry(&blue, &mut green).await?, pass))
+        Ok::<_, Error>((sequences::carry(&blue, &mut green, cutover.sequence_margin).await?, pass))
     };
     let (sequences, pass) = match tokio::time::timeout(budget, drain).await {
         Ok(result) => result?,
@@ -192,7 +194,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     cx.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
-    freeze::decide(&tx, cx, &tables).await?;
+    freeze::decide(&tx, cx, cutover).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());
     }

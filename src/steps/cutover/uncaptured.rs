@@ -122,19 +122,23 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     for (step, copy) in copies(cutover, cx) {
         let Some(state) = state::read(green, cx.run, step).await? else { continue };
         let loaded = data::loaded_by(green, cx.run, step).await?;
-        let counted =
-            |table: &TableName| state.writes.iter().find(|(name, _)| name == table).map(|(_, n)| *n);
+        let mut rows: BTreeMap<&TableName, u64> = BTreeMap::new();
+        for chunk in &loaded {
+            *rows.entry(&chunk.table).or_default() += chunk.rows;
+        }
+        let counted: BTreeMap<&TableName, i64> = state.writes.iter().map(|(name, n)| (name, *n)).collect();
+        let copied: BTreeSet<&TableName> = state.tables.iter().map(|table| &table.name).collect();
         for table in exposed.iter().filter(|table| copy.takes_rows(table)) {
             cx.proceed()?;
-            if !state.tables.iter().any(|copied| copied.name == *table) {
+            if !copied.contains(table) {
                 new.push(table.clone());
                 continue;
             }
-            if started == state.server_started && counted(table) == now.get(table).copied() {
+            if started == state.server_started && counted.get(table) == now.get(table) {
                 continue;
             }
             cx.progress("looking for writes that were not captured", 0, None, Measure::Items);
-            let rows = loaded.iter().filter(|l| l.table == *table).map(|l| l.rows).sum();
+            let rows = rows.get(table).copied().unwrap_or_default();
             if differs(cx, cutover, &state, table, rows).await? {
                 changed.push(table.clone());
             }

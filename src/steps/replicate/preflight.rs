@@ -63,7 +63,7 @@ async fn publisher(
     out: &mut Description,
 ) -> Result<()> {
     let from = &replicate.from;
-    let role = user(databases.url(from)?, from)?;
+    let role = databases.user(from)?;
     let row = blue
         .query_one(
             "select current_setting('wal_level'), pg_is_in_recovery(),
@@ -166,7 +166,7 @@ async fn subscriber(
     out: &mut Description,
 ) -> Result<()> {
     let to = &replicate.to;
-    let role = user(databases.url(to)?, to)?;
+    let role = databases.user(to)?;
     let version = major(green).await?;
     let row = green
         .query_one(
@@ -255,7 +255,7 @@ async fn identities(
     tables: &[TableName],
     out: &mut Description,
 ) -> Result<()> {
-    let role = user(databases.url(&replicate.from)?, &replicate.from)?;
+    let role = databases.user(&replicate.from)?;
     let names: Vec<String> = tables.iter().map(TableName::sql).collect();
     let rows = blue
         .query(
@@ -436,7 +436,7 @@ async fn large_objects(
         "leave {objects} large objects to the cutover, which carries over what was made, changed or removed since the copy"
     ));
     for (session, name) in [(blue, &replicate.from), (green, &replicate.to)] {
-        let role = user(databases.url(name)?, name)?;
+        let role = databases.user(name)?;
         if !carry::readable(session, Some(&role)).await? {
             out.blocker(format!(
                 "the role {role} may not look at the pages of large objects on {name}, which tells a cutover what changed in them: {}; or say `large_objects: skip` in the copy",
