@@ -68,6 +68,8 @@ failpoints! {
     COPY_DATA_COMPLETE = "copy.data-complete";
     /// An index, key or other object that comes after the rows was built.
     COPY_OBJECT_BUILT = "copy.object-built";
+    /// Rows that do not fit a key were set aside.
+    COPY_SET_ASIDE = "copy.set-aside";
     /// Sequences stand where the source's stood.
     COPY_SEQUENCES_SET = "copy.sequences-set";
     /// The copied tables were analyzed.

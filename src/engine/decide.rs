@@ -23,6 +23,10 @@ pub struct Outline {
     pub undo: Undo,
     /// The fact without which a lossy undo loses nothing.
     pub at_stake: Option<&'static str>,
+    /// The database that it fills from nothing, so that its undo empties it.
+    pub fills: Option<String>,
+    /// The database that its undo leaves to the undo of the step that filled it.
+    pub leaves: Option<String>,
 }
 
 impl Outline {
@@ -40,6 +44,8 @@ impl From<&Step> for Outline {
             on_failure: step.on_failure,
             undo: step.kind.reversibility(),
             at_stake: step.kind.at_stake(),
+            fills: step.kind.fills().map(str::to_owned),
+            leaves: step.kind.leaves().map(str::to_owned),
         }
     }
 }
@@ -225,8 +231,37 @@ pub fn rollback_fits(plan: &[Outline], state: &RunState, to: Option<&StepId>) ->
             return Err(Error::usage(format!("step `{}` cannot be undone: {why}", outline.id))
                 .hint(format!("`handover rollback --to {}` undoes what came after it", outline.id)));
         }
+        if let Some(database) = &outline.leaves
+            && let Some(filler) = filler_that_stays(plan, outline, database, to)
+        {
+            let before = plan.iter().take_while(|o| o.id != *filler).map(|o| &o.id);
+            return Err(Error::usage(format!(
+                "step `{}` is taken back only together with `{filler}`, whose undo empties {database}",
+                outline.id
+            ))
+            .hint(match before.last() {
+                Some(before) => format!(
+                    "`handover rollback --to {before}`, or without `--to`; or keep it with `--to {}`",
+                    outline.id
+                ),
+                None => format!("`handover rollback` without `--to`; or keep it with `--to {}`", outline.id),
+            }));
+        }
     }
     Ok(())
+}
+
+/// The step that filled `database` before `step`, if a rollback to `to` leaves it as it is.
+fn filler_that_stays<'a>(
+    plan: &'a [Outline],
+    step: &Outline,
+    database: &str,
+    to: Option<&StepId>,
+) -> Option<&'a StepId> {
+    let to = plan.iter().position(|o| Some(&o.id) == to)?;
+    let at = plan.iter().take_while(|o| o.id != step.id);
+    let (place, filler) = at.enumerate().filter(|(_, o)| o.fills.as_deref() == Some(database)).last()?;
+    (place <= to).then_some(&filler.id)
 }
 
 /// Refuses a plan that does not contain, in their order and before all others, the steps that this run has

@@ -79,6 +79,10 @@ fn hint_for(class: Class, code: &SqlState) -> Option<&'static str> {
         (_, &SqlState::DISK_FULL) => {
             "the server's disk is full: free space or enlarge it, then `handover resume`"
         }
+        // Of shared memory, which only the table of locks uses up.
+        (_, &SqlState::OUT_OF_MEMORY) => {
+            "if shared memory is out, the server's table of locks is full: raise max_locks_per_transaction there (it takes a restart), or lock fewer tables at once; then `handover resume`"
+        }
         (_, &SqlState::TOO_MANY_CONNECTIONS) => {
             "raise max_connections or lower `jobs`, then `handover resume`"
         }

@@ -6,6 +6,7 @@
 //! (`session_replication_role`) would take a superuser and would skip foreign keys as well.
 
 mod archive;
+pub(in crate::steps) mod aside;
 mod batch;
 mod children;
 mod describe;

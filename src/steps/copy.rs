@@ -13,6 +13,7 @@ mod compare;
 pub mod created;
 mod cut;
 pub mod data;
+pub mod definitions;
 mod dependents;
 mod describe;
 pub mod dump;
@@ -31,15 +32,15 @@ pub mod schema;
 pub mod source;
 pub mod state;
 mod tune;
+pub mod violation;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::postgres::catalog::OURS;
 use crate::postgres::{Session, TableName, fence, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
-pub use options::{Copy, Dependents, LargeObjects, Names, Owners, Selection, SplitBy};
+pub use options::{Copy, Dependents, LargeObjects, Names, OnViolation, Owners, Selection, SplitBy};
 use serde_json::{Value, json};
 use source::Source;
 use state::State;
@@ -134,8 +135,24 @@ impl StepKind for Copy {
         tune::restore(cx, self).await?;
         let mut green = cx.writer(&self.to).await?;
         holder::release(&cx.databases.labelled(cx.step.as_str()), &self.from, cx.run, &cx.step).await?;
-        let dropped = created::discard(cx, &mut green).await?;
-        Ok(json!({ "objects_dropped": dropped }))
+        let state = state::load(&mut green, cx.run, &cx.step).await?;
+        let all = super::migrate::thrown_away(cx, &green).await?.is_some();
+        let dropped = created::discard(cx, &mut green, all).await?;
+        let mut out = json!({ "objects_dropped": dropped });
+        let left = self.left_behind(cx, state.as_ref()).await?;
+        if !left.is_empty() {
+            cx.warn(format!(
+                "{} is not as it was before the copy: {}; look at it, and take it back by hand if nobody needs it",
+                self.to,
+                crate::problem::few(&left)
+            ));
+            out["left_behind"] = json!(left);
+        }
+        Ok(out)
+    }
+
+    fn fills(&self) -> Option<&str> {
+        Some(&self.to)
     }
 
     async fn finish(&self, cx: &Context) -> Result<()> {
@@ -193,6 +210,7 @@ impl Copy {
             "objects_after_rows": state.after.len(),
             "sequences": state.sequences.len(),
             "left_out": state.left_out,
+            "set_aside": violation::summary(&green, cx).await?,
             "snapshot": state.snapshot,
         }))
     }
@@ -201,6 +219,12 @@ impl Copy {
     #[must_use]
     pub fn takes_rows(&self, table: &TableName) -> bool {
         self.selection().table(table) && !self.without_data.contains(table)
+    }
+
+    /// Whether a table is made on the target, with or without its rows.
+    #[must_use]
+    pub fn takes(&self, table: &TableName) -> bool {
+        self.selection().table(table)
     }
 
     fn chunk_bytes(&self) -> u64 {
@@ -250,7 +274,7 @@ impl Copy {
             "an earlier attempt ended before all rows were there, and its snapshot of {} is gone (the server restarted, or nobody came back within `hold`): what it made is dropped, and the copy begins again",
             state.snapshot.taken_at
         ));
-        created::discard(cx, green).await?;
+        created::discard(cx, green, false).await?;
         *green = cx.writer(&self.to).await?;
         self.begin(cx, green).await
     }
@@ -288,6 +312,36 @@ impl Copy {
         }
     }
 
+    /// What a dump of the target shows, entry by entry as a fingerprint; none where no pg_dump here can read it.
+    async fn shown(&self, cx: &Context) -> Result<Option<std::collections::BTreeMap<String, String>>> {
+        let green = target_reader(cx, self).await?;
+        let version = source::major(&green).await?;
+        let Ok(program) = dump::Program::find(self.programs.as_deref(), version, version).await else {
+            return Ok(None);
+        };
+        let mut options: Vec<String> =
+            ["handover", "handover_queue"].iter().map(|s| format!("--exclude-schema={s}")).collect();
+        options.push("--no-blobs".into());
+        let dumped = program.dump(cx.databases.url(&self.to)?, &self.to, None, &options).await?;
+        let shown = dumped.entries.into_iter().map(|e| {
+            // Comments tell numbers and the time, and settings stand behind what precedes a table.
+            let said = |line: &&str| !line.starts_with("--") && !line.starts_with("SET ");
+            let sql: Vec<&str> = e.sql.lines().filter(said).collect();
+            (format!("{} {}", e.kind, e.name), crate::value::fingerprint(sql.join("\n").trim(), 16))
+        });
+        Ok(Some(shown.collect()))
+    }
+
+    /// What is other on the target than before the copy, by its dump of then.
+    async fn left_behind(&self, cx: &Context, state: Option<&State>) -> Result<Vec<String>> {
+        let Some(before) = state.and_then(|state| state.shown.as_ref()) else { return Ok(Vec::new()) };
+        let Some(now) = self.shown(cx).await? else { return Ok(Vec::new()) };
+        let other = |(name, sql): &(&String, &String)| before.get(*name) != Some(*sql);
+        let gone = before.keys().filter(|name| !now.contains_key(*name));
+        let left = now.iter().filter(other).map(|(name, _)| name.clone());
+        Ok(left.chain(gone.map(|name| format!("{name} is gone"))).collect())
+    }
+
     /// Dumps the schema and writes the copy's plan to the target.
     async fn plan(
         &self,
@@ -299,20 +353,15 @@ impl Copy {
         let selection = self.selection();
         let options = self.dump_options(source.session()).await?;
         let dumped = program
-            .dump(cx.databases.url(&self.from)?, &self.from, &source.held().exported, &options)
+            .dump(cx.databases.url(&self.from)?, &self.from, Some(&source.held().exported), &options)
             .await?;
         let (settings, mut before, mut after) = schema::split(dumped);
-        // Capture's triggers belong to blue.
-        let rows = source
-            .session()
-            .query(
-                &format!(
-                    "select t.oid from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                     join pg_namespace n on n.oid = p.pronamespace where {OURS}"
-                ),
-                &[],
-            )
-            .await?;
+        // Triggers that capture, backfill or a cutover made belong to blue.
+        let sql = format!(
+            "select t.oid from pg_trigger t join pg_proc p on p.oid = t.tgfoid where not ({})",
+            catalog::not_our_trigger()
+        );
+        let rows = source.session().query(&sql, &[]).await?;
         let triggers: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
         schema::without(&mut after, |e| e.kind == "TRIGGER" && triggers.contains(&e.oid));
         // So does what a replication publishes.
@@ -325,12 +374,16 @@ impl Copy {
         let left = dependents::left_out(self, source.session()).await?;
         schema::leave_out(&mut before, &mut after, &left);
         preflight::roles(self, green, &before.iter().chain(&after).collect::<Vec<_>>()).await?;
+        schema::rehearse(cx, self, &settings, &before.iter().chain(&after).collect::<Vec<_>>()).await?;
         let tables = source.tables(self).await?;
         let sequences = source.sequences(&selection).await?;
         let mut inventory = source::inventory(source.session(), &selection).await?;
         inventory.retain(|fact| !left.covers(fact));
+        let definitions = definitions::read(source.session(), &selection).await?;
+        let shown = self.shown(cx).await?;
         let tx = green.transaction().await?;
         let state = State {
+            shown,
             existing: created::existing(&tx).await?,
             snapshot: source.snapshot.clone(),
             held: source.held().clone(),
@@ -341,6 +394,7 @@ impl Copy {
             after: source.places(after).await?,
             analyze: source.analyzed(&selection).await?,
             inventory,
+            definitions,
             left_out: left.words(),
             writes: source.writes.clone(),
             operations: source.operations.clone(),

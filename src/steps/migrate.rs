@@ -248,6 +248,10 @@ impl StepKind for Migrate {
         }
     }
 
+    fn leaves(&self) -> Option<&str> {
+        (self.undo == UndoBy::Throwaway).then_some(self.on.as_str())
+    }
+
     async fn describe(&self, cx: &Context) -> Result<Description> {
         describe::describe(self, cx, self.load(&cx.base).into_result()?).await
     }
@@ -345,6 +349,16 @@ impl StepKind for Migrate {
 /// Under whose name [`THROWN_AWAY`] is kept: the step's own checkpoints go with its undo.
 fn thrown(step: &crate::event::StepId) -> crate::event::StepId {
     format!("{step}/{THROWN_AWAY}").as_str().into()
+}
+
+/// Forgets that a database was given up, as the last act of the undo that emptied it.
+///
+/// # Errors
+/// What the server says.
+pub(in crate::steps) async fn forget_thrown_away(cx: &Context, tx: &crate::postgres::Tx<'_>) -> Result<()> {
+    tx.execute("delete from handover.checkpoint where run = $1 and unit = $2", &[&cx.run.0, &THROWN_AWAY])
+        .await
+        .map(drop)
 }
 
 /// Checkpoint of a database that was migrated, and is to be emptied rather than migrated back.

@@ -255,6 +255,16 @@ pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
         None
     }
 
+    /// The database that it fills from nothing: its undo empties it.
+    fn fills(&self) -> Option<&str> {
+        None
+    }
+
+    /// The database whose content its undo leaves to the undo of the step that filled it.
+    fn leaves(&self) -> Option<&str> {
+        None
+    }
+
     /// Says what it would do, through read-only sessions.
     async fn describe(&self, cx: &Context) -> Result<Description>;
 

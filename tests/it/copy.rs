@@ -23,8 +23,22 @@ steps:
 ";
 
 pub fn scenario() -> Scenario {
-    Scenario { prefixes: &["copy"], plan: PLAN, blue: ZOO, rollback_restores: true, ..Scenario::default() }
+    // With rows that do not fit, so that a kill finds them half set aside.
+    let plan = PLAN.replace("chunk_mb: 1", "chunk_mb: 1, on_violation: quarantine").leak();
+    let blue = format!("{ZOO}{ORPHANS}").leak();
+    Scenario { prefixes: &["copy"], plan, blue, rollback_restores: true, ..Scenario::default() }
 }
+
+/// A trigger keeps children from going with their parents: nobody needs to be a superuser for that.
+pub const ORPHANS: &str = "
+create table nest (id int primary key); insert into nest select generate_series(1, 100);
+create table bird (id int primary key, nest int references nest on delete cascade); insert into bird select i, i from generate_series(1, 100) i;
+create table feather (id int primary key, bird int references bird, next int references feather); insert into feather select i, i, null from generate_series(1, 100) i;
+update feather set next = 8 where id between 1 and 4;
+create function stays() returns trigger language plpgsql as 'begin return null; end';
+create trigger stays before delete on bird for each row execute function stays();
+delete from nest where id between 6 and 8;
+";
 
 /// Something of every kind that can go wrong in a copy.
 const ZOO: &str = r#"

@@ -52,6 +52,8 @@ fn outline() -> impl Strategy<Value = Vec<Outline>> {
             .enumerate()
             .map(|(i, (undo, attempts, rollback))| Outline {
                 at_stake: None,
+                fills: None,
+                leaves: None,
                 id: StepId(format!("s{i}")),
                 retry: Retry { attempts, backoff: Duration::millis(1) },
                 on_failure: if rollback { OnFailure::Rollback } else { OnFailure::Halt },
@@ -258,6 +260,8 @@ fn outlined(ids: &[&str]) -> Vec<Outline> {
             on_failure: OnFailure::Halt,
             undo: if *id == "hard" { Undo::Impossible { why: "w".into() } } else { Undo::Nothing },
             at_stake: None,
+            fills: None,
+            leaves: None,
         })
         .collect()
 }
@@ -344,4 +348,28 @@ fn a_record_that_cannot_follow_is_refused_before_it_is_written() {
     assert!(state.objection(&Record::RunDone).is_some(), "with a step open");
     assert!(state.objection(&Record::FinishStarted).is_some(), "in the middle");
     assert!(state.objection(&start("b")).is_none());
+}
+
+#[test]
+fn a_database_that_is_to_be_emptied_goes_with_the_step_that_filled_it() {
+    let mut plan = outlined(&["before", "copy", "between", "migrate", "after"]);
+    plan[1].fills = Some("green".into());
+    plan[3].leaves = Some("green".into());
+    let state = folded(done(&["before", "copy", "between", "migrate", "after"]));
+    for (to, fits) in [
+        (None, true),
+        (Some("before"), true),
+        (Some("copy"), false),
+        (Some("between"), false),
+        (Some("migrate"), true),
+        (Some("after"), true),
+    ] {
+        let to = to.map(StepId::from);
+        let result = rollback_fits(&plan, &state, to.as_ref());
+        assert_eq!(result.is_ok(), fits, "{to:?} {result:?}");
+        if let Err(error) = result {
+            assert!(error.message().contains("only together with `copy`"), "{error}");
+            assert!(error.next_step().unwrap().contains("--to before"), "{error:?}");
+        }
+    }
 }

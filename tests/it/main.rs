@@ -13,6 +13,7 @@ mod cli;
 mod copy;
 mod copy_dry_run;
 mod copy_keys;
+mod copy_meaning;
 mod copy_tls;
 mod copy_zoo;
 mod crash;

@@ -61,6 +61,8 @@ grant execute on function add(int, int) to "Zoo; visitor";
 grant execute on procedure proc to zoo_keeper with grant option;
 comment on function add(int, int) is 'adds';
 comment on aggregate biggest(int) is 'the biggest';
+create aggregate lines(*) (sfunc = int8inc, stype = int8, initcond = '0');
+comment on aggregate lines(*) is 'how many';
 
 -- Text search.
 create text search dictionary simple_de (template = simple, stopwords = german, accept = false);

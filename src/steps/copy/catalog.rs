@@ -1,7 +1,21 @@
 //! The queries a copy asks of catalogs.
 
+use crate::postgres::catalog::{OURS, application, is_application};
 pub use crate::postgres::catalog::{USER_SCHEMAS, no_member};
-use crate::postgres::catalog::{application, is_application, is_ours};
+
+/// A trigger of the application's, and none that capture, backfill or a cutover installed: condition on `p`, its
+/// function.
+#[must_use]
+pub fn not_our_trigger() -> String {
+    format!("p.pronamespace not in (select n.oid from pg_namespace n where {OURS})")
+}
+
+/// A routine `p` in words that are the same in every version: which names are quoted differs.
+pub const ROUTINE: &str = "format('routine %s(%s)', p.proname,
+    (select string_agg(an.nspname || '.' || coalesce(ae.typname || '[]', at.typname) || coalesce(' ' || p.proargmodes[x.n]::text, ''), ', ' order by x.n)
+     from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[])) with ordinality x (type, n)
+     join pg_type at on at.oid = x.type join pg_namespace an on an.oid = at.typnamespace
+     left join pg_type ae on ae.typarray = at.oid))";
 
 /// User relations of some kinds: `oid`, schema, name, kind.
 #[must_use]
@@ -142,10 +156,11 @@ pub fn inventory() -> String {
              select nspname, relname, format('relation of kind %s, persistence %s, row security %s/%s',
                     relkind, relpersistence, relrowsecurity, relforcerowsecurity) from rel
              union all
-             select r.nspname, r.relname, format('column %s %s%s, default %s, identity «%s», generated «%s»', a.attname,
-                    format_type(a.atttypid, a.atttypmod), case when a.attnotnull then ' not null' else '' end,
+             select r.nspname, r.relname, format('column %s %s.%s(%s)%s, default %s, identity «%s», generated «%s»', a.attname,
+                    tn.nspname, coalesce(te.typname || '[]', t.typname), a.atttypmod, case when a.attnotnull then ' not null' else '' end,
                     a.atthasdef, a.attidentity, a.attgenerated)
-             from rel r join pg_attribute a on a.attrelid = r.oid
+             from rel r join pg_attribute a on a.attrelid = r.oid join pg_type t on t.oid = a.atttypid
+             join pg_namespace tn on tn.oid = t.typnamespace left join pg_type te on te.typarray = t.oid
              where a.attnum > 0 and not a.attisdropped and r.relkind <> 'S'
              union all
              select r.nspname, r.relname, format('index %s, unique %s', i.relname, x.indisunique)
@@ -158,12 +173,13 @@ pub fn inventory() -> String {
              union all
              select r.nspname, r.relname, format('trigger %s, enabled «%s»', t.tgname, t.tgenabled)
              from rel r join pg_trigger t on t.tgrelid = r.oid join pg_proc p on p.oid = t.tgfoid
-                  join pg_namespace pn on pn.oid = p.pronamespace
-             where not t.tgisinternal and t.tgparentid = 0 and not ({ours})
+             where not t.tgisinternal and t.tgparentid = 0 and {not_ours}
+             union all
+             select r.nspname, r.relname, format('rule %s', w.rulename) from rel r join pg_rewrite w on w.ev_class = r.oid
              union all
              select r.nspname, r.relname, format('policy %s', p.polname) from rel r join pg_policy p on p.polrelid = r.oid
              union all
-             select n.nspname, '', format('routine %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid))
+             select n.nspname, '', {ROUTINE}
              from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {USER_SCHEMAS} and {proc}
              union all
              select n.nspname, '', format('type %s: %s', t.typname,
@@ -173,7 +189,7 @@ pub fn inventory() -> String {
          )
          select schema::text, relation::text, fact::text from facts",
         relations = application("'r', 'p', 'v', 'm', 'S', 'f'"),
-        ours = is_ours("pn"),
+        not_ours = not_our_trigger(),
         proc = no_member("pg_proc", "p.oid"),
         typ = no_member("pg_type", "t.oid"),
     )
@@ -194,6 +210,7 @@ const CREATABLE: &[(&str, &str)] = &[
     ("pg_collation", "true"),
     ("pg_conversion", "true"),
     ("pg_cast", "true"),
+    ("pg_transform", "true"),
     ("pg_ts_config", "true"),
     ("pg_ts_dict", "true"),
     ("pg_ts_parser", "true"),

@@ -1,9 +1,10 @@
 //! Proving that a copy is complete.
 
 use super::state::State;
-use super::{Copy, data, jobs, source, state, target_reader};
+use super::{Copy, data, definitions, jobs, source, state, target_reader, violation};
 use crate::error::{Error, Result};
 use crate::postgres::{Session, TableName, quote_literal};
+use crate::problem::few;
 use crate::steps::Context;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,16 +21,27 @@ impl Copy {
         let missing: Vec<String> = state.inventory.difference(&there).map(describe).collect();
         let extra: Vec<String> = there.difference(&state.inventory).map(describe).collect();
         if !missing.is_empty() || !extra.is_empty() {
-            let few = |list: &[String]| list.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+            let five = |list: &[String]| list.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
             return Err(Error::data(format!(
                 "the target's catalog differs from the source's: {} missing ({}), {} unexpected ({})",
                 missing.len(),
-                few(&missing),
+                five(&missing),
                 extra.len(),
-                few(&extra)
+                five(&extra)
             ))
             .on_database(&self.to)
             .hint("if somebody changed the target meanwhile, undo that; else `handover rollback` and report this"));
+        }
+        let there = definitions::read(green, &self.selection()).await?;
+        let differing = definitions::differing(state, &there, (&self.from, &self.to));
+        if !differing.is_empty() {
+            return Err(Error::data(format!(
+                "the same words mean something else on {}: {}",
+                self.to,
+                few(&differing)
+            ))
+            .on_database(&self.to)
+            .hint("make it again on the target so that it means what it does on the source (quote names that are keywords there), then `handover resume`"));
         }
         for sequence in &state.sequences {
             let exists =
@@ -61,6 +73,7 @@ impl Copy {
     pub(super) async fn compare_rows(&self, cx: &Context, state: &State) -> Result<()> {
         let green = counter(cx, self).await?;
         let loaded = data::loaded(&green, cx).await?;
+        let aside = violation::set_aside(&green, cx.run, &cx.step).await?;
         let mut uncertain = Vec::new();
         for table in &state.tables {
             cx.proceed()?;
@@ -68,6 +81,8 @@ impl Copy {
             let same = |t: &state::Table| t.name == table.name || t.root.is_some() && t.root == table.root;
             let tables: Vec<_> = state.tables.iter().filter(|t| same(t)).map(|t| &t.name).collect();
             let sent = loaded.iter().filter(|l| tables.contains(&&l.table)).map(|l| l.rows).sum::<u64>();
+            let gone = aside.iter().filter(|(t, _)| tables.contains(t)).map(|(_, n)| n).sum::<u64>();
+            let sent = sent.saturating_sub(gone);
             if !was_left_alone(&green, table.root.as_ref().unwrap_or(&table.name), sent).await? {
                 uncertain.push((table, sent));
             }

@@ -5,7 +5,7 @@ use super::{catalog, large_objects, rights, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, Tx};
-use crate::steps::Context;
+use crate::steps::{Context, migrate};
 use std::collections::BTreeSet;
 
 /// Objects on green now, before the copy makes any.
@@ -30,21 +30,25 @@ pub async fn record(tx: &Tx<'_>, cx: &Context, before: &[(u32, u32)], unit: &str
 }
 
 /// Drops everything that the copy made, then forgets its checkpoints. Can be interrupted and called again.
+/// `all`: whatever else came after it too, because a later step left the database to be emptied.
 ///
 /// # Errors
 /// What the server says; a schema of ours in which others have made something.
-pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
+pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u64> {
     session.set("statement_timeout", "0").await?;
     session.set("lock_timeout", "30s").await?;
     // Names in full, whatever the search path.
     session.set("search_path", "").await?;
-    let before: BTreeSet<(u32, u32)> = state::load(session, cx.run, &cx.step)
-        .await?
-        .map(|s: State| s.existing.into_iter().collect())
-        .unwrap_or_default();
+    let state = state::load(session, cx.run, &cx.step).await?;
+    let begun = state.is_some();
+    let before: BTreeSet<(u32, u32)> =
+        state.map(|s: State| s.existing.into_iter().collect()).unwrap_or_default();
     let mut ours = BTreeSet::new();
     for created in state::states::<Created>(session, cx.run, &cx.step, "created:").await? {
         ours.extend(created.objects);
+    }
+    if all && begun {
+        ours.extend(others(session).await?);
     }
     let mut dropped = 0;
     // Schemas last and without CASCADE: what others put there is not ours to drop.
@@ -67,7 +71,7 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
             if before.contains(&object) {
                 continue;
             }
-            if drop_object(session, object, schemas).await? {
+            if drop_object(session, object, schemas && !all).await? {
                 dropped += 1;
                 failpoint::at(failpoint::COPY_UNDO_DROPPED)?;
             }
@@ -76,19 +80,52 @@ pub async fn discard(cx: &Context, session: &mut Session) -> Result<u64> {
     dropped += large_objects::discard(cx, session).await?;
     rights::restore(cx, session).await?;
     let tx = session.transaction().await?;
+    // What was set aside is still on the source.
+    let sql = "delete from handover.archive where run = $1 and step = $2";
+    tx.execute(sql, &[&cx.run.0, &cx.step.as_str()]).await?;
     tx.forget_checkpoints(cx.run, &cx.step).await?;
+    if all {
+        migrate::forget_thrown_away(cx, &tx).await?;
+    }
     tx.commit().await?;
     Ok(dropped)
 }
 
-/// Drops one object with what hangs on it, if it is still there.
-async fn drop_object(session: &mut Session, object: (u32, u32), schema: bool) -> Result<bool> {
+/// Everything that is not Handover's own.
+async fn others(session: &Session) -> Result<Vec<(u32, u32)>> {
+    let sql = format!(
+        "select o.class, o.id from ({}) as o (class, id)
+         cross join lateral pg_catalog.pg_identify_object(o.class, o.id, 0) i
+         where case when o.class = 'pg_catalog.pg_namespace'::regclass then i.name else coalesce(i.schema, '') end
+               not in ('handover', 'handover_queue')",
+        catalog::objects("true")
+    );
+    Ok(session.query(&sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Drops one object, with what hangs on it unless it is `alone`, if it is still there.
+async fn drop_object(session: &mut Session, object: (u32, u32), alone: bool) -> Result<bool> {
     let tx = session.transaction().await?;
     // pg_identify_object gives nulls, or on old servers an error, for what is gone.
     let there = tx
         .query_opt(
             &format!(
-                "select i.type, i.identity from ({}) as o (class, id)
+                "select i.type, i.identity,
+                        -- An aggregate over everything is named by a star, what is overloaded by what it gives
+                        -- back by that too, and a transform otherwise than it is described. IF EXISTS stands
+                        -- after the first word.
+                        (select pg_catalog.format('%s %I.%I(%s)',
+                                case p.prokind when 'a' then 'aggregate' when 'p' then 'procedure' else 'function' end,
+                                n.nspname, p.proname,
+                                case when p.prokind = 'a' and p.pronargs = 0 then '*'
+                                     else pg_catalog.pg_get_function_identity_arguments(p.oid) end)
+                         from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+                         where o.class = 'pg_catalog.pg_proc'::regclass and p.oid = o.id
+                         union all
+                         select pg_catalog.format('transform for %s language %I', t.trftype::pg_catalog.regtype, l.lanname)
+                         from pg_catalog.pg_transform t join pg_catalog.pg_language l on l.oid = t.trflang
+                         where o.class = 'pg_catalog.pg_transform'::regclass and t.oid = o.id)
+                 from ({}) as o (class, id)
                  cross join lateral pg_catalog.pg_identify_object(o.class, o.id, 0) i
                  where o.class = $1 and o.id = $2",
                 catalog::objects("true")
@@ -98,15 +135,19 @@ async fn drop_object(session: &mut Session, object: (u32, u32), schema: bool) ->
         .await?;
     let Some(row) = there else { return tx.rollback().await.map(|()| false) };
     let (kind, identity): (String, String) = (row.get(0), row.get(1));
-    let kind = match kind.as_str() {
-        "composite type" => "type".to_owned(),
-        other => other.replace('-', " "),
+    let words = match row.get::<_, Option<String>>(2) {
+        Some(words) => match words.split_once(' ') {
+            Some((kind, name)) => format!("drop {kind} if exists {name}"),
+            None => return Err(Error::internal(format!("an object without a name: {words}"))),
+        },
+        None if kind == "composite type" => format!("drop type if exists {identity}"),
+        None => format!("drop {} if exists {identity}", kind.replace('-', " ")),
     };
-    let cascade = if schema { "" } else { " cascade" };
-    let result = tx.batch(&format!("drop {kind} if exists {identity}{cascade}")).await;
+    let cascade = if alone { "" } else { " cascade" };
+    let result = tx.batch(&format!("{words}{cascade}")).await;
     if let Err(e) = result {
-        let e = e.context(format!("dropping {kind} {identity}"));
-        return Err(if schema {
+        let e = e.context(words);
+        return Err(if alone {
             e.hint(
                 "something that the copy did not make lives in that schema: move or drop it, then try again",
             )

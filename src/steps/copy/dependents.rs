@@ -8,6 +8,7 @@ use super::dump::Entry;
 use super::state::Fact;
 use super::{Copy, Dependents, Selection};
 use crate::error::Result;
+use crate::postgres::catalog::OURS;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::Description;
@@ -228,11 +229,10 @@ async fn keys(copy: &Copy, blue: &Session) -> Result<Vec<Dependent>> {
 async fn edges(blue: &Session) -> Result<Vec<Edge>> {
     let rows = blue
         .query(
-            "select distinct o.class::oid, o.oid, pg_describe_object(o.class, o.oid, 0), oi.schema, oc.relname::text,
+            &format!("select distinct o.class::oid, o.oid, pg_describe_object(o.class, o.oid, 0), oi.schema, oc.relname::text,
                     case when o.class = 'pg_trigger'::regclass then format('trigger %s, enabled', tg.tgname)
                          when o.class = 'pg_rewrite'::regclass then format('rule %s', rw.rulename)
-                         when o.class = 'pg_proc'::regclass and pr.prokind <> 'a'
-                             then format('routine %s(%s)', pr.proname, pg_get_function_identity_arguments(o.oid))
+                         when o.class = 'pg_proc'::regclass and pr.prokind <> 'a' then {routine}
                          when o.class = 'pg_class'::regclass and oc.relkind in ('v', 'm') then '' end,
                     r.class::oid, r.oid, pg_describe_object(r.class, r.oid, 0), ri.schema, rc.relname::text
              from pg_depend d
@@ -270,8 +270,13 @@ async fn edges(blue: &Session) -> Result<Vec<Edge>> {
                and (rc.oid is null or rc.relkind in ('r', 'p', 'v', 'm', 'f'))
                and (oc.oid is null or oc.relkind in ('r', 'p', 'v', 'm', 'f'))
                and not coalesce(tg.tgisinternal, false)
+               -- Triggers of ours stay where they are.
+               and not (d.classid = 'pg_trigger'::regclass and exists (
+                   select from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = tg.tgfoid and {OURS}))
                and not exists (select from pg_depend e where e.classid = o.class and e.objid = o.oid and e.deptype = 'e')
              order by 3, 9",
+                routine = super::catalog::ROUTINE.replace("p.pro", "pr.pro")
+            ),
             &[],
         )
         .await?;

@@ -79,7 +79,7 @@ impl Program {
         })
     }
 
-    /// The schema in `snapshot`, without the rows.
+    /// The schema in `snapshot` (or as it is now), without the rows.
     ///
     /// # Errors
     /// What pg_dump says.
@@ -87,14 +87,16 @@ impl Program {
         &self,
         url: &Secret,
         database: &str,
-        snapshot: &str,
+        snapshot: Option<&str>,
         options: &[String],
     ) -> Result<Dump> {
         let mut command = Command::new(&self.path);
         command
             .args(["--verbose", "--section=pre-data", "--section=post-data", "--encoding=UTF8"])
             .args(["--no-tablespaces", "--no-subscriptions", "--no-password"])
-            .arg(format!("--snapshot={snapshot}"))
+            // A column's name on an older server may be a keyword on a newer one.
+            .arg("--quote-all-identifiers")
+            .args(snapshot.map(|snapshot| format!("--snapshot={snapshot}")))
             .args(options)
             .stdin(Stdio::null())
             .env("LC_ALL", "C")
@@ -110,11 +112,7 @@ impl Program {
                 text.lines().filter(|l| l.contains("error:") || l.contains("detail:")).collect();
             let failed =
                 Error::external(format!("pg_dump failed: {}", said.join("; "))).on_database(database);
-            if text.contains(WITHOUT_TLS) {
-                return Err(failed.hint("this pg_dump was built without TLS, which the URL asks for: install the client programs of a distribution, or name their folder with `programs:`"));
-            }
-            return Err(failed
-                .hint("the role must be able to read every table (pg_read_all_data) and use every schema; then `handover resume`"));
+            return Err(failed.hint(next_step(&text)));
         }
         let text = String::from_utf8(output.stdout).map_err(|_| {
             Error::external("pg_dump wrote text that is not UTF-8")
@@ -123,6 +121,57 @@ impl Program {
         })?;
         parse(&text)
     }
+}
+
+/// What helps against what pg_dump said.
+fn next_step(said: &str) -> &'static str {
+    const KNOWN: &[(&[&str], &str)] = &[
+        (
+            &[WITHOUT_TLS],
+            "this pg_dump was built without TLS, which the URL asks for: install the client programs of a distribution, or name their folder with `programs:`",
+        ),
+        (
+            &["out of shared memory"],
+            "the server's table of locks is full: raise max_locks_per_transaction there (it takes a restart) to the number of tables divided by max_connections, or exclude tables; then `handover resume`",
+        ),
+        (
+            &["permission denied", "must be owner", "must be superuser"],
+            "the role must be able to read every table (pg_read_all_data) and use every schema (scripts/grants.sql); then `handover resume`",
+        ),
+        (
+            &["server version mismatch"],
+            "name the folder of client programs that are as new as that server with `programs:`, then `handover resume`",
+        ),
+        (
+            &["lock timeout", "could not obtain lock", "deadlock detected"],
+            "somebody alters tables there: wait for that, or stop it, then `handover resume`",
+        ),
+        (
+            &["does not exist", "cache lookup failed", "could not open relation"],
+            "somebody dropped or altered something there meanwhile: stop schema changes for a moment, then `handover resume`",
+        ),
+        (
+            &["byte sequence", "has no equivalent in encoding", "invalid memory alloc"],
+            "a name, comment or expression there is no text in the database's encoding: correct that object, then `handover resume`",
+        ),
+        (&["snapshot"], "the copy's point in time is gone; `handover resume` takes another"),
+        (
+            &[
+                "could not connect",
+                "connection to server",
+                "terminating connection",
+                "server closed the connection",
+                "too many clients",
+                "remaining connection slots",
+            ],
+            "see that the server is up and has a connection to spare, then `handover resume`",
+        ),
+        (&["No space left", "could not write"], "free space on this machine, then `handover resume`"),
+    ];
+    KNOWN.iter().find(|(words, _)| words.iter().any(|word| said.contains(word))).map_or(
+        "mend what pg_dump names (run it by hand against that database to see more), then `handover resume`",
+        |(_, hint)| hint,
+    )
 }
 
 /// What a libpq that was built without TLS says of an `sslmode` that asks for it.
@@ -251,6 +300,34 @@ fn entry(header: &[&str], sql: &str) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_failure_has_a_hint_of_its_own() {
+        for (said, hint) in [
+            (
+                "pg_dump: error: query failed: ERROR:  out of shared memory\nHINT:  You might need to increase",
+                "max_locks_per_transaction",
+            ),
+            ("pg_dump: error: query failed: ERROR:  permission denied for schema closed", "pg_read_all_data"),
+            ("pg_dump: error: aborting because of server version mismatch", "as new as that server"),
+            (
+                "pg_dump: error: query failed: ERROR:  canceling statement due to lock timeout",
+                "alters tables",
+            ),
+            ("pg_dump: error: query failed: ERROR:  cache lookup failed for index 5", "schema changes"),
+            (
+                "pg_dump: error: query failed: ERROR:  invalid byte sequence for encoding \"UTF8\": 0xff",
+                "no text",
+            ),
+            (
+                "pg_dump: error: connection to server at \"x\" failed: FATAL: sorry, too many clients already",
+                "connection to spare",
+            ),
+            ("pg_dump: error: odd", "by hand"),
+        ] {
+            assert!(next_step(said).contains(hint), "{said}: {}", next_step(said));
+        }
+    }
 
     const TEXT: &str = "--\n-- PostgreSQL database dump\n--\n\n\\restrict abc\n\nSET a = 1;\n\n--\n-- TOC entry 7 (class 1255 OID 12)\n-- Name: f(); Type: FUNCTION; Schema: odd; Type: X; Owner: app\n--\n\nCREATE FUNCTION f() AS $$\n--\n-- TOC entry 9 (class 1 OID 1)\n-- Name: no; Type: TABLE; Schema: -; Owner: -\n--\n\\unrestrict x\n$$;\n\n--\n-- TOC entry 8 (class 0 OID 0)\n-- Dependencies: 7 12\n-- Name: FUNCTION f(); Type: COMMENT; Schema: public; Owner: \n--\n\nCOMMENT ON FUNCTION f() IS 'x';\n\n-- Completed on x\n\n--\n-- PostgreSQL database dump complete\n--\n\n\\unrestrict abc\n";
 

@@ -31,6 +31,9 @@ pub struct Copy {
     /// What to do about views, routines, triggers and foreign keys that need something that is left out.
     #[serde(default)]
     pub dependents: Dependents,
+    /// What to do about rows that do not fit a foreign key or a unique key which the source believes in.
+    #[serde(default)]
+    pub on_violation: OnViolation,
     /// Whether owners and grants are kept.
     #[serde(default)]
     pub owners: Owners,
@@ -103,6 +106,18 @@ pub enum Dependents {
     /// Leave them out too, with what needs them, and name them. A table, and its defaults, checks and policies, are
     /// never left out like that.
     LeaveOut,
+}
+
+/// What to do about rows that do not fit a foreign key or a unique key, though the source calls it valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnViolation {
+    /// Stop, and name them.
+    #[default]
+    Halt,
+    /// Set them aside on the target, in `handover.archive`, with the rows that refer to them; of rows with the same
+    /// key the first one stays. They are counted in the summary, and `verify` knows of them.
+    Quarantine,
 }
 
 /// Whether owners and grants are kept.

@@ -250,7 +250,9 @@ async fn others(shared: &Shared, writer: &mut Session, unit: Unit, idle: usize) 
     let mut attempt = 1;
     loop {
         let result = match unit {
-            Unit::Build(object) => schema::build(cx, writer, &state.after[object], state, idle).await,
+            Unit::Build(object) => {
+                schema::build(cx, &shared.copy, writer, &state.after[object], state, idle).await
+            }
             Unit::Analyze(table) => schema::analyze(cx, writer, &state.analyze[table]).await,
             Unit::Load(..) => Ok(()),
         };

@@ -2,7 +2,7 @@
 
 use super::dump::{Entry, Program};
 use super::source::major;
-use super::{Copy, LargeObjects, Owners, SplitBy, created, cut, dependents, privileges};
+use super::{Copy, LargeObjects, Owners, SplitBy, created, cut, definitions, dependents, privileges};
 use crate::error::{Class, Error, Result};
 use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
@@ -50,6 +50,7 @@ pub async fn look(
     dependents::look(copy, blue, out).await?;
     privileges::look(copy, blue, green, out).await?;
     extensions(copy, blue, green, out).await?;
+    definitions::keywords(&copy.selection(), blue, green, out).await?;
     locale(copy, blue, green, out).await?;
     Ok(program)
 }

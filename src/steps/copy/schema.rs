@@ -3,11 +3,11 @@
 use super::dependents::LeftOut;
 use super::dump::{Dump, Entry};
 use super::state::{Analyze, Object, State, units};
-use super::{Copy, created, graph, state};
-use crate::error::{Error, Result};
+use super::{Copy, created, graph, state, violation};
+use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::Session;
+use crate::postgres::{Session, quote_ident};
 use crate::steps::Context;
 use std::collections::BTreeSet;
 
@@ -81,19 +81,19 @@ pub async fn public_stays(blue: &Session, green: &Session, before: &mut [Entry])
     // Initdb's superuser has this number everywhere.
     let owner = blue
         .query_opt(
-            "select quote_ident(pg_get_userbyid(nspowner)) from pg_namespace where nspname = 'public' and nspowner = 10",
+            "select pg_get_userbyid(nspowner)::text from pg_namespace where nspname = 'public' and nspowner = 10",
             &[],
         )
         .await?;
     let Some(owner) = owner else { return Ok(()) };
     let owner: String = owner.get(0);
     let may = green
-        .query_one("select coalesce((select pg_has_role(r, 'member') from to_regrole($1) r where r is not null), false)", &[&owner])
+        .query_one("select coalesce((select pg_has_role(r, 'member') from to_regrole(quote_ident($1)) r where r is not null), false)", &[&owner])
         .await?;
     if may.get(0) {
         return Ok(());
     }
-    let change = format!("ALTER SCHEMA public OWNER TO {owner};");
+    let change = format!("ALTER SCHEMA \"public\" OWNER TO {};", quote_ident(&owner));
     for entry in before.iter_mut().filter(|e| e.kind == "SCHEMA" && e.name == "public") {
         let kept: Vec<&str> = entry.sql.lines().filter(|line| line.trim_end() != change).collect();
         entry.sql = kept.join("\n");
@@ -132,7 +132,7 @@ pub async fn create(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
         cx.progress("schema", (i * BATCH) as u64, Some(state.before.len() as u64), Measure::Items);
         let tx = session.transaction().await?;
         for entry in batch {
-            tx.batch(&entry.sql).await.map_err(|e| explain(e, entry))?;
+            tx.batch(&entry.sql).await.map_err(|e| explain(e, entry, &copy.from))?;
         }
         created::record(&tx, cx, &state.existing, &unit).await?;
         tx.commit().await?;
@@ -142,11 +142,86 @@ pub async fn create(cx: &Context, copy: &Copy, state: &State) -> Result<()> {
     Ok(())
 }
 
-fn explain(error: Error, entry: &Entry) -> Error {
+fn explain(error: Error, entry: &Entry, blue: &str) -> Error {
     error
         .context(format!("creating {} {}", entry.kind.to_lowercase(), entry.name))
-        .hint("make it possible on the target (a role, a privilege, an extension), or exclude the object; then `handover resume`")
+        .hint(format!(
+            "make it possible on the target (a role, a privilege, an extension), then `handover resume`; the schema was read when the copy began, so what has to change on {blue}, or in `exclude`, needs `handover rollback` and another run"
+        ))
 }
+
+/// Executes all entries in a transaction that is rolled back, so that everything the target refuses is told at once and
+/// before any row is copied. Rows that do not fit are found only when they are there.
+///
+/// # Errors
+/// All that was refused; or what the server says of anything else.
+pub async fn rehearse(cx: &Context, copy: &Copy, settings: &str, entries: &[&Entry]) -> Result<()> {
+    let mut session = executor(cx, copy, settings).await?;
+    let mut refused: Vec<(&Entry, Error)> = Vec::new();
+    let mut gone = BTreeSet::new();
+    let tx = session.transaction().await?;
+    for (i, entry) in entries.iter().enumerate() {
+        cx.proceed()?;
+        if i % 100 == 0 {
+            cx.progress("rehearsal of the schema", i as u64, Some(entries.len() as u64), Measure::Items);
+        }
+        // What hangs on something that was refused says nothing of its own.
+        if entry.depends.iter().any(|id| gone.contains(id)) {
+            gone.insert(entry.id);
+            continue;
+        }
+        // Content can only be told when that of others is there.
+        if entry.kind == "MATERIALIZED VIEW DATA" {
+            continue;
+        }
+        tx.batch("savepoint entry").await?;
+        match tx.batch(&entry.sql).await {
+            Ok(()) => tx.batch("release entry").await?,
+            Err(e) if e.class() == Class::Data || e.class() == Class::Privilege => {
+                gone.insert(entry.id);
+                refused.push((entry, e));
+                tx.batch("rollback to savepoint entry").await?;
+            }
+            // One transaction for all takes more locks than the copy itself will.
+            Err(e) if e.class() == Class::Resources => {
+                cx.warn(format!(
+                    "the schema could be rehearsed only as far as {} of {} entries: {}",
+                    i,
+                    entries.len(),
+                    e.message()
+                ));
+                break;
+            }
+            Err(e) => return Err(explain(e, entry, &copy.from)),
+        }
+    }
+    tx.rollback().await?;
+    cx.unit_done("rehearsal of the schema");
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let class = if refused.iter().all(|(_, e)| e.class() == Class::Privilege) {
+        Class::Privilege
+    } else {
+        Class::Data
+    };
+    let words: Vec<String> = refused
+        .iter()
+        .take(REFUSED)
+        .map(|(entry, e)| format!("{} {}: {}", entry.kind.to_lowercase(), entry.name, e.message()))
+        .collect();
+    let more = refused.len().saturating_sub(REFUSED);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    Err(Error::new(class, format!("{} cannot have {} objects of {}: {}{more}", copy.to, refused.len(), copy.from, words.join("; ")))
+        .on_database(&copy.to)
+        .hint(format!(
+            "nothing was changed. Mend them on {} or make them possible on {} (a role, a privilege, an extension); tables, views and whole schemas can also be left out with `exclude`; then `handover resume`, which reads the schema again",
+            copy.from, copy.to
+        )))
+}
+
+/// Objects that are named when the target refuses them.
+const REFUSED: usize = 20;
 
 /// A session that executes entries: the dump's own settings, and no limits of time.
 ///
@@ -164,11 +239,32 @@ pub async fn executor(cx: &Context, copy: &Copy, settings: &str) -> Result<Sessi
     Ok(session)
 }
 
-/// Builds one object; `idle` workers leave their cores to it.
+/// Builds one object; `idle` workers leave their cores to it. Rows that do not fit it are named, or set aside.
 ///
 /// # Errors
 /// What the server says of it.
 pub async fn build(
+    cx: &Context,
+    copy: &Copy,
+    session: &mut Session,
+    object: &Object,
+    state: &State,
+    idle: usize,
+) -> Result<()> {
+    let mut in_vain = 0;
+    loop {
+        match build_once(cx, session, object, state, idle).await {
+            Err(e) if violation::is(&e) && in_vain < 3 => {
+                if !violation::handle(cx, copy, session, object).await? {
+                    in_vain += 1;
+                }
+            }
+            result => return result.map_err(|e| explain(e, &object.entry, &copy.from)),
+        }
+    }
+}
+
+async fn build_once(
     cx: &Context,
     session: &mut Session,
     object: &Object,
@@ -182,7 +278,7 @@ pub async fn build(
     }
     let tx = session.transaction().await?;
     tx.batch(&format!("set local max_parallel_maintenance_workers = {idle}")).await?;
-    tx.batch(&entry.sql).await.map_err(|e| explain(e, entry))?;
+    tx.batch(&entry.sql).await?;
     if ["EVENT TRIGGER", "RULE", "PUBLICATION"].contains(&entry.kind.as_str()) {
         created::record(&tx, cx, &state.existing, &object.unit()).await?;
     }
@@ -214,12 +310,35 @@ pub async fn analyze(cx: &Context, session: &mut Session, analyze: &Analyze) -> 
 pub async fn complete(cx: &Context, copy: &Copy, state: &State, idle: usize) -> Result<()> {
     let mut session = executor(cx, copy, &state.settings).await?;
     let done = units(&session, cx.run, &cx.step).await?;
-    for object in state.after.iter().filter(|o| !graph::parallel(o) && !done.contains(&o.unit())) {
-        cx.proceed()?;
-        build(cx, &mut session, object, state, idle).await?;
+    let left = |o: &&Object| !graph::parallel(o) && !done.contains(&o.unit());
+    let mut wanted: Vec<&Object> = state.after.iter().filter(left).collect();
+    loop {
+        let (mut again, mut failed) = (Vec::new(), None);
+        let before = wanted.len();
+        for object in wanted {
+            cx.proceed()?;
+            match build(cx, copy, &mut session, object, state, idle).await {
+                // A materialized view that reads another one through a function, of which no catalog knows.
+                Err(e)
+                    if object.entry.kind == "MATERIALIZED VIEW DATA"
+                        && e.message().contains(NOT_POPULATED) =>
+                {
+                    again.push(object);
+                    failed = Some(e);
+                }
+                result => result?,
+            }
+        }
+        match failed {
+            None => return Ok(()),
+            Some(e) if again.len() == before => return Err(e),
+            Some(_) => wanted = again,
+        }
     }
-    Ok(())
 }
+
+/// What a server says of a materialized view without content that is read.
+const NOT_POPULATED: &str = "[SQLSTATE 55000]";
 
 #[cfg(test)]
 mod tests {

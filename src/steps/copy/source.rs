@@ -4,7 +4,7 @@ use super::dump::Entry;
 use super::holder::Holder;
 use super::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State, Table};
 use super::{Copy, Selection};
-use super::{catalog, cut};
+use super::{catalog, cut, violation};
 use crate::error::{Class, Error, Result};
 use crate::postgres::catalog::application;
 use crate::postgres::{Databases, Session, TableName, quote_literal};
@@ -179,9 +179,11 @@ impl Source {
         };
         let places: BTreeMap<(u32, u32), (Option<TableName>, Option<TableName>)> =
             rows.iter().map(|row| ((row.get(0), row.get(1)), (name(row, 2), name(row, 4)))).collect();
+        let mut rules = violation::keys(&self.look).await?;
         let place = |entry: Entry| {
             let (table, references) = places.get(&(entry.class, entry.oid)).cloned().unwrap_or_default();
-            Object { entry, table, references }
+            let key = rules.remove(&(entry.class, entry.oid));
+            Object { entry, table, references, key }
         };
         Ok(entries.into_iter().map(place).collect())
     }

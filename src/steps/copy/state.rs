@@ -1,5 +1,6 @@
 //! What a copy keeps in green's checkpoints, so that another process can go on from it or take it back.
 
+use super::definitions::Definition;
 use super::dump::Entry;
 use crate::error::Result;
 use crate::event::{RunId, StepId};
@@ -22,6 +23,9 @@ pub const DONE: &str = "done";
 pub struct State {
     /// Objects that were on green before, as (catalog, row).
     pub existing: Vec<(u32, u32)>,
+    /// What a dump showed of green before, entry by entry as a fingerprint; none where that could not be had.
+    #[serde(default)]
+    pub shown: Option<std::collections::BTreeMap<String, String>>,
     /// Where the copy's rows are from.
     pub snapshot: Snapshot,
     /// Who holds it open.
@@ -40,6 +44,9 @@ pub struct State {
     pub analyze: Vec<Analyze>,
     /// What green must show at the end.
     pub inventory: BTreeSet<Fact>,
+    /// What each object of the source's means.
+    #[serde(default)]
+    pub definitions: Vec<Definition>,
     /// What stays behind because it hangs on something that is left out, in words.
     #[serde(default)]
     pub left_out: Vec<String>,
@@ -76,6 +83,35 @@ pub struct Object {
     pub table: Option<TableName>,
     /// The table that a foreign key points to.
     pub references: Option<TableName>,
+    /// What rows must fit, of a foreign key or a unique index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Rule>,
+}
+
+/// What rows must fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// A row of another table.
+    Foreign {
+        /// Columns that refer.
+        columns: Vec<String>,
+        /// Columns that they refer to.
+        others: Vec<String>,
+        /// Operators between the other's and its own, in SQL.
+        equal: Vec<String>,
+        /// Whether either all or none of the columns must be null.
+        full: bool,
+    },
+    /// No other row.
+    Unique {
+        /// Expressions over the row, in SQL.
+        keys: Vec<String>,
+        /// Which rows, in SQL.
+        condition: Option<String>,
+        /// Whether nulls are alike.
+        nulls: bool,
+    },
 }
 
 /// A table to analyze, once it and those below it are complete.
