@@ -6,6 +6,7 @@
 //! it agrees. A check that compares nothing is an error, because it could not fail.
 
 pub mod agreed;
+pub mod aside;
 mod check;
 pub mod checksum;
 pub mod contents;
@@ -24,14 +25,18 @@ pub mod shape;
 pub mod side;
 pub mod watched;
 
+use super::copy::{Copy, OnViolation};
 use super::replicate::{self, Gauge};
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
+use crate::event::{RunId, StepId};
 use crate::failpoint;
-use crate::problem::{Problems, Segment};
+use crate::postgres::TableName;
+use crate::problem::{Problems, Segment, few};
 use crate::value::Duration;
 use agreed::Agreed;
 use async_trait::async_trait;
+use contents::Wanted;
 use evaluate::{Baseline, Findings};
 use fence::{Fence, Marks, Pause};
 use found::TableFound;
@@ -139,7 +144,8 @@ impl StepKind for Verify {
                 (None, None) => "hold one point in time of each side until all is read: every difference is one".to_owned(),
             });
             let (before, after) = tokio::try_join!(cx.reader(before), cx.reader(after))?;
-            describe::describe(sums, (&before, &after), self.jobs(), &mut out).await?;
+            let copy = self.copy(cx, before.database(), after.database());
+            describe::describe(sums, copy, (&before, &after), self.jobs(), &mut out).await?;
         }
         for invariant in &self.invariants {
             out.action(format!("{verb} {}", invariant.name));
@@ -212,6 +218,13 @@ impl StepKind for Verify {
     }
 }
 
+/// The last copy from one database to the other before this step.
+fn copied<'a>(cx: &'a Context, before: &str, after: &str) -> Option<(&'a StepId, &'a Copy)> {
+    super::of_kind::<Copy>(cx.before(&cx.step))
+        .filter(|(_, copy)| copy.from == before && copy.to == after)
+        .last()
+}
+
 impl Verify {
     /// One attempt, to its end.
     async fn attempt(&self, cx: &Context) -> Result<Value> {
@@ -222,8 +235,10 @@ impl Verify {
         let moving = self.moving(cx).await?;
         // What is being written is summed on its own, not at one point in time.
         let sums = self.checksums.as_ref().filter(|_| moving.is_none());
+        self.tell_left_out(cx).await?;
         // Whether a change that has not arrived can be told from one that never will.
         let proves = moving.as_ref().is_some_and(|fence| fence.proves());
+        let counts = !proves;
         let contents = match moving {
             Some(fence) => self.moving_contents(cx, fence).await?,
             None => Vec::new(),
@@ -232,8 +247,9 @@ impl Verify {
         loop {
             cx.proceed()?;
             evaluations += 1;
-            let mut found = self.evaluate(cx, sums).await?;
+            let mut found = self.evaluate(cx, sums, counts).await?;
             found.add(&contents);
+            found.only_counted = self.checksums.is_none();
             if found.differences.is_empty() {
                 if found.compared == 0 {
                     return Err(Error::internal("a verification compared nothing"));
@@ -289,14 +305,41 @@ impl Verify {
         }
     }
 
+    /// The copy that made "after" from "before", if an earlier step did: what it leaves out is nothing to compare.
+    fn copy<'a>(&self, cx: &'a Context, before: &str, after: &str) -> Option<&'a Copy> {
+        copied(cx, before, after).map(|(_, copy)| copy)
+    }
+
+    /// The run and step of that copy, if it may have set rows aside.
+    fn aside<'a>(&self, cx: &'a Context, before: &str, after: &str) -> Option<(RunId, &'a StepId)> {
+        copied(cx, before, after)
+            .filter(|(_, copy)| copy.on_violation == OnViolation::Quarantine)
+            .map(|(step, _)| (cx.run, step))
+    }
+
+    /// Says which tables are not compared because they were not copied.
+    async fn tell_left_out(&self, cx: &Context) -> Result<()> {
+        let (Before::Database(before), Some(after)) = (&self.before, &self.after) else { return Ok(()) };
+        let Some(copy) = self.copy(cx, before, after) else { return Ok(()) };
+        let there = shape::shapes(&cx.reader(before).await?).await?;
+        let left = there.iter().filter(|(name, shape)| shape::left_out(Some(copy), name, shape));
+        let left: Vec<&TableName> = left.map(|(name, _)| name).collect();
+        if !left.is_empty() {
+            cx.note(format!(
+                "not compared unless named, as the copy does not carry all of their rows: {}",
+                few(&left)
+            ));
+        }
+        Ok(())
+    }
+
     /// How to wait for changes, if "after" follows "before" while that is written: by a `replicate` step that
     /// was not ended, or as `retries` says.
     async fn moving(&self, cx: &Context) -> Result<Option<Box<dyn Fence>>> {
-        let (Before::Database(before), Some(after), true) =
-            (&self.before, &self.after, self.checksums.is_some())
-        else {
+        let (Before::Database(before), Some(after)) = (&self.before, &self.after) else { return Ok(None) };
+        if self.checksums.is_none() && !self.counts_tables() {
             return Ok(None);
-        };
+        }
         if let Some(link) = replicate::between(cx, before, after)
             && cx
                 .reader(after)
@@ -309,15 +352,23 @@ impl Verify {
             let patience = self.within();
             return Ok(Some(Box::new(Marks { gauge, name: cx.step.to_string(), patience, cx: cx.clone() })));
         }
-        let every = self.retries.map(|r| r.every.unwrap_or(Duration::secs(1)).0);
+        // What is counted without marks is counted again until it agrees.
+        let every =
+            self.retries.filter(|_| self.checksums.is_some()).map(|r| r.every.unwrap_or(Duration::secs(1)).0);
         Ok(every.map(|every| Box::new(Pause { cx: cx.clone(), every }) as Box<dyn Fence>))
     }
 
     async fn moving_contents(&self, cx: &Context, mut fence: Box<dyn Fence>) -> Result<Vec<TableFound>> {
-        let (Before::Database(before), Some(after), Some(sums)) =
-            (&self.before, &self.after, &self.checksums)
-        else {
+        let (Before::Database(before), Some(after)) = (&self.before, &self.after) else {
             return Ok(Vec::new());
+        };
+        // Rows that are written are counted behind the same marks: one that is missing is missing there too.
+        let counts = (fence.proves() && self.counts_tables()).then(|| self.counted());
+        let wanted = Wanted {
+            sums: self.checksums.as_ref(),
+            counts: counts.as_ref(),
+            copy: self.copy(cx, before, after),
+            aside: self.aside(cx, before, after),
         };
         let databases = cx.databases.labelled(cx.step.as_str());
         let timeout = self.statement_timeout.unwrap_or(TIMEOUT).0;
@@ -325,7 +376,7 @@ impl Verify {
         let within = self.within();
         let evidence = agreed::evidence(&databases, (before, after), true).await?;
         let found =
-            contents::moving(cx, sums, sessions, self.jobs(), before, (fence.as_mut(), within), &evidence)
+            contents::moving(cx, wanted, sessions, self.jobs(), before, (fence.as_mut(), within), &evidence)
                 .await?;
         if !found.iter().all(TableFound::equal) {
             // What will be done about it may touch anything.

@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use handover::Result;
 use handover::steps::Context;
 use handover::steps::verify::Checksums;
+use handover::steps::verify::Tables;
 use handover::steps::verify::agreed::Evidence;
-use handover::steps::verify::contents;
+use handover::steps::verify::contents::{self, Wanted};
 use handover::steps::verify::fence::Fence;
 use handover::steps::verify::found::{Kind, TableFound};
 use handover::steps::verify::sessions::Sessions;
@@ -143,13 +144,18 @@ impl Fence for Marker {
 }
 
 async fn compare(cx: &Context, it: &Replication, rows: u32, within: u64) -> Vec<TableFound> {
-    let mut fence = Marker { blue: it.blue.admin().await, green: it.green.admin().await };
     let sums = Checksums { chunk_rows: Some(rows), ..Checksums::default() };
+    let wanted = Wanted { sums: Some(&sums), counts: None, copy: None, aside: None };
+    compare_wanted(cx, it, wanted, within).await
+}
+
+async fn compare_wanted(cx: &Context, it: &Replication, wanted: Wanted<'_>, within: u64) -> Vec<TableFound> {
+    let mut fence = Marker { blue: it.blue.admin().await, green: it.green.admin().await };
     let timeout = Duration::from_secs(60);
     let sessions = Sessions::Moving { databases: &cx.databases, names: ("blue", "green"), timeout };
     contents::moving(
         cx,
-        &sums,
+        wanted,
         sessions,
         2,
         "blue",
@@ -176,6 +182,11 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
         );
         assert!(it.writes.load(Ordering::Relaxed) > writes + 10);
     }
+    // Numbers of rows alone, behind the same marks.
+    let all = Tables::default();
+    let counted = Wanted { sums: None, counts: Some(&all), copy: None, aside: None };
+    let found = compare_wanted(&cx, &it, counted, 120).await;
+    assert!(found.len() == 7 && found.iter().all(TableFound::equal), "{found:#?}");
     let step = |seconds| json!({ "before": "blue", "after": "green", "checksums": { "chunk_rows": 500 }, "retries": { "within": seconds, "every": "700ms" } });
     let summary = kind("verify", step("120s")).run(&cx).await.unwrap();
     assert_eq!((&summary["checksums"]["tables"], &summary["checksums"]["differing"]), (&json!(7), &json!(0)));
@@ -208,6 +219,12 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
     let hot = found.iter().find(|t| t.table == "hot").unwrap();
     assert_eq!((hot.shown.len(), &hot.shown[0].key), (1, &vec!["1".to_owned()]), "{hot:#?}");
     assert!(matches!(hot.shown[0].kind, Kind::Unsettled | Kind::OnlyBefore), "{hot:#?}");
+
+    let found = compare_wanted(&cx, &it, counted, 15).await;
+    let text: Vec<String> = found.iter().filter_map(TableFound::words).collect();
+    let text = text.join("\n");
+    assert!(text.contains("table busy: 2 rows differ (1 only before, 1 only after)"), "{text}");
+    assert!(!text.contains("table label") && !text.contains("table logs"), "{text}");
 
     // By time alone a difference is found as well, though a row that is merely late may look like one.
     let error = kind("verify", step("4s")).run(&cx).await.unwrap_err();

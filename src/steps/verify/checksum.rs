@@ -329,8 +329,8 @@ impl<'a> Comparison<'a> {
         for at in from..to {
             self.cx.proceed()?;
             let (one, two) = tokio::try_join!(
-                self.sums(&pair.before, table, &bucket, pieces.0.get(at)),
-                self.sums(&pair.after, table, &bucket, pieces.1.get(at))
+                self.sums(&pair.before, table, &bucket, pieces.0.get(at), true),
+                self.sums(&pair.after, table, &bucket, pieces.1.get(at), false)
             )?;
             {
                 let mut tally = self.tally(i);
@@ -375,7 +375,12 @@ impl<'a> Comparison<'a> {
         let table = &self.tables[i];
         match &table.cut {
             Cut::Blocks { buckets, pieces } if !self.sessions.moving() && *buckets <= BUCKETS => {
-                let how = (table.bucket(&self.hasher, *buckets), self.hasher.row(&table.columns), pieces);
+                let how = (
+                    table.bucket(&self.hasher, *buckets),
+                    self.hasher.row(&table.columns),
+                    pieces,
+                    &table.aside,
+                );
                 Some(fingerprint(&format!("{how:?}"), 16))
             }
             _ => None,
@@ -399,12 +404,13 @@ impl<'a> Comparison<'a> {
         table: &Table,
         bucket: &str,
         blocks: Option<&Blocks>,
+        before: bool,
     ) -> Result<Vec<(i64, i64, i128)>> {
         let Some(blocks) = blocks else { return Ok(Vec::new()) };
         let sql = format!(
             "select b, count(*), sum(h)::text from (select {bucket} as b, {} as h from {} offset 0) s group by b",
             self.hasher.row(&table.columns),
-            blocks.from()
+            table.of_blocks(blocks, before)
         );
         let rows = session.query(&sql, &[]).await?;
         rows.iter()

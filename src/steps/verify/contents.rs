@@ -1,6 +1,7 @@
 //! The content of tables: summed, and where it differs judged by whether anybody may be writing.
 
 use super::agreed::{Agreed, Evidence};
+use super::aside;
 use super::checksum::Comparison;
 use super::cut::{Cut, Table};
 use super::fence::Fence;
@@ -9,10 +10,14 @@ use super::hash::Hasher;
 use super::narrow::{self, Candidate};
 use super::sessions::{Pair, Sessions};
 use super::settle::{Fate, Row, Settling};
-use super::shape;
-use super::{Checksums, failpoint};
+use super::shape::{self, Shape};
+use super::{Checksums, Tables, failpoint};
 use crate::error::Result;
+use crate::event::{RunId, StepId};
+use crate::postgres::TableName;
 use crate::steps::Context;
+use crate::steps::copy::Copy;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -25,19 +30,56 @@ struct Work {
     broken: Vec<TableFound>,
 }
 
+/// What is wanted of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Tables whose content is compared.
+    pub sums: Option<&'a Checksums>,
+    /// Tables of which it is compared which rows there are.
+    pub counts: Option<&'a Tables>,
+    /// The copy that made "after".
+    pub copy: Option<&'a Copy>,
+    /// The run and step of that copy, if it may have set rows aside.
+    pub aside: Option<(RunId, &'a StepId)>,
+}
+
+impl Wanted<'_> {
+    /// The tables, each with whether its content is compared.
+    fn tables(&self, there: &BTreeMap<TableName, Shape>, before: &str) -> Result<Vec<(TableName, bool)>> {
+        let mut out = BTreeMap::new();
+        if let Some(Tables { tables, exclude }) = self.counts {
+            let chosen = shape::chosen(there, tables, exclude, self.copy, before)?;
+            out.extend(chosen.into_iter().map(|name| (name, false)));
+        }
+        if let Some(Checksums { tables, exclude, .. }) = self.sums {
+            let chosen = shape::chosen(there, tables, exclude, self.copy, before)?;
+            out.extend(chosen.into_iter().map(|name| (name, true)));
+        }
+        Ok(out.into_iter().collect())
+    }
+}
+
 /// Reads the catalogs and decides how each chosen table is cut.
-async fn prepare(sums: &Checksums, sessions: Sessions<'_>, before_name: &str) -> Result<Work> {
+async fn prepare(wanted: Wanted<'_>, sessions: Sessions<'_>, before_name: &str) -> Result<Work> {
     let pair = sessions.pair().await?;
     let (there, now) = tokio::try_join!(shape::shapes(&pair.before), shape::shapes(&pair.after))?;
     let hasher = Hasher::agree(&pair.before, &pair.after).await?;
     let (mut broken, mut tables) = (Vec::new(), Vec::new());
-    for name in shape::chosen(&there, &sums.tables, &sums.exclude, before_name)? {
+    let rows = wanted.sums.map_or_else(|| Checksums::default().chunk_rows(), Checksums::chunk_rows);
+    for (name, content) in wanted.tables(&there, before_name)? {
         let Some(before) = there.get(&name).cloned() else { continue };
         let Some(after) = now.get(&name).cloned() else {
             broken.push(TableFound::broken(&name, found::GONE));
             continue;
         };
-        let table = Table::new(name, before, after, sums.chunk_rows());
+        let mut table = Table::new(name, before, after, rows);
+        if let Some((run, step)) = wanted.aside {
+            table.aside = aside::condition(&pair.after, run, step, &table).await?;
+        }
+        if !content {
+            tables.push(table.counted());
+            continue;
+        }
         let lost = table.lost();
         if lost.is_empty() {
             tables.push(table);
@@ -54,13 +96,13 @@ async fn prepare(sums: &Checksums, sessions: Sessions<'_>, before_name: &str) ->
 /// What either server says.
 pub async fn frozen(
     cx: &Context,
-    sums: &Checksums,
+    wanted: Wanted<'_>,
     sessions: Sessions<'_>,
     jobs: usize,
     before_name: &str,
     evidence: &Evidence,
 ) -> Result<(Vec<TableFound>, Agreed)> {
-    let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
+    let Work { pair, hasher, tables, mut broken } = prepare(wanted, sessions, before_name).await?;
     let agreed = read_agreed(cx, &tables, evidence)?;
     let compared = Comparison::new(cx, sessions, hasher, &tables, &agreed).run(jobs).await?;
     for (table, (mut found, candidates)) in tables.iter().zip(compared) {
@@ -99,14 +141,14 @@ fn read_agreed(cx: &Context, tables: &[Table], evidence: &Evidence) -> Result<Ag
 /// What either server or the fence says.
 pub async fn moving(
     cx: &Context,
-    sums: &Checksums,
+    wanted: Wanted<'_>,
     sessions: Sessions<'_>,
     jobs: usize,
     before_name: &str,
     (fence, within): (&mut dyn Fence, Duration),
     evidence: &Evidence,
 ) -> Result<Vec<TableFound>> {
-    let Work { pair, hasher, tables, mut broken } = prepare(sums, sessions, before_name).await?;
+    let Work { pair, hasher, tables, mut broken } = prepare(wanted, sessions, before_name).await?;
     let agreed = read_agreed(cx, &tables, evidence)?;
     if fence.proves() {
         // What is far behind differs everywhere.

@@ -69,6 +69,8 @@ pub struct Table {
     pub indexed: bool,
     /// How it is cut.
     pub cut: Cut,
+    /// Rows of "before" that the copy set aside, and that are therefore not compared: a condition on `q`.
+    pub aside: Option<String>,
 }
 
 impl Table {
@@ -97,8 +99,18 @@ impl Table {
             name,
             columns,
             cut,
+            aside: None,
             shapes: (before, after),
         }
+    }
+
+    /// The same with nothing to compare but which rows there are, if those can be told from each other.
+    #[must_use]
+    pub fn counted(mut self) -> Self {
+        if !self.key.is_empty() {
+            self.columns.clear();
+        }
+        self
     }
 
     /// Columns that "after" lacks.
@@ -127,7 +139,30 @@ impl Table {
     /// A side's FROM item, named `t`.
     #[must_use]
     pub fn from(&self, before: bool) -> String {
-        format!("{} t", from(&self.name, if before { &self.shapes.0 } else { &self.shapes.1 }))
+        let all = from(&self.name, if before { &self.shapes.0 } else { &self.shapes.1 });
+        if before { self.without(&all, None) } else { format!("{all} t") }
+    }
+
+    /// A FROM item of "before", named `t`, without the rows that were set aside.
+    fn without(&self, all: &str, blocks: Option<&str>) -> String {
+        match &self.aside {
+            None => format!("{all} t{}", blocks.map(|b| format!(" where {b}")).unwrap_or_default()),
+            Some(aside) => {
+                let blocks =
+                    blocks.map(|b| format!(" and {}", b.replace("t.ctid", "q.ctid"))).unwrap_or_default();
+                format!("(select q.*, q.ctid, q.xmin, q.tableoid from {all} q where not ({aside}){blocks}) t")
+            }
+        }
+    }
+
+    /// A side's rows in some blocks, as a FROM item named `t`, with its condition.
+    #[must_use]
+    pub fn of_blocks(&self, blocks: &Blocks, before: bool) -> String {
+        if before && self.aside.is_some() {
+            self.without(&format!("only {}", blocks.heap.sql()), blocks.condition().as_deref())
+        } else {
+            blocks.from()
+        }
     }
 
     /// The bucket of a row, as an expression.
@@ -195,14 +230,20 @@ impl Blocks {
     /// A query for its rows: a FROM item named `t`, with its condition.
     #[must_use]
     pub fn from(&self) -> String {
-        let mut out = format!("only {} t", self.heap.sql());
-        if self.from > 0 || self.to.is_some() {
-            let _ = write!(out, " where t.ctid >= '({},0)'::tid", self.from);
+        let condition = self.condition().map(|c| format!(" where {c}")).unwrap_or_default();
+        format!("only {} t{condition}", self.heap.sql())
+    }
+
+    /// Which blocks; none for all.
+    fn condition(&self) -> Option<String> {
+        if self.from == 0 && self.to.is_none() {
+            return None;
         }
+        let mut out = format!("t.ctid >= '({},0)'::tid", self.from);
         if let Some(to) = self.to {
             let _ = write!(out, " and t.ctid < '({to},0)'::tid");
         }
-        out
+        Some(out)
     }
 }
 
@@ -296,7 +337,7 @@ mod tests {
     use crate::steps::verify::shape::{Column, Key};
 
     fn shape(correlation: f32, ranged: usize, bytes: u64) -> Shape {
-        let column = Column { base: 20, sql_type: "bigint".into(), required: true };
+        let column = Column { base: 20, sql_type: "bigint".into(), required: true, odd: false };
         Shape {
             partitioned: false,
             columns: [("a".to_owned(), column.clone()), ("b".to_owned(), column)].into(),

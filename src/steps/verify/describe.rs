@@ -7,6 +7,7 @@ use super::shape;
 use crate::error::Result;
 use crate::postgres::Session;
 use crate::steps::Description;
+use crate::steps::copy::Copy;
 use std::time::{Duration, Instant};
 
 /// Tables that are named; the others are counted.
@@ -20,6 +21,7 @@ const SAMPLE: u64 = 2_048;
 /// What either server says.
 pub async fn describe(
     sums: &Checksums,
+    copy: Option<&Copy>,
     (before, after): (&Session, &Session),
     jobs: usize,
     out: &mut Description,
@@ -27,7 +29,7 @@ pub async fn describe(
     let (there, now) = tokio::try_join!(shape::shapes(before), shape::shapes(after))?;
     let hasher = Hasher::agree(before, after).await?;
     let mut tables = Vec::new();
-    let chosen = match shape::chosen(&there, &sums.tables, &sums.exclude, before.database()) {
+    let chosen = match shape::chosen(&there, &sums.tables, &sums.exclude, copy, before.database()) {
         Ok(chosen) => chosen,
         // An earlier step may be what makes them.
         Err(e) => {

@@ -1,7 +1,7 @@
 //! Evaluating a verification: everything on both sides once, against each other or against a baseline.
 
 use super::agreed::{self, Agreed, Evidence};
-use super::contents;
+use super::contents::{self, Wanted};
 use super::found::TableFound;
 use super::rows::{self, Row};
 use super::sessions::Sessions;
@@ -13,6 +13,7 @@ use crate::event::{Measure, StepId};
 use crate::failpoint;
 use crate::postgres::TableName;
 use crate::steps::Context;
+use crate::steps::copy::violation;
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -35,6 +36,8 @@ pub(super) struct Findings {
     pub(super) compared: u64,
     /// Differences, a line each.
     pub(super) differences: Vec<String>,
+    /// Whether it was only compared which rows there are.
+    pub(super) only_counted: bool,
     /// Tables whose content was compared.
     pub(super) tables: Vec<TableFound>,
     /// The points in time that were compared.
@@ -67,7 +70,8 @@ impl Findings {
             ("settled", sum(|t| t.settled)),
             ("unsettled", sum(|t| t.unsettled)),
         ];
-        out["checksums"] = totals.into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
+        let what = if self.only_counted { "row_counts" } else { "checksums" };
+        out[what] = totals.into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect();
         for (name, n) in sometimes.into_iter().filter(|(_, n)| *n > 0) {
             out[name] = json!(n);
         }
@@ -88,7 +92,14 @@ impl Findings {
 
 impl Verify {
     /// Everything once, each side in one snapshot.
-    pub(super) async fn evaluate(&self, cx: &Context, sums: Option<&Checksums>) -> Result<Findings> {
+    ///
+    /// `counts`: whether rows are counted, if the plan says so.
+    pub(super) async fn evaluate(
+        &self,
+        cx: &Context,
+        sums: Option<&Checksums>,
+        counts: bool,
+    ) -> Result<Findings> {
         let Some(after_name) = &self.after else {
             return Err(Error::internal("a verification without a side after"));
         };
@@ -110,7 +121,13 @@ impl Verify {
             let after = self.open(cx, after_name).await?;
             let before = self.open(cx, name).await?;
             let (found, agreed) = self
-                .compare_databases(cx, (&before, name), (&after, after_name), sums.map(|s| (s, &evidence)))
+                .compare_databases(
+                    cx,
+                    (&before, name),
+                    (&after, after_name),
+                    sums.map(|s| (s, &evidence)),
+                    counts,
+                )
                 .await?;
             let resumed: BTreeSet<String> =
                 found.tables.iter().filter(|t| t.resumed > 0).map(|t| t.table.clone()).collect();
@@ -134,28 +151,41 @@ impl Verify {
         (before, before_name): (&Side, &str),
         (after, after_name): (&Side, &str),
         sums: Option<(&Checksums, &Evidence)>,
+        counts: bool,
     ) -> Result<(Findings, Option<Agreed>)> {
         let mut found = Findings::default();
         let mut agreed = None;
         if let Some((sums, evidence)) = sums {
             let sessions = Sessions::Frozen(before, after);
+            let wanted = Wanted {
+                sums: Some(sums),
+                counts: None,
+                copy: self.copy(cx, before_name, after_name),
+                aside: self.aside(cx, before_name, after_name),
+            };
             let (compared, then) =
-                contents::frozen(cx, sums, sessions, self.jobs(), before_name, evidence).await?;
+                contents::frozen(cx, wanted, sessions, self.jobs(), before_name, evidence).await?;
             found.add(&compared);
             agreed = Some(then);
             found.moments = vec![before.moment.clone(), after.moment.clone()];
             failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
-        if self.counts_tables() {
+        if self.counts_tables() && counts {
             let there = shape::shapes(before.session()).await?;
             let now = shape::shapes(after.session()).await?;
             let Tables { tables, exclude } = self.counted();
-            let work = shape::chosen(&there, &tables, &exclude, before_name)?;
+            let copy = self.copy(cx, before_name, after_name);
+            let work = shape::chosen(&there, &tables, &exclude, copy, before_name)?;
+            let aside = match self.aside(cx, before_name, after_name) {
+                Some((run, step)) => violation::set_aside(after.session(), run, step).await?,
+                None => BTreeMap::new(),
+            };
+            let aside = &aside;
             let total = work.len() as u64;
             let (there, now) = (&there, &now);
             let one = |name: TableName| async move {
                 cx.proceed()?;
-                count_table((before, after), &name, (there.get(&name), now.get(&name))).await
+                count_table((before, after), &name, (there.get(&name), now.get(&name)), aside).await
             };
             let mut results =
                 futures_util::stream::iter(work.into_iter().map(one)).buffer_unordered(self.jobs());
@@ -219,10 +249,14 @@ impl Verify {
             let Tables { tables: wanted, exclude } = self.counted();
             let now = shape::shapes(after.session()).await?;
             let counts = baseline.counts.unwrap_or_default();
+            let copy = self.copy(cx, database, after_name);
             let mut compared = 0;
             for (name, rows_before) in &counts {
                 let name = TableName::try_from(name.clone()).map_err(Error::internal)?;
                 if exclude.contains(&name) || !(wanted.is_empty() || wanted.contains(&name)) {
+                    continue;
+                }
+                if wanted.is_empty() && copy.is_some_and(|copy| !copy.takes_rows(&name)) {
                     continue;
                 }
                 compared += 1;
@@ -284,7 +318,7 @@ impl Verify {
             let Tables { tables, exclude } = self.counted();
             let there = shape::shapes(side.session()).await?;
             let mut counts = BTreeMap::new();
-            for name in shape::chosen(&there, &tables, &exclude, database)? {
+            for name in shape::chosen(&there, &tables, &exclude, None, database)? {
                 cx.proceed()?;
                 if let Some(shape) = there.get(&name) {
                     counts.insert(name.to_string(), shape::count(side.session(), &name, shape).await?);
@@ -342,11 +376,16 @@ pub(super) async fn count_table(
     sides: (&Side, &Side),
     name: &TableName,
     shapes: (Option<&Shape>, Option<&Shape>),
+    aside: &BTreeMap<TableName, u64>,
 ) -> Result<Option<String>> {
     let (Some(there), Some(now)) = shapes else { return Ok(Some(format!("table {name} is gone"))) };
     let (left, right) = tokio::try_join!(sides.0.join(), sides.1.join())?;
     let (before, after): (i64, i64) =
         tokio::try_join!(shape::count(&left, name, there), shape::count(&right, name, now))?;
+    // Partitions keep what was set aside under their own names.
+    let names = now.heaps.iter().map(|heap| &heap.name).filter(|heap| *heap != name).chain([name]);
+    let aside = names.filter_map(|name| aside.get(name)).sum::<u64>();
+    let before = before - i64::try_from(aside).unwrap_or(i64::MAX);
     Ok((before != after).then(|| format!("table {name} has {before} rows before and {after} after")))
 }
 

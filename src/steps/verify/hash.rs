@@ -35,6 +35,7 @@ pub struct Both {
     pub name: String,
     nullable: bool,
     never_empty: bool,
+    odd: bool,
 }
 
 /// The columns of "before" by name, as both sides hash them. Those that "after" lacks are left out.
@@ -46,6 +47,7 @@ pub fn columns(before: &Shape, after: &Shape) -> Vec<Both> {
             name: name.clone(),
             nullable: !(one.required && other.required),
             never_empty: one.base == other.base && NEVER_EMPTY.contains(&one.base),
+            odd: one.odd || other.odd,
         })
     };
     before.columns.iter().filter_map(both).collect()
@@ -108,9 +110,17 @@ impl Hasher {
 
     fn chain(&self, columns: &[Both], seed: &str) -> String {
         columns.iter().fold(seed.to_owned(), |seed, column| {
-            let text = format!("{}::text", at(&column.name));
+            let name = at(&column.name);
+            // `format` calls the type's output function; of NULL it makes empty text. A row of nulls is no NULL.
+            let text = match (column.odd, column.nullable) {
+                (false, _) => format!("{name}::text"),
+                (true, false) => format!("format('%s', {name})"),
+                (true, true) => {
+                    format!("case when {name} is distinct from null then format('%s', {name}) end")
+                }
+            };
             // Nothing else than NULL may look like NULL.
-            let text = match (column.nullable, column.never_empty) {
+            let text = match (column.nullable, column.never_empty && !column.odd) {
                 (false, _) => text,
                 (true, true) => format!("coalesce({text}, '')"),
                 (true, false) => format!("coalesce('x' || {text}, '')"),

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
+use crate::steps::copy::Copy;
 use std::collections::BTreeMap;
 
 /// Rows of a page of a table that was never analyzed.
@@ -17,6 +18,8 @@ pub struct Column {
     pub sql_type: String,
     /// Whether it refuses NULL.
     pub required: bool,
+    /// Whether a cast to text does not give what its type writes.
+    pub odd: bool,
 }
 
 /// Columns that no two rows share, as a btree index that is complete and valid promises.
@@ -90,14 +93,17 @@ pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
     }
     // A length of -1: without one, `character` would mean one character.
     let columns = format!(
-        "select a.attrelid, a.attname::text, case t.typtype when 'd' then t.typbasetype else t.oid end,
-                format_type(a.atttypid, -1), a.attnotnull
+        "with recursive {odd}
+         select a.attrelid, a.attname::text, case t.typtype when 'd' then t.typbasetype else t.oid end,
+                format_type(a.atttypid, -1), a.attnotnull, a.atttypid in (select type from odd)
          from pg_attribute a join pg_type t on t.oid = a.atttypid
-         where a.attnum > 0 and not a.attisdropped and a.attrelid in (select c.oid from {tables})"
+         where a.attnum > 0 and not a.attisdropped and a.attrelid in (select c.oid from {tables})",
+        odd = odd("c.oid >= 16384 or c.castsource in ('bpchar'::regtype, 'xml'::regtype)", false),
     );
     for row in session.query(&columns, &[]).await? {
         if let Some((_, shape)) = out.get_mut(&row.get(0)) {
-            let column = Column { base: row.get(2), sql_type: row.get(3), required: row.get(4) };
+            let column =
+                Column { base: row.get(2), sql_type: row.get(3), required: row.get(4), odd: row.get(5) };
             shape.columns.insert(row.get(1), column);
         }
     }
@@ -138,13 +144,34 @@ pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
     Ok(out.into_values().collect())
 }
 
+/// Types whose cast to text (or, `both`, from it) is somebody's function, or drops something, and domains over them, as a
+/// recursive common table `odd (type)`. The cast of all others is their output.
+/// (<https://www.postgresql.org/docs/current/sql-createcast.html>)
+fn odd(condition: &str, both: bool) -> String {
+    let back = if both {
+        "union select c.casttarget from pg_cast c
+         where c.castsource = 'text'::regtype and c.castmethod <> 'i' and c.oid >= 16384"
+    } else {
+        ""
+    };
+    format!(
+        "odd (type) as (
+             select type from (
+                 select c.castsource from pg_cast c
+                 where c.casttarget = 'text'::regtype and c.castmethod <> 'i' and ({condition}) {back}) s (type)
+             union select t.oid from odd join pg_type t on t.typbasetype = odd.type where t.typtype = 'd')"
+    )
+}
+
 /// Columns after the key's own (`INCLUDE`) are stored, not unique. The types are those whose order no locale
 /// decides: smallint, integer, bigint, oid, numeric, uuid, date, timestamp, timestamptz, bytea, name, text,
 /// varchar. Collation 100 is the database's; since Postgres 17 its provider may be the server itself (`b`),
 /// which compares bytes. (<https://www.postgresql.org/docs/current/collation.html>)
+/// A key is looked up by its text, so its types' casts must be theirs.
 fn keys() -> String {
     format!(
-        "select i.indrelid, array_agg(a.attname::text order by k.n),
+        "with recursive {odd}
+         select i.indrelid, array_agg(a.attname::text order by k.n),
                 array_agg(a.atttypid in (21, 23, 20, 26, 1700, 2950, 1082, 1114, 1184, 17, 19, 25, 1043)
                     and o.opcdefault and (i.indoption[k.n - 1]::int & 1) = (i.indoption[0]::int & 1)
                     and (i.indcollation[k.n - 1] = 0 or i.indcollation[k.n - 1] = a.attcollation
@@ -163,15 +190,24 @@ fn keys() -> String {
          left join pg_collation l on l.oid = i.indcollation[k.n - 1]
          cross join (select * from pg_database where datname = current_database()) d
          where i.indisunique and i.indisvalid and i.indisready and i.indpred is null and k.n <= i.indnkeyatts
-           and c.oid in (select c.oid from {})
+           and c.oid in (select c.oid from {tables})
          group by i.indexrelid, i.indrelid, i.indisprimary, n.nspname, c.relname
-         having bool_and(coalesce(a.attnotnull, false))
+         having bool_and(coalesce(a.attnotnull, false) and a.atttypid not in (select type from odd))
          order by i.indrelid, i.indisprimary desc, count(*), array_agg(a.attname::text order by k.n)",
-        whole_tables()
+        odd = odd("c.oid >= 16384", true),
+        tables = whole_tables(),
     )
 }
 
-/// The tables to compare: those named, or all, without the excluded.
+/// Whether the copy before did not carry all of a table's rows, as its plan says.
+#[must_use]
+pub fn left_out(copy: Option<&Copy>, name: &TableName, shape: &Shape) -> bool {
+    copy.is_some_and(|copy| {
+        !copy.takes_rows(name) || shape.heaps.iter().any(|heap| !copy.takes_rows(&heap.name))
+    })
+}
+
+/// The tables to compare: those named, or all that the copy before carried, without the excluded.
 ///
 /// # Errors
 /// None left, or one that is named and not there.
@@ -179,6 +215,7 @@ pub fn chosen(
     there: &BTreeMap<TableName, Shape>,
     tables: &[TableName],
     exclude: &[TableName],
+    copy: Option<&Copy>,
     database: &str,
 ) -> Result<Vec<TableName>> {
     for name in tables.iter().chain(exclude) {
@@ -188,10 +225,13 @@ pub fn chosen(
                 .hint("correct its name in the plan; partitions are compared as part of their table"));
         }
     }
+    let wanted = |(name, shape): &(&TableName, &Shape)| {
+        if tables.is_empty() { !left_out(copy, name, shape) } else { tables.contains(name) }
+    };
     let chosen: Vec<TableName> = there
-        .keys()
-        .filter(|name| (tables.is_empty() || tables.contains(name)) && !exclude.contains(name))
-        .cloned()
+        .iter()
+        .filter(|one| wanted(one) && !exclude.contains(one.0))
+        .map(|(name, _)| name.clone())
         .collect();
     if chosen.is_empty() {
         return Err(Error::data("no table is left to compare, so the check could not fail")
