@@ -1,10 +1,15 @@
 //! `replicate` between real servers of different major versions, while the application writes.
 
+use crate::support::context::context;
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::{World, until};
 use handover::local::{PostgresOptions, PostgresServer};
+use handover::postgres::TableName;
+use handover::steps::Description;
+use handover::steps::replicate::{Link, Replicate, identity};
+use serde_json::json;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -346,7 +351,13 @@ async fn obstacles_are_found_before_the_copy_all_at_once() {
         server,
         "create table keyless (a int); create table almost (a int not null unique, b int);
          create unlogged table scratch (a int primary key); create materialized view seen as select 1 as x;
-         create table late (a int, primary key (a) deferrable)",
+         create table late (a int, primary key (a) deferrable); create table opaque (a int, j json);
+         create domain json_domain as json; create type json_row as (a int, j json);
+         create table in_domain (d json_domain); alter table in_domain replica identity full;
+         create table in_array (d json[]); alter table in_array replica identity full;
+         create table in_row (d json_row); alter table in_row replica identity full;
+         create table as_path (d jsonpath); alter table as_path replica identity full;
+         create table in_key (a int, g int generated always as (a) stored primary key)",
     )
     .await;
     let dry = world.handover("dry-run", &[]).await;
@@ -355,7 +366,13 @@ async fn obstacles_are_found_before_the_copy_all_at_once() {
         for part in [
             "wal_level on blue is replica",
             "max_slot_wal_keep_size on blue is without limit",
-            "have no replica identity",
+            "keyless (it has no replica identity)",
+            "give opaque a unique index of columns that are not null and not generated",
+            "in_domain (the type of its column d knows no equality)",
+            "in_array (the type of its column d knows no equality)",
+            "in_row (the type of its column d knows no equality)",
+            "as_path (the type of its column d knows no equality)",
+            "in_key (its key holds a generated column, which is not published)",
             "alter table \"public\".\"keyless\" replica identity full;",
             "alter table \"public\".\"almost\" replica identity using index \"almost_a_key\";",
             "alter table \"public\".\"late\" replica identity full;",
@@ -533,4 +550,73 @@ async fn pgbench_writes_throughout() {
     let sums =
         "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)";
     assert_eq!(world.green.value(sums).await.unwrap(), "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_is_asked_whether_it_lets_published_tables_be_changed() {
+    let newer = servers::green().await;
+    let sql = "create table fine (a int primary key, g int generated always as (a) stored); create table keyless (a int);
+         create table part_key (g int generated always as (1) stored primary key, a int); create table whole (a int, g int generated always as (a) stored);
+         alter table whole replica identity full; create table dropped (a int not null, constraint dropped_a unique (a));
+         alter table dropped replica identity using index dropped_a; alter table dropped drop constraint dropped_a;
+         create function never() returns trigger language plpgsql as $$begin raise exception 'fired'; end$$;
+         create trigger never before delete on fine for each statement execute function never();
+         create rule instead as on delete to keyless where old.a = 5 do instead nothing";
+    let blue = Database::with(newer, sql).await;
+    let (cx, _events) = context("copy", &[("blue", blue.handover_url())], &["blue"]).await;
+    let link = Link {
+        step: "follow".into(),
+        name: "handover_trial".into(),
+        from: "blue".into(),
+        to: "green".into(),
+        max_lag: Duration::from_secs(1),
+    };
+    let tables = ["fine", "keyless", "part_key", "whole", "dropped"].map(|t| TableName::new("public", t));
+    let mut said = Description::default();
+    identity::rehearse(&cx, &link, &tables, &mut said).await.unwrap();
+    assert_eq!(said.blockers.len(), 1, "{said:?}");
+    for table in ["keyless (", "part_key (", "whole (", "dropped ("] {
+        assert!(said.blockers[0].contains(table), "{table} {said:?}");
+    }
+    assert!(!said.blockers[0].contains("fine ("), "{said:?}");
+    assert_eq!(blue.value("select count(*) from pg_publication").await.as_deref(), Some("0"));
+    // The advice holds for what it is given for.
+    let replicate: Replicate = serde_json::from_value(json!({ "from": "blue", "to": "green" })).unwrap();
+    let mut said = Description::default();
+    let session = cx.reader("blue").await.unwrap();
+    identity::look(&replicate, "handover", &session, &tables, &mut said).await.unwrap();
+    let text = said.blockers.join("; ");
+    assert!(
+        text.contains("give whole a unique index") && text.contains("give part_key a unique index"),
+        "{text}"
+    );
+    assert!(text.contains("alter table \"public\".\"keyless\" replica identity full;"), "{text}");
+    blue.execute("alter table keyless replica identity full").await;
+    let mut said = Description::default();
+    identity::rehearse(&cx, &link, &tables[..2], &mut said).await.unwrap();
+    assert_eq!(said.blockers, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_takes_along_what_is_not_followed() {
+    let plan = watched("max_lag: 5s").replace("jobs: 2", "jobs: 2, without_data: [log, log_of_log]");
+    let world = world(&plan).await;
+    world
+        .blue
+        .execute(
+            "create table page (id int primary key); insert into page values (1); create table log (id int, page int references page, primary key (id));
+             insert into log values (1, 1); create table log_of_log (log int references log); insert into log_of_log values (1)",
+        )
+        .await;
+    let mut run = Background::start(&world, "run").await;
+    run.until("hold: started").await;
+    world.blue.execute("update log set page = 1; delete from log_of_log; truncate page cascade; insert into page values (7)").await;
+    let green = world.green.admin().await;
+    until(&green, "select 1 from page where id = 7 having count(*) = 1 and (select count(*) from page) = 1")
+        .await;
+    world.handover("approve", &["hold", "--by", "alice"]).await.success();
+    let (code, said) = run.ended().await;
+    assert_eq!(code, Some(0), "{said}");
+    world.handover("finish", &[]).await.success();
+    assert_eq!(left(&world).await, NOTHING);
 }

@@ -7,7 +7,9 @@
 //! it is dead, the servers go on.
 //! (<https://www.postgresql.org/docs/current/logical-replication.html>)
 
+pub mod emptied;
 mod end;
+pub mod identity;
 pub mod lag;
 pub mod marker;
 pub mod origin;

@@ -1,6 +1,6 @@
 //! Where the stream begins: publication and slot, made by the copy before it reads its first row.
 
-use super::{Link, preflight, slot, subscription};
+use super::{Link, emptied, identity, preflight, slot, subscription};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::catalog::application;
@@ -52,8 +52,17 @@ pub async fn look(
     out: &mut Description,
 ) -> Result<()> {
     match super::following(cx, &cx.step) {
-        Some((replicate, _)) => {
-            preflight::look(replicate, copy, &cx.databases, blue, green, out).await.map(drop)
+        Some((replicate, link)) => {
+            let tables = preflight::look(replicate, copy, &cx.databases, blue, green, out).await?;
+            // What the catalogs show need not be tried; and what they refuse could not be.
+            if out.blockers.is_empty() {
+                let roots = roots(blue, copy).await?;
+                let published: BTreeSet<&TableName> =
+                    tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
+                let published: Vec<TableName> = published.into_iter().cloned().collect();
+                identity::rehearse(cx, &link, &published, out).await?;
+            }
+            Ok(())
         }
         None => Ok(()),
     }
@@ -68,7 +77,7 @@ pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
     let Some((replicate, link)) = super::following(cx, &cx.step) else { return Ok(None) };
     discard(cx, &link).await?;
     let made = async {
-        announce(cx, &link).await?;
+        announce(cx, copy, &link).await?;
         subscription::rehearse(cx, replicate, &link).await?;
         // Before the slot: the stream is decoded with the catalogs of its time, and must find it there.
         publish(cx, copy, &link).await?;
@@ -124,9 +133,10 @@ pub async fn roots(blue: &Session, copy: &Copy) -> Result<BTreeMap<TableName, Ta
     Ok(found.filter(|(table, _)| copy.takes_rows(table)).collect())
 }
 
-/// Makes a publication without tables.
-async fn announce(cx: &Context, link: &Link) -> Result<()> {
+/// Makes publications without tables.
+async fn announce(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
     let mut blue = cx.writer(&link.from).await?;
+    let emptied = emptied::find(&blue, copy).await?;
     let name = quote_ident(&link.name);
     let about = format!("Handover: plan {}, step {}, run {}", cx.plan, link.step, cx.run);
     let tx = blue.transaction().await?;
@@ -135,6 +145,12 @@ async fn announce(cx: &Context, link: &Link) -> Result<()> {
     let sql = format!("create publication {name} with (publish_via_partition_root = true)");
     tx.execute(&sql, &[]).await.map_err(failed)?;
     tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await?;
+    if !emptied.tables.is_empty() {
+        let name = quote_ident(&emptied::publication(link));
+        let sql = format!("create publication {name} with (publish = 'truncate')");
+        tx.execute(&sql, &[]).await.map_err(failed)?;
+        tx.execute(&format!("comment on publication {name} is {}", quote_literal(&about)), &[]).await?;
+    }
     tx.commit().await
 }
 
@@ -150,10 +166,16 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
         let tables: BTreeSet<&TableName> = tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
         let mut list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
         list.push("handover.replication_marker".into());
-        let sql = format!("alter publication {} add table {}", quote_ident(&link.name), list.join(", "));
+        let mut sql = format!("alter publication {} add table {};", quote_ident(&link.name), list.join(", "));
+        let emptied = emptied::find(&blue, copy).await?.tables;
+        if !emptied.is_empty() {
+            let list: Vec<String> = emptied.iter().map(|t| format!("only {}", t.sql())).collect();
+            let name = quote_ident(&emptied::publication(link));
+            sql.push_str(&format!("alter publication {name} add table {}", list.join(", ")));
+        }
         let tx = blue.transaction().await?;
-        match tx.execute(&sql, &[]).await {
-            Ok(_) => return tx.commit().await,
+        match tx.batch(&sql).await {
+            Ok(()) => return tx.commit().await,
             // A table that is altered, vacuumed or gone since we looked.
             Err(e)
                 if (e.class() == Class::Contention || e.message().contains("42P01"))
@@ -209,6 +231,17 @@ async fn trouble(cx: &Context, link: &Link) -> Result<Option<String>> {
     })
 }
 
+/// The publications of a link that are there, quoted for a statement.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn publications(cx: &Context, link: &Link) -> Result<Vec<String>> {
+    let blue = cx.databases.labelled(cx.step.as_str()).read_only(&link.from).await?;
+    let sql = "select pubname::text from pg_publication where pubname in ($1, $2) order by pubname";
+    let rows = blue.query(sql, &[&link.name, &emptied::publication(link)]).await?;
+    Ok(rows.iter().map(|row| quote_ident(&row.get::<_, String>(0))).collect())
+}
+
 /// Drops what belongs to the replication that follows the copy step `cx` is of, if there is one.
 ///
 /// # Errors
@@ -235,9 +268,11 @@ pub async fn discard(cx: &Context, link: &Link) -> Result<()> {
     let mut blue = cx.writer(&link.from).await?;
     blue.set("lock_timeout", "30s").await?;
     let tx = blue.transaction().await?;
-    tx.execute(&format!("drop publication if exists {}", quote_ident(&link.name)), &[])
-        .await
-        .map_err(|e| e.context("dropping the publication"))?;
+    for name in [&link.name, &emptied::publication(link)] {
+        tx.execute(&format!("drop publication if exists {}", quote_ident(name)), &[])
+            .await
+            .map_err(|e| e.context("dropping the publication"))?;
+    }
     subscription::forget_marks(&tx, link).await?;
     tx.commit().await?;
     unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))

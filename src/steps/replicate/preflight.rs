@@ -2,7 +2,7 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-config.html>,
 //! <https://www.postgresql.org/docs/current/logical-replication-restrictions.html>)
 
-use super::{Replicate, lag, origin};
+use super::{Replicate, emptied, identity, lag, origin};
 use crate::error::Result;
 use crate::postgres::address::Address;
 use crate::postgres::catalog::{application, is_ours};
@@ -45,7 +45,15 @@ pub async fn look(
         ));
     }
     let identified: Vec<TableName> = tables.iter().cloned().chain(roots).collect();
-    identities(replicate, databases, blue, &identified, out).await?;
+    identity::look(
+        replicate,
+        &databases.user(&replicate.from)?,
+        blue,
+        &identified,
+        out,
+    )
+    .await?;
+    emptied::look(replicate, copy, blue, out).await?;
     left_behind(replicate, copy, blue, out).await?;
     large_objects(replicate, copy, databases, blue, green, out).await?;
     Ok(tables)
@@ -241,101 +249,6 @@ async fn subscriber(
         out.blocker(format!(
             "the role {role} on {to} cannot act as the owners {}: grant each of them to it with set true (scripts/grants.sql)",
             missing.join(", ")
-        ));
-    }
-    Ok(())
-}
-
-/// Tables whose updates and deletes would fail on the publisher itself once they are published, and how to mend
-/// them. (<https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>)
-async fn identities(
-    replicate: &Replicate,
-    databases: &Databases,
-    blue: &Session,
-    tables: &[TableName],
-    out: &mut Description,
-) -> Result<()> {
-    let role = databases.user(&replicate.from)?;
-    let names: Vec<String> = tables.iter().map(TableName::sql).collect();
-    let rows = blue
-        .query(
-            "with t as (
-                 select c.oid, c.relreplident, c.relforcerowsecurity, c.relowner, n.nspname, c.relname
-                 from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any(
-                     select to_regclass(x) from unnest($1::text[]) x)
-             )
-             select t.nspname::text, t.relname::text, t.relreplident::text,
-                    case t.relreplident
-                        when 'f' then true
-                        when 'd' then exists (select from pg_index i where i.indrelid = t.oid and i.indisprimary and i.indimmediate and i.indisvalid)
-                        when 'i' then exists (select from pg_index i where i.indrelid = t.oid and i.indisreplident and i.indimmediate and i.indisvalid)
-                        else false
-                    end,
-                    (select c.relname::text from pg_index i join pg_class c on c.oid = i.indexrelid
-                     where i.indrelid = t.oid and i.indisunique and i.indimmediate and i.indisvalid
-                       and i.indpred is null and i.indexprs is null
-                       and not exists (select from unnest(i.indkey::int2[]) k left join pg_attribute a on a.attrelid = t.oid and a.attnum = k
-                                       where not coalesce(a.attnotnull, false))
-                     order by i.indnatts, c.relname limit 1),
-                    t.relreplident = 'f' and exists (
-                        select from pg_attribute a join pg_type y on y.oid = a.atttypid
-                        where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-                          and y.typname in ('json', 'xml', 'point', 'line', 'lseg', 'box', 'path', 'polygon', 'circle')),
-                    t.relforcerowsecurity,
-                    coalesce((select pg_has_role(r.oid, t.relowner, 'usage') from pg_roles r where r.rolname = $2), false)
-             from t order by 1, 2",
-            &[&names, &role],
-        )
-        .await?;
-    let (mut fixes, mut without, mut slow, mut forced, mut foreign) =
-        (vec![], vec![], vec![], vec![], vec![]);
-    for row in &rows {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        if !row.get::<_, bool>(3) {
-            fixes.push(match row.get::<_, Option<String>>(4) {
-                Some(index) => {
-                    let index = crate::postgres::quote_ident(&index);
-                    format!("alter table {} replica identity using index {index};", table.sql())
-                }
-                None => format!("alter table {} replica identity full;", table.sql()),
-            });
-            without.push(table.clone());
-        }
-        if row.get(5) {
-            slow.push(table.clone());
-        }
-        if row.get(6) {
-            forced.push(table.clone());
-        }
-        if !row.get::<_, bool>(7) {
-            foreign.push(table);
-        }
-    }
-    let from = &replicate.from;
-    if !without.is_empty() {
-        out.blocker(format!(
-            "tables of {from} have no replica identity, and their updates and deletes would fail once they are published: {}; {}",
-            few(&without),
-            fixes.join(" ")
-        ));
-    }
-    if !slow.is_empty() {
-        out.blocker(format!(
-            "tables with replica identity full have a column whose type knows no equality, and cannot be followed: {}; give each a key, or leave it out of the copy",
-            few(&slow)
-        ));
-    }
-    if !forced.is_empty() {
-        out.warning(format!(
-            "row security is forced on {}: applying there fails unless their owner bypasses it on {}",
-            few(&forced),
-            replicate.to
-        ));
-    }
-    if !foreign.is_empty() {
-        out.blocker(format!(
-            "only their owner can publish {}: make the role {role} a member of it on {from} (scripts/grants.sql)",
-            few(&foreign)
         ));
     }
     Ok(())

@@ -25,9 +25,10 @@ pub async fn create(cx: &Context, replicate: &Replicate, link: &Link) -> Result<
     // It connects to the publisher, which may be slow, and must end some time.
     green.set("statement_timeout", "60s").await?;
     let address = address(cx, replicate, link)?;
+    let publications = super::origin::publications(cx, link).await?.join(", ");
     let tx = green.transaction().await?;
     forget_marks(&tx, link).await?;
-    execute(&tx, link, &address).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
     tx.commit().await?;
     Ok(true)
 }
@@ -42,8 +43,9 @@ pub async fn rehearse(cx: &Context, replicate: &Replicate, link: &Link) -> Resul
     let mut green = cx.writer(&link.to).await?;
     green.set("statement_timeout", "60s").await?;
     let address = address(cx, replicate, link)?;
+    let publications = super::origin::publications(cx, link).await?.join(", ");
     let tx = green.transaction().await?;
-    execute(&tx, link, &address).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
     tx.rollback().await
 }
 
@@ -62,7 +64,7 @@ fn address(cx: &Context, replicate: &Replicate, link: &Link) -> Result<Secret> {
 /// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
 /// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it. The
 /// context of a warning would, as for a publication that is not there; so there must be nothing to warn of.
-async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret) -> Result<()> {
+async fn execute(tx: &Tx<'_>, link: &Link, publications: &str, address: &Secret) -> Result<()> {
     tx.batch("create temporary table handover_address (text text) on commit drop").await?;
     let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
     line.push('\n');
@@ -73,11 +75,13 @@ async fn execute(tx: &Tx<'_>, link: &Link, address: &Secret) -> Result<()> {
     // No slot is made here, so that this may be part of a transaction; and no rows are copied: they are there.
     let body = format!(
         "begin
-             execute format('create subscription %I connection %L publication %I with (create_slot = false, slot_name = %L, copy_data = false)',
-                            {name}, (select text from pg_temp.handover_address), {name}, {name});
+             execute format('create subscription %I connection %L publication {} with (create_slot = false, slot_name = %L, copy_data = false)',
+                            {name}, (select text from pg_temp.handover_address), {name});
          exception when others then
              raise exception using errcode = sqlstate, message = sqlerrm;
-         end"
+         end",
+        // Within a format string, within a string.
+        publications.replace('%', "%%").replace('\'', "''")
     );
     tx.batch(&format!("do {}", quote_literal(&body))).await
 }
