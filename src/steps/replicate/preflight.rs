@@ -45,14 +45,7 @@ pub async fn look(
         ));
     }
     let identified: Vec<TableName> = tables.iter().cloned().chain(roots).collect();
-    identity::look(
-        replicate,
-        &databases.user(&replicate.from)?,
-        blue,
-        &identified,
-        out,
-    )
-    .await?;
+    identity::look(replicate, &databases.user(&replicate.from)?, blue, &identified, out).await?;
     emptied::look(replicate, copy, blue, out).await?;
     left_behind(replicate, copy, blue, out).await?;
     large_objects(replicate, copy, databases, blue, green, out).await?;
