@@ -176,7 +176,9 @@ impl StepKind for Cleanup {
         let mut session = self.session(cx).await?;
         if self.action == Action::EndSync {
             let (of, step) = self.synced(cx)?;
-            of.moved(&session).await?.remove(cx, &mut session, step).await?;
+            let moved = of.moved(&session).await?;
+            moved.settled(cx, &session, step).await?;
+            moved.remove(cx, &mut session, step).await?;
             return Ok(json!({ "ended": step }));
         }
         let table = Table::load(Catalog::Session(&session), &self.table, self.key.as_deref()).await?;

@@ -7,10 +7,10 @@
 
 use super::table::{Column, Table};
 use super::{MoveTo, batch};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::postgres::{Session, quote_ident, quote_literal};
+use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -164,6 +164,7 @@ impl Move {
         let mut parts: Vec<String> =
             key.iter().enumerate().map(|(i, (_, e))| format!("({e}\n) as k{i}")).collect();
         parts.extend(columns.iter().enumerate().map(|(i, (_, e))| format!("({e}\n) as f{i}")));
+        parts.extend(self.back.iter().map(|(c, _)| c.ident()));
         format!(
             "(select {} from {} where {among} and ({}\n)) as handover_s",
             parts.join(", "),
@@ -201,7 +202,7 @@ impl Move {
     pub async fn install(&self, cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
         let tx = session.transaction().await?;
         if tx.checkpoint::<serde_json::Value>(cx.run, step, "sync").await?.is_some() {
-            return tx.rollback().await;
+            return self.enable_always(cx, tx, step).await;
         }
         tx.batch("set local lock_timeout = '3s'").await?;
         if let Shape::Table { target, .. } = &self.shape {
@@ -223,6 +224,29 @@ impl Move {
         Ok(())
     }
 
+    /// Triggers of an older version fired for ordinary writers only.
+    async fn enable_always(&self, cx: &Context, tx: Tx<'_>, step: &StepId) -> Result<()> {
+        let ordinary = tx
+            .query(
+                "select n.nspname::text, c.relname::text, t.tgname::text from pg_trigger t
+                 join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+                 where t.tgname in ($1::text, $1::text || '_back') and t.tgenabled = 'O' and t.tgparentid = 0",
+                &[&name(cx, step)],
+            )
+            .await?;
+        tx.batch("set local lock_timeout = '3s'").await?;
+        for row in ordinary {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            tx.batch(&format!(
+                "alter table {} enable always trigger {}",
+                table.sql(),
+                quote_ident(row.get(2))
+            ))
+            .await?;
+        }
+        tx.commit().await
+    }
+
     /// Drops this backfill's triggers.
     pub async fn remove(&self, cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
         remove(cx, session, step).await
@@ -236,11 +260,107 @@ impl Move {
         Ok(begun)
     }
 
-    /// Whether the triggers are there and enabled.
+    /// Refuses to end the triggers while a row is stale, or while they might have missed one. Writes that come
+    /// meanwhile fire the triggers, which are still there.
+    pub async fn settled(&self, cx: &Context, session: &Session, step: &StepId) -> Result<()> {
+        let there: i64 = session
+            .query_one(
+                "select count(*) from handover.checkpoint where run = $1 and step = $2 and unit = 'sync'",
+                &[&cx.run.0, &step.as_str()],
+            )
+            .await?
+            .get(0);
+        if there == 0 {
+            // They were ended by an earlier attempt.
+            return Ok(());
+        }
+        let refuse = |message: String| Error::new(Class::Invariant, message).on_database(session.database());
+        if !self.installed(cx, session, step).await? {
+            let name = quote_ident(&name(cx, step));
+            return Err(refuse(format!("the triggers of {step} are not there, or not enabled for every writer"))
+                .hint(format!(
+                    "see who disabled them, `alter table {} enable always trigger {name};` and then `handover resume`, which \
+                     looks for the rows that they missed",
+                    self.source.name.sql()
+                )));
+        }
+        for (what, sql) in self.stale() {
+            let n: i64 =
+                session.query_one(&format!("select count(*) from ({sql} limit 1000) s"), &[]).await?.get(0);
+            if n > 0 {
+                let many = if n >= 1000 { "1000 or more".into() } else { n.to_string() };
+                let key = self.source.key.first().map(Column::ident).unwrap_or_default();
+                return Err(refuse(format!("{many} rows of {what}")).hint(format!(
+                    "the triggers stay. See them: `{sql} limit 10;` An update of such rows (as `update {} set {key} = {key} \
+                     where …`) has the triggers fill them again, if the old columns are right; then `handover resume`",
+                    self.source.name.sql()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Queries for rows that are not in step, each with what is wrong with them. Where both sides may be written to, a
+    /// row is in step if either is what the other derives.
+    fn stale(&self) -> Vec<(String, String)> {
+        let source = self.source.name.sql();
+        let behind = format!("{} are not in step with what they are filled from", self.source.name);
+        match &self.shape {
+            Shape::Columns(_) => {
+                let mut sql = format!("select * from {source} where {}", self.matching());
+                if !self.back.is_empty() {
+                    let differs: Vec<String> =
+                        self.back.iter().map(|(c, e)| c.differs(&c.ident(), &format!("({e}\n)"))).collect();
+                    sql.push_str(&format!(" and ({})", differs.join(" or ")));
+                }
+                vec![(behind, sql)]
+            }
+            Shape::Table { target, key, columns } => {
+                let joined: Vec<String> = key
+                    .iter()
+                    .enumerate()
+                    .map(|(i, (c, _))| format!("handover_t.{} = handover_s.k{i}", c.ident()))
+                    .collect();
+                let mut differs = Self::differs(columns, "handover_t.", |i, _| format!("handover_s.f{i}"));
+                if !self.back.is_empty() {
+                    differs = format!(
+                        "({differs}) and exists (select from (select {} from (select handover_t.*) as {}) handover_b where {})",
+                        select(&self.back),
+                        quote_ident(&target.name.name),
+                        Self::differs(&self.back, "handover_s.", |i, _| format!("handover_b.f{i}")),
+                    );
+                }
+                let mut out = vec![(
+                    behind,
+                    format!(
+                        "select handover_s.* from {} left join {} as handover_t on {} where handover_t.{} is null or {differs}",
+                        self.derived("true"),
+                        target.name.sql(),
+                        joined.join(" and "),
+                        key.first().map(|(c, _)| c.ident()).unwrap_or_default(),
+                    ),
+                )];
+                if self.back.is_empty() {
+                    out.push((
+                        format!("{} have nothing that they are filled from", target.name),
+                        format!(
+                            "select handover_t.* from {} as handover_t where not exists (select from {} where {})",
+                            target.name.sql(),
+                            self.derived("true"),
+                            joined.join(" and ")
+                        ),
+                    ));
+                }
+                out
+            }
+        }
+    }
+
+    /// Whether the triggers are there and enabled for every writer, also one that applies what is replicated.
     pub async fn installed(&self, cx: &Context, session: &Session, step: &StepId) -> Result<bool> {
         let row = session
             .query_one(
-                "select count(*) from pg_trigger where tgname in ($1::text, $1::text || '_back') and tgenabled in ('O', 'A')
+                "select count(*) from pg_trigger where tgname in ($1::text, $1::text || '_back') and tgenabled = 'A'
                  and tgparentid = 0",
                 &[&name(cx, step)],
             )
@@ -320,7 +440,8 @@ impl Move {
                return new;
              end $handover_body$;
              comment on function handover.{name}() is {comment};
-             create trigger {name} before insert or update on {table} for each row execute function handover.{name}();",
+             create trigger {name} before insert or update on {table} for each row execute function handover.{name}();
+             alter table {table} enable always trigger {name};",
             name = quote_ident(name),
             row = row("new"),
             condition = self.condition,
@@ -355,7 +476,8 @@ impl Move {
                return null;
              end $handover_body$;
              comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {source} for each row execute function handover.{name}();",
+             create trigger {name} after insert or update or delete on {source} for each row execute function handover.{name}();
+             alter table {source} enable always trigger {name};",
             name = quote_ident(name),
             marker = quote_literal(name),
             target = target.name.sql(),
@@ -413,7 +535,8 @@ impl Move {
                return null;
              end $handover_body$;
              comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {target} for each row execute function handover.{name}();",
+             create trigger {name} after insert or update or delete on {target} for each row execute function handover.{name}();
+             alter table {target} enable always trigger {name};",
             name = quote_ident(name),
             marker = quote_literal(marker),
             new_values = values("new"),
