@@ -161,7 +161,34 @@ pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limi
     Ok(moved)
 }
 
-/// Events of a partition that the queue does not have yet, at most `limit`.
+/// An event that the queue does not have yet.
+#[derive(Debug)]
+pub struct Unpublished {
+    /// What is put into the queue: the event, or a note of it if it is large.
+    pub message: Message,
+    /// Its table.
+    pub table: String,
+    /// Its key, as JSON.
+    pub key: String,
+    /// The length of all of it.
+    pub bytes: i64,
+}
+
+/// How much may be read at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many events.
+    pub events: i64,
+    /// How many bytes, all together; the first event passes whatever its size.
+    pub bytes: usize,
+    /// Above how many bytes an event stays here, and only a note of it goes into the queue.
+    pub inline: usize,
+}
+
+/// The length of an event; what an older version numbered does not say.
+const BYTES: &str = "coalesce(e.bytes, octet_length(concat(e.key, e.old, e.new)))";
+
+/// Events of a partition that the queue does not have yet.
 ///
 /// # Errors
 /// What the server says.
@@ -169,33 +196,76 @@ pub async fn unpublished(
     blue: &Session,
     stream: &Stream,
     books: &PartitionBooks,
-    limit: i64,
-) -> Result<Vec<Message>> {
+    limits: Limits,
+) -> Result<Vec<Unpublished>> {
     let partition = i32::try_from(books.partition).unwrap_or(i32::MAX);
-    // The limit is also on bytes: events carry whole rows.
+    let bound = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    // Sizes first: values are fetched only of what is taken and small.
     let rows = blue
         .query(
-            "select number, payload from (
-                 select number, payload, sum(length(payload)) over (order by number) - length(payload) as before
+            &format!(
+                "select e.number, case when e.size > $6::bigint then {NOTE} else {EVENT} end::text, e.tbl, e.key::text, e.size
                  from (
-                     select number, json_build_object('stream', $3::text, 'partition', partition, 'number', number,
-                                'table', tbl, 'op', op, 'key', key, 'old', old, 'new', new, 'at', at,
-                                'txid', txid::text)::text as payload
-                     from handover.outbox_numbered
-                     where capture = $1 and partition = $2 and number > $4 order by number limit $5
-                 ) e
-             ) s where before < 8388608 order by number",
-            &[&stream.id, &partition, &stream.name, &books.published.max(books.trimmed), &limit],
+                     select s.*, sum(least(s.size, $6) + 300) over (order by s.number) - least(s.size, $6) - 300 as before
+                     from (select e.*, {BYTES}::bigint as size from handover.outbox_numbered e
+                           where e.capture = $1 and e.partition = $2 and e.number > $4 order by e.number limit $5) s
+                 ) e where before < $7::bigint order by e.number"
+            ),
+            &[
+                &stream.id,
+                &partition,
+                &stream.name,
+                &books.published.max(books.trimmed),
+                &limits.events,
+                &bound(limits.inline),
+                &bound(limits.bytes),
+            ],
         )
         .await?;
     Ok(rows
         .iter()
-        .map(|row| Message {
-            partition: books.partition,
-            number: row.get(0),
-            payload: row.get::<_, String>(1).into_bytes(),
+        .map(|row| Unpublished {
+            message: Message {
+                partition: books.partition,
+                number: row.get(0),
+                payload: row.get::<_, String>(1).into_bytes(),
+            },
+            table: row.get(2),
+            key: row.get(3),
+            bytes: row.get(4),
         })
         .collect())
+}
+
+/// A row `e` of the outbox as the event that travels; `$3` is the stream's name.
+const EVENT: &str = "json_build_object('stream', $3::text, 'partition', e.partition, 'number', e.number, 'table', e.tbl,
+    'op', e.op, 'key', e.key, 'old', e.old, 'new', e.new, 'forms', e.forms, 'at', e.at, 'txid', e.txid::text)";
+
+/// A note of an event that stays in the outbox.
+const NOTE: &str =
+    "json_build_object('stream', $3::text, 'partition', e.partition, 'number', e.number, 'table', e.tbl,
+    'op', e.op, 'key', e.key, 'bytes', e.size, 'at', e.at, 'txid', e.txid::text)";
+
+/// Events that are too large for the queue, by their numbers: the outbox has each until green holds its mark.
+///
+/// # Errors
+/// What the server says.
+pub async fn stored(
+    blue: &Session,
+    stream: &Stream,
+    partition: i32,
+    numbers: &[i64],
+) -> Result<Vec<(i64, String)>> {
+    let rows = blue
+        .query(
+            &format!(
+                "select e.number, {EVENT}::text from handover.outbox_numbered e
+                 where e.capture = $1 and e.partition = $2 and e.number = any($4)"
+            ),
+            &[&stream.id, &partition, &stream.name, &numbers],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Records what the queue has confirmed: for each partition, from what was read to what it has now. A value that

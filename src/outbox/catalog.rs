@@ -10,6 +10,8 @@ pub struct TableFacts {
     pub kind: String,
     /// Columns with whether they are NOT NULL, in order.
     pub columns: Vec<(String, bool)>,
+    /// Columns whose text the row's JSON image does not tell.
+    pub forms: Vec<(String, Form)>,
     /// The primary key's columns; empty without one.
     pub primary: Vec<String>,
     /// Column sets of the indexes that make rows unique at once: whole, valid, not deferrable.
@@ -20,6 +22,16 @@ pub struct TableFacts {
     pub other_triggers: Vec<String>,
     /// Rows written per second, on average since the statistics began.
     pub writes_per_second: f64,
+}
+
+/// How an event carries a column's text besides the JSON image of its row, which writes arrays and composites as JSON,
+/// and gives to types the form of their own cast to json, if they have one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As its type's output function writes it.
+    Text,
+    /// It is a JSON document, and the image holds it as it is written.
+    Document,
 }
 
 /// Looks a table up; none if there is none.
@@ -44,8 +56,22 @@ pub async fn inspect(session: &Session, table: &TableName) -> Result<Option<Tabl
     let oid: u32 = row.get(0);
     let columns = session
         .query(
-            "select attname::text, attnotnull from pg_attribute
-             where attrelid = $1 and attnum > 0 and not attisdropped order by attnum",
+            // The same distinctions that row_to_json makes, below domains.
+            "select a.attname::text, a.attnotnull,
+                    case when b.oid in ('json'::regtype, 'jsonb'::regtype) then 'document'
+                         when b.typtype = 'c' or b.typcategory in ('A', 'P')
+                              or exists (select from pg_cast k where k.castsource = b.oid and k.castmethod = 'f'
+                                         and k.casttarget in ('json'::regtype, 'jsonb'::regtype)) then 'text' end
+             from pg_attribute a
+             cross join lateral (
+                 with recursive base (oid, typtype, typbasetype, typcategory) as (
+                     select t.oid, t.typtype, t.typbasetype, t.typcategory from pg_type t where t.oid = a.atttypid
+                     union all
+                     select t.oid, t.typtype, t.typbasetype, t.typcategory
+                     from base join pg_type t on t.oid = base.typbasetype where base.typtype = 'd'
+                 ) select * from base where typtype <> 'd'
+             ) b
+             where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped order by a.attnum",
             &[&oid],
         )
         .await?;
@@ -72,6 +98,16 @@ pub async fn inspect(session: &Session, table: &TableName) -> Result<Option<Tabl
     let mut facts = TableFacts {
         kind: row.get(1),
         columns: columns.iter().map(|row| (row.get(0), row.get(1))).collect(),
+        forms: columns
+            .iter()
+            .filter_map(|row| {
+                let form = match row.get::<_, Option<&str>>(2)? {
+                    "document" => Form::Document,
+                    _ => Form::Text,
+                };
+                Some((row.get(0), form))
+            })
+            .collect(),
         primary: Vec::new(),
         unique: Vec::new(),
         has_children: row.get(2),

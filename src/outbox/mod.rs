@@ -11,7 +11,9 @@
 //!    capturing those; [`reopen`] in its undo.
 
 pub mod books;
+pub mod budget;
 pub mod catalog;
+pub mod json;
 pub mod marks;
 pub mod trigger;
 

@@ -6,6 +6,7 @@
 //! decides how a value is written as text.
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
+use super::catalog::Form;
 use crate::postgres::{TableName, quote_ident, quote_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +83,8 @@ pub struct Spec<'a> {
     pub key: &'a [String],
     /// The columns that events carry; all if none are named.
     pub columns: Option<&'a [String]>,
+    /// Those of the table's columns whose text the JSON image of a row does not tell.
+    pub forms: &'a [(String, Form)],
     /// The operations with their conditions.
     pub operations: Vec<(Operation, Option<&'a str>)>,
     /// Whether a TRUNCATE is refused.
@@ -125,9 +128,42 @@ impl Spec<'_> {
                     .iter()
                     .map(|c| format!("{row}.{name} as {name}", name = quote_ident(c)))
                     .collect();
-                format!("(select row_to_json(r) from (select {}) r)", list.join(", "))
+                format!("(select row_to_json(r.*) from (select {}) r)", list.join(", "))
             }
         }
+    }
+
+    /// The texts that the images do not tell. What they tell is not said twice: rows may be large.
+    fn forms_of(&self, key: &str, old: Option<&str>, new: Option<&str>) -> String {
+        let of = |row: &str, carried: &dyn Fn(&String) -> bool| {
+            let list: Vec<String> = self
+                .forms
+                .iter()
+                .filter(|(column, _)| carried(column))
+                .map(|(column, form)| {
+                    let name = quote_ident(column);
+                    // `is not null` is another question for a composite.
+                    let value = match form {
+                        Form::Text => format!("format('%s', {row}.{name})"),
+                        Form::Document => "1".to_owned(),
+                    };
+                    format!("case when {row}.{name} is distinct from null then {value} end as {name}")
+                })
+                .collect();
+            (!list.is_empty())
+                .then(|| format!("(select row_to_json(f.*) from (select {}) f)", list.join(", ")))
+        };
+        let all = |column: &String| self.columns.is_none_or(|columns| columns.contains(column));
+        let in_key = |column: &String| self.key.contains(column);
+        let parts: Vec<String> = [
+            ("key", of(key, &in_key)),
+            ("old", old.and_then(|row| of(row, &all))),
+            ("new", new.and_then(|row| of(row, &all))),
+        ]
+        .into_iter()
+        .filter_map(|(name, forms)| Some(format!("'{name}', {}", forms?)))
+        .collect();
+        if parts.is_empty() { "null".to_owned() } else { format!("json_build_object({})", parts.join(", ")) }
     }
 
     /// By the hash of the key's own types, which agrees with their equality (`1.0` and `1.00` are one key). An array
@@ -142,8 +178,9 @@ impl Spec<'_> {
 
     fn insert(&self, operation: &str, via: &str, key: &str, old: Option<&str>, new: Option<&str>) -> String {
         let image = |row: Option<&str>| row.map_or("null".to_owned(), |row| self.image_of(row));
+        let forms = self.forms_of(key, old, new);
         format!(
-            "insert into handover.outbox (capture, partition, tbl, op, via, key, old, new) values ({}, {}, {}, '{operation}', '{via}', {}, {}, {});",
+            "insert into handover.outbox (capture, partition, tbl, op, via, key, old, new, forms) values ({}, {}, {}, '{operation}', '{via}', {}, {}, {}, {forms});",
             self.capture,
             self.partition_of(key),
             quote_literal(&self.table.to_string()),
@@ -159,7 +196,7 @@ impl Spec<'_> {
         let same: Vec<String> = self
             .key
             .iter()
-            .map(|c| format!("old.{0}::text is not distinct from new.{0}::text", quote_ident(c)))
+            .map(|c| format!("format('%s', old.{0}) = format('%s', new.{0})", quote_ident(c)))
             .collect();
         let table = self.table.to_string();
         let body = format!(

@@ -58,6 +58,9 @@ pub trait Queue: Send + Sync {
     /// What and where it is, for people: `RabbitMQ 3.10.8 at host:5672/vhost`. Never credentials.
     fn describe(&self) -> String;
 
+    /// The largest payload that it takes, in bytes, as far as is known: a broker tells its limit only by refusing.
+    fn max_message(&self) -> usize;
+
     /// Creates the stream. Doing it again is fine.
     ///
     /// # Errors
@@ -69,7 +72,9 @@ pub trait Queue: Send + Sync {
     ///
     /// # Errors
     /// `Connection` when the connection broke or the server does not take messages at the moment; `Data` when
-    /// the stream or partition does not exist. Some of the batch may have been stored: repeat the whole.
+    /// the stream or partition does not exist, and for nothing else; `Resources` for a message above what the server
+    /// takes, and [`Queue::max_message`] says from then on how large that is. Some of the batch may have been stored:
+    /// repeat the whole.
     async fn publish(&self, stream: &str, batch: &[Message]) -> Result<()>;
 
     /// Starts consuming a partition, with at most `prefetch` (at least 1) messages not yet acknowledged. Only
@@ -174,6 +179,14 @@ fn check_partitions(partitions: u32) -> Result<()> {
 fn no_stream(stream: &str, place: &str) -> Error {
     Error::data(format!("stream `{stream}` does not exist in {place}"))
         .hint("it was never declared or somebody deleted it; `handover resume` declares and fills it again from the outbox")
+}
+
+fn too_large(place: &str, bytes: usize, limit: usize) -> Error {
+    Error::new(
+        crate::error::Class::Resources,
+        format!("{place} takes no message above {limit} bytes, and one has {bytes}"),
+    )
+    .hint("raise its limit (`max_message_size` in rabbitmq.conf), then `handover resume`")
 }
 
 fn other_partitions(stream: &str, place: &str, found: &str, wanted: u32) -> Error {

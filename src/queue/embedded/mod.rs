@@ -20,6 +20,8 @@ use tokio_postgres::error::SqlState;
 /// Rows and bytes of one INSERT; a message to the server may have 1 GiB at most.
 const ROWS: usize = 5_000;
 const BYTES: usize = 16 << 20;
+/// The largest message: far below what a value may have, as it is in memory several times on both sides.
+const LARGEST: usize = 64 << 20;
 /// Rows deleted in one transaction by `purge` and `delete`.
 const CHUNK: i64 = 20_000;
 
@@ -116,6 +118,10 @@ impl Queue for Embedded {
         format!("Postgres {} at {} (embedded queue)", self.version, self.target.place())
     }
 
+    fn max_message(&self) -> usize {
+        LARGEST
+    }
+
     async fn declare(&self, stream: &str, partitions: u32) -> Result<()> {
         check_name(stream)?;
         check_partitions(partitions)?;
@@ -138,6 +144,9 @@ impl Queue for Embedded {
         check_name(stream)?;
         if batch.is_empty() {
             return Ok(());
+        }
+        if let Some(large) = batch.iter().find(|message| message.payload.len() > LARGEST) {
+            return Err(super::too_large(&self.place(), large.payload.len(), LARGEST));
         }
         let stream_name = stream.to_owned();
         self.within(stream, "publish to", |mut session| async move {

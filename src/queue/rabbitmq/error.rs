@@ -42,11 +42,17 @@ pub fn operation(error: &lapin::Error, place: &str, doing: &str) -> Error {
             "the broker took the messages back and delivers them again; shorten the batches, or raise \
              consumer_timeout on the broker",
         ),
-        406 => (
+        406 if text.contains("inequivalent arg") => (
             Class::Data,
             "a queue of this name exists with other settings; delete it if nothing needs it, or choose another \
              stream name",
         ),
+        406 | 311 if size_limit(text).is_some() => {
+            (Class::Resources, "raise `max_message_size` in rabbitmq.conf, then `handover resume`")
+        }
+        // An acknowledgement that the broker does not know: the consumer is taken anew.
+        406 if text.contains("unknown delivery tag") => (Class::Connection, CHECK_BROKER),
+        406 => (Class::External, "see the broker's log for the precondition that failed"),
         405 => (
             Class::Contention,
             "another connection holds the queue exclusively; find it with `rabbitmqctl list_queues`",
@@ -55,10 +61,24 @@ pub fn operation(error: &lapin::Error, place: &str, doing: &str) -> Error {
             Class::Resources,
             "the broker is out of a resource; see its log and `rabbitmq-diagnostics status`",
         ),
+        530 => (
+            Class::Usage,
+            "the broker does not allow this in the URL's virtual host; see its log, and its policies and limits",
+        ),
+        // What this client sent was no AMQP to the broker.
+        502 | 503 | 505 | 540 => (Class::Internal, "see the broker's log, and report it with both versions"),
         320 | 501 | 504 | 541 => (Class::Connection, CHECK_BROKER),
         _ => (Class::External, "see the broker's log for the reason"),
     };
     Error::new(class, format!("{place}: could not {doing}: {text}")).hint(hint)
+}
+
+/// The largest message that the broker takes, if that is what its words are about: `message size 20 is larger than
+/// configured max size 10`.
+pub fn size_limit(text: &str) -> Option<usize> {
+    let (_, rest) = text.split_once("message size ")?;
+    let (_, limit) = rest.split_once("max size ")?;
+    limit.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// Turns an error of the login into ours. The broker's text is not quoted, because it names the user.
@@ -108,4 +128,38 @@ pub fn blocked(place: &str, seconds: f64) -> Error {
         "see `rabbitmq-diagnostics alarms` on the broker, and free memory or disk there; publishing goes on by \
          itself then, and captured events wait in the outbox",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(code: u16, text: &str) -> Class {
+        let error = lapin::protocol::AMQPError::from_id(code, text.into()).unwrap();
+        operation(&lapin::ErrorKind::ProtocolError(error).into(), "RabbitMQ", "do it").class()
+    }
+
+    #[test]
+    fn one_code_has_many_meanings() {
+        for (code, text, expected) in [
+            (404, "NOT_FOUND - no queue 'x' in vhost '/'", Class::Data),
+            (406, "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'x'", Class::Data),
+            (406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out", Class::Connection),
+            (406, "PRECONDITION_FAILED - unknown delivery tag 7", Class::Connection),
+            (
+                406,
+                "PRECONDITION_FAILED - message size 20 is larger than configured max size 10",
+                Class::Resources,
+            ),
+            (406, "PRECONDITION_FAILED - message size 20 is larger than max size 10", Class::Resources),
+            (406, "PRECONDITION_FAILED - cannot switch from tx to confirm mode", Class::External),
+            (403, "ACCESS_REFUSED", Class::Privilege),
+            (506, "RESOURCE_ERROR", Class::Resources),
+            (541, "INTERNAL_ERROR", Class::Connection),
+        ] {
+            assert_eq!(class(code, text), expected, "{text}");
+        }
+        assert_eq!(size_limit("message size 20 is larger than configured max size 1048576"), Some(1_048_576));
+        assert_eq!(size_limit("inequivalent arg"), None);
+    }
 }

@@ -10,6 +10,7 @@ mod error;
 
 use super::{
     Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
+    too_large,
 };
 use crate::error::{Error, Result};
 use async_trait::async_trait;
@@ -22,6 +23,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -43,6 +45,8 @@ pub struct RabbitMq {
     /// For everything but publishing.
     link: Mutex<Option<Arc<Connection>>>,
     publisher: Mutex<Option<Publisher>>,
+    /// `max_message_size`: its default until the broker names another.
+    max_message: AtomicUsize,
 }
 
 struct Publisher {
@@ -54,7 +58,8 @@ impl RabbitMq {
     pub async fn connect(url: &QueueUrl, options: Options) -> Result<Self> {
         let target = Target::new(url, options)?;
         let server = target.identify().await?;
-        let queue = Self { server, link: Mutex::new(None), publisher: Mutex::new(None), target };
+        let max_message = AtomicUsize::new(default_limit(&server));
+        let queue = Self { server, link: Mutex::new(None), publisher: Mutex::new(None), max_message, target };
         queue.link().await?;
         Ok(queue)
     }
@@ -191,6 +196,14 @@ impl RabbitMq {
         }
     }
 
+    /// Remembers the broker's limit on messages if that is what it refused.
+    fn learn(&self, error: Error, window: &[Message]) -> Error {
+        let Some(limit) = error::size_limit(error.message()) else { return error };
+        self.max_message.store(limit, Ordering::Relaxed);
+        let largest = window.iter().map(|message| message.payload.len()).max().unwrap_or_default();
+        too_large(&self.place(), largest, limit)
+    }
+
     fn confirmed(&self, queue: &str, confirmation: Confirmation) -> Result<()> {
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
@@ -224,6 +237,10 @@ impl Queue for RabbitMq {
             self.target.place(),
             self.target.vhost().trim_start_matches('/')
         )
+    }
+
+    fn max_message(&self) -> usize {
+        self.max_message.load(Ordering::Relaxed)
     }
 
     async fn declare(&self, stream: &str, partitions: u32) -> Result<()> {
@@ -268,6 +285,7 @@ impl Queue for RabbitMq {
                 Ok(()) => self.publish_window(&publisher, stream, window).await,
                 refused => refused,
             };
+            let result = result.map_err(|error| self.learn(error, window));
             // After a failure the connection goes, and with it whatever was not sent yet: a repeated batch must
             // not meet leftovers. While publishers are blocked it is kept instead: a new one would be blocked
             // too, after it had sent messages that then lie in the socket.
@@ -335,6 +353,11 @@ impl Queue for RabbitMq {
         }
         Ok(())
     }
+}
+
+/// What `max_message_size` is unless somebody sets it: 128 MiB, and 16 MiB since 4.0.
+fn default_limit(server: &Server) -> usize {
+    if server.major().is_some_and(|major| major >= 4) { 16 << 20 } else { 128 << 20 }
 }
 
 fn partition_queue(stream: &str, partition: u32) -> String {

@@ -14,7 +14,7 @@ use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
-use crate::outbox::catalog::{TableFacts, inspect};
+use crate::outbox::catalog::{Form, TableFacts, inspect};
 use crate::outbox::trigger::{FIND, Operation, Spec, function_pattern};
 use crate::outbox::{Stream, books};
 use crate::postgres::{Session, TableName, quote_ident};
@@ -189,7 +189,8 @@ impl StepKind for Capture {
             cx.proceed()?;
             let facts = inspect(&session, name).await?;
             let key = self.settle(name, table, facts.as_ref())?;
-            let spec = self.spec(&stream, index, name, table, &key);
+            let forms = facts.map(|facts| facts.forms).unwrap_or_default();
+            let spec = self.spec(&stream, index, name, table, &key, &forms);
             let begun = Instant::now();
             let mut rest = std::time::Duration::from_millis(200);
             while let Err(error) = install(&mut session, &spec).await {
@@ -224,7 +225,7 @@ impl StepKind for Capture {
         let session = cx.reader(&self.from).await?;
         let stream = Stream::get(&session, cx.run, &cx.step).await?;
         for (index, (name, table)) in self.tables.iter().enumerate() {
-            let spec = self.spec(&stream, index, name, table, &[]);
+            let spec = self.spec(&stream, index, name, table, &[], &[]);
             let rows = session.query(FIND, &[&function_pattern(stream.id)]).await?;
             for trigger in spec.triggers() {
                 let found = rows.iter().find(|row| {
@@ -287,6 +288,7 @@ impl Capture {
         name: &'a TableName,
         table: &'a Table,
         key: &'a [String],
+        forms: &'a [(String, Form)],
     ) -> Spec<'a> {
         Spec {
             capture: stream.id,
@@ -295,6 +297,7 @@ impl Capture {
             table: name,
             key,
             columns: table.columns.as_deref(),
+            forms,
             operations: table.operations(),
             refuse_truncate: table.truncate == Truncate::Refuse,
         }

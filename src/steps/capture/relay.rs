@@ -8,14 +8,18 @@ use super::{Capture, connect_queue, unsent};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::outbox::Stream;
-use crate::outbox::books::{self, Floor, PartitionBooks};
+use crate::outbox::books::{self, Floor, Limits, PartitionBooks, Unpublished};
+use crate::outbox::budget;
 use crate::postgres::Session;
 use crate::queue::{Message, Queue};
 use crate::steps::Context;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Events numbered in one transaction, and published of one partition at once.
 const BATCH: i64 = 2_000;
+/// What an event's envelope adds to its values, in bytes, at most: names and numbers.
+const ENVELOPE: usize = 1_024;
 /// The pause when nothing was found, doubling from the shorter to the longer.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// The pause after a failure that passes, likewise.
@@ -52,53 +56,91 @@ async fn pump(capture: &Capture, cx: &Context) -> Result<()> {
     let mut queue = None;
     let mut floor = Floor::default();
     let mut pause = PAUSE.0;
+    let mut turn = 0;
     loop {
         let mut moved = 0;
         if books::has_arrivals(&blue, &stream, &floor).await? {
             moved = books::number(&mut blue, &stream, &mut floor, BATCH).await?;
             failpoint::at(failpoint::RELAY_NUMBERED)?;
         }
-        let sent = publish(cx, &mut blue, &stream, &mut queue).await;
-        report.tick(&blue, &stream, sent.as_ref().err()).await?;
-        let sent = sent?;
-        if moved > 0 || sent > 0 {
+        let round = publish(cx, &mut blue, &stream, &mut queue, turn).await;
+        report.tick(&blue, &stream, round.as_ref().err()).await?;
+        let round = round?;
+        turn = turn.wrapping_add(1);
+        if moved > 0 || round.sent > 0 {
             pause = PAUSE.0;
-            if moved == BATCH || sent >= BATCH {
-                continue;
-            }
+        }
+        if moved == BATCH || round.more {
+            continue;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
     }
 }
 
-/// Publishes what the queue lacks, one batch of each partition. Returns how many events.
+/// What one round of publishing came to.
+#[derive(Debug, Default)]
+struct Round {
+    /// How many events were sent.
+    sent: i64,
+    /// Whether there may be more at once.
+    more: bool,
+}
+
+/// Publishes what the queue lacks: of each partition in turn, from the `turn`th on, up to the budget of bytes.
 async fn publish(
     cx: &Context,
     blue: &mut Session,
     stream: &Stream,
-    queue: &mut Option<std::sync::Arc<dyn Queue>>,
-) -> Result<i64> {
-    let behind: Vec<PartitionBooks> =
+    queue: &mut Option<Arc<dyn Queue>>,
+    turn: usize,
+) -> Result<Round> {
+    let mut behind: Vec<PartitionBooks> =
         books::read(blue, stream).await?.into_iter().filter(|b| b.last > b.published).collect();
     if behind.is_empty() {
-        return Ok(0);
+        return Ok(Round::default());
     }
     let connected = match queue {
         Some(queue) => queue.clone(),
         None => queue.insert(connect_queue(cx).await?).clone(),
     };
+    // Whose turn comes first changes, so that none waits for the others for ever.
+    let first = turn % behind.len();
+    behind.rotate_left(first);
+    let limit = connected.max_message();
     let mut messages: Vec<Message> = Vec::new();
     let mut marks = Vec::new();
+    let mut room = budget::RELAY;
+    let mut more = false;
     for partition in behind {
-        let batch = books::unpublished(blue, stream, &partition, BATCH).await?;
-        marks
-            .push((partition, batch.last().map_or(partition.trimmed.max(partition.published), |m| m.number)));
-        messages.extend(batch);
+        if room == 0 {
+            more = true;
+            break;
+        }
+        let limits =
+            Limits { events: BATCH, bytes: room, inline: budget::INLINE.min(limit.saturating_sub(ENVELOPE)) };
+        let batch = books::unpublished(blue, stream, &partition, limits).await?;
+        let above = partition.trimmed.max(partition.published);
+        let last = batch.last().map_or(above, |event| event.message.number);
+        more |= last < partition.last;
+        marks.push((partition, last));
+        for event in batch {
+            if event.message.payload.len() > limit {
+                return Err(too_large(&event, stream, &connected.describe(), limit));
+            }
+            room = room.saturating_sub(event.message.payload.len());
+            messages.push(event.message);
+        }
     }
     // The queue is outside the databases: no fence row guards it.
     cx.databases.lease()?.assert_held()?;
+    let sent = i64::try_from(messages.len()).unwrap_or(i64::MAX);
     if let Err(error) = connected.publish(&stream.name, &messages).await {
+        if connected.max_message() < limit {
+            // Only now it is known. The next round leaves more events in the outbox.
+            cx.note(format!("{error}; larger events are read from the outbox"));
+            return Ok(Round { sent: 0, more: true });
+        }
         if error.class() != Class::Data {
             return Err(error);
         }
@@ -106,11 +148,30 @@ async fn publish(
         cx.warn(format!("the queue lost the stream; it is filled again from the outbox ({error})"));
         connected.declare(&stream.name, stream.partitions).await?;
         books::publish_all_again(blue, stream).await?;
-        return Ok(i64::try_from(messages.len()).unwrap_or(i64::MAX));
+        return Ok(Round { sent, more: true });
     }
     failpoint::at(failpoint::RELAY_PUBLISHED)?;
     books::mark_published(blue, stream, &marks).await?;
-    Ok(i64::try_from(messages.len()).unwrap_or(i64::MAX))
+    Ok(Round { sent, more })
+}
+
+/// Even a note of it is more than the broker takes: its key is long, or the limit is tiny.
+fn too_large(event: &Unpublished, stream: &Stream, queue: &str, limit: usize) -> Error {
+    Error::new(
+        Class::Resources,
+        format!(
+            "{queue} takes no message above {limit} bytes, and that does not do for a note of event {} of {} {}, which has {} bytes",
+            event.message.number, event.table, event.key, event.bytes
+        ),
+    )
+    .hint(format!(
+        "raise the broker's `max_message_size` to at least {}, then `handover resume`; the event is in \
+         handover.outbox_numbered (capture {}, partition {}, number {})",
+        (event.message.payload.len() + ENVELOPE).next_power_of_two(),
+        stream.id,
+        event.message.partition,
+        event.message.number
+    ))
 }
 
 /// Tells now and then how the relay stands.

@@ -1,7 +1,9 @@
 //! Everything that can be found out before anybody is paused.
 
 use super::gate::Gate;
-use super::{Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, subscriptions, uncaptured};
+use super::{
+    Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, subscriptions, uncaptured,
+};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;

@@ -5,74 +5,20 @@
 //! what is to become of it.
 
 use super::copied::Copied;
+use super::event::{Event, Fields};
 use super::fault::is_the_events;
 use super::mapping::{Effects, Prepared, PreparedEffect};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
+use crate::outbox::Stream;
 use crate::outbox::marks::{self, Quarantined, Tally};
-use crate::outbox::{MARKER, Stream};
 use crate::postgres::{Session, Tx};
 use futures_util::future::BoxFuture;
 use futures_util::poll;
-use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::task::Poll;
-
-/// An event whose turn it is.
-#[derive(Debug)]
-pub(super) struct Event {
-    pub number: i64,
-    pub payload: String,
-    pub table: String,
-    pub op: String,
-    /// The transaction on the old side that wrote it.
-    pub txid: u64,
-    /// The key as text, to tell keys apart.
-    pub key: String,
-    /// The fence marker's identity, if it is one.
-    pub marker: Option<i64>,
-}
-
-#[derive(Deserialize)]
-struct Envelope {
-    number: i64,
-    table: String,
-    op: String,
-    txid: String,
-    key: serde_json::Value,
-}
-
-impl Event {
-    /// Reads a message's payload.
-    pub fn parse(number: i64, payload: &[u8]) -> Result<Event> {
-        let broken = |why: String| {
-            Error::internal(format!("message {number} is not an event of ours ({why})"))
-                .hint("somebody else publishes to this stream? The outbox still has the event")
-        };
-        let payload = std::str::from_utf8(payload).map_err(|e| broken(e.to_string()))?;
-        // The error would quote the payload's values.
-        let envelope: Envelope =
-            serde_json::from_str(payload).map_err(|e| broken(format!("at column {}", e.column())))?;
-        if envelope.number != number {
-            return Err(broken("it has another number inside".into()));
-        }
-        let marker = if envelope.op == MARKER { envelope.key["marker"].as_i64() } else { None };
-        Ok(Event {
-            number,
-            payload: payload.to_owned(),
-            table: envelope.table,
-            op: envelope.op,
-            txid: envelope.txid.parse().map_err(|_| broken("it names no transaction".into()))?,
-            key: envelope.key.to_string(),
-            marker,
-        })
-    }
-
-    /// An error that is not the event's own, with where it happened.
-    fn blame(&self, error: Error) -> Error {
-        error.context(format!("event {} ({} of {})", self.number, self.op, self.table))
-    }
-}
+use tokio_postgres::types::ToSql;
 
 /// Why an event could not be applied.
 #[derive(Debug, Clone)]
@@ -178,6 +124,14 @@ impl Applier<'_> {
         self.effects.get(&(event.table.clone(), op))
     }
 
+    /// The event taken apart, if it means something that needs its values.
+    fn fields<'e>(&self, event: &'e Event) -> Result<Option<Fields<'e>>> {
+        let needed = event.marker.is_none()
+            && self.effect(event).is_some_and(|effect| !effect.ignore)
+            && !self.copied.has(&event.table, event.txid);
+        if needed { event.fields().map(Some) } else { Ok(None) }
+    }
+
     fn is_blocked(&self, event: &Event) -> bool {
         !self.blocked.is_empty() && self.blocked.contains(&(event.table.clone(), event.key.clone()))
     }
@@ -186,6 +140,7 @@ impl Applier<'_> {
     async fn fast(&mut self, green: &mut Session, events: &[Event]) -> Result<Option<Tally>> {
         let mut tally = Tally::default();
         let tx = self.begin(green, events).await?;
+        let fields = events.iter().map(|event| self.fields(event)).collect::<Result<Vec<_>>>()?;
         let mut sent: Vec<Sent<'_>> = Vec::new();
         let mut unanswered = Vec::new();
         for (index, event) in events.iter().enumerate() {
@@ -209,12 +164,12 @@ impl Applier<'_> {
             unanswered.push(index);
             // The first poll of a future sends its request, and requests are answered in the order of sending.
             for statement in &effect.apply {
-                let mut future: BoxFuture<'_, _> = Box::pin(execute(&tx, statement, &event.payload));
+                let mut future: BoxFuture<'_, _> = Box::pin(execute(&tx, statement, fields[index].as_ref()));
                 let first = ready(poll!(future.as_mut()));
                 sent.push((index, future, first));
             }
             if let Some(already) = effect.already.as_ref().filter(|_| self.ask) {
-                let mut future: BoxFuture<'_, _> = Box::pin(ask(&tx, already, &event.payload));
+                let mut future: BoxFuture<'_, _> = Box::pin(ask(&tx, already, fields[index].as_ref()));
                 let first = ready(poll!(future.as_mut()));
                 sent.push((index, future, first));
             }
@@ -309,7 +264,7 @@ impl Applier<'_> {
             number: event.number,
             table: &event.table,
             key: &event.key,
-            payload: &event.payload,
+            payload: event.json(),
             reason,
         };
         marks::quarantine(tx, self.stream, self.partition, &event).await
@@ -348,15 +303,16 @@ impl Applier<'_> {
     }
 
     async fn attempt(&self, tx: &Tx<'_>, event: &Event, effect: &PreparedEffect) -> Result<Answer> {
+        let fields = self.fields(event)?;
         let mut rows = 0;
         for statement in &effect.apply {
-            if let Answer::Rows(n) = execute(tx, statement, &event.payload).await? {
+            if let Answer::Rows(n) = execute(tx, statement, fields.as_ref()).await? {
                 rows += n;
             }
         }
         if rows == 0
             && let Some(already) = &effect.already
-            && let Answer::Already(true) = ask(tx, already, &event.payload).await?
+            && let Answer::Already(true) = ask(tx, already, fields.as_ref()).await?
         {
             return Ok(Answer::Already(true));
         }
@@ -371,21 +327,23 @@ fn ready<T>(poll: Poll<T>) -> Option<T> {
     }
 }
 
-async fn execute(tx: &Tx<'_>, prepared: &Prepared, payload: &str) -> Result<Answer> {
-    let rows = if prepared.uses_event {
-        tx.execute(&prepared.statement, &[&payload]).await?
-    } else {
-        tx.execute(&prepared.statement, &[]).await?
-    };
-    Ok(Answer::Rows(rows))
+/// The parameters' values. They are encoded when the statement is first polled.
+fn values<'v>(prepared: &Prepared, fields: Option<&'v Fields<'_>>) -> Vec<Option<Cow<'v, str>>> {
+    prepared.params.iter().map(|param| fields.and_then(|fields| fields.get(param))).collect()
 }
 
-async fn ask(tx: &Tx<'_>, prepared: &Prepared, payload: &str) -> Result<Answer> {
-    let rows = if prepared.uses_event {
-        tx.query(&prepared.statement, &[&payload]).await?
-    } else {
-        tx.query(&prepared.statement, &[]).await?
-    };
+fn params<'p>(values: &'p [Option<Cow<'_, str>>]) -> Vec<&'p (dyn ToSql + Sync)> {
+    values.iter().map(|value| value as &(dyn ToSql + Sync)).collect()
+}
+
+async fn execute(tx: &Tx<'_>, prepared: &Prepared, fields: Option<&Fields<'_>>) -> Result<Answer> {
+    let values = values(prepared, fields);
+    Ok(Answer::Rows(tx.execute(&prepared.statement, &params(&values)).await?))
+}
+
+async fn ask(tx: &Tx<'_>, prepared: &Prepared, fields: Option<&Fields<'_>>) -> Result<Answer> {
+    let values = values(prepared, fields);
+    let rows = tx.query(&prepared.statement, &params(&values)).await?;
     let so = rows.first().and_then(|row| row.get::<_, Option<bool>>(0)).unwrap_or(false);
     Ok(Answer::Already(so))
 }

@@ -1,17 +1,19 @@
 //! What an event means on the new side: the operator's statements, with placeholders for what the event carries.
 //!
 //! `$key.col`, `$old.col`, `$new.col`, `$op` and `$at` are text, to be cast where the column is not;
-//! `$key`, `$old` and `$new` alone are json objects, or NULL where the event has none. All of them read one
-//! parameter, the event itself, so nothing an application wrote ever becomes part of a statement's text.
+//! `$key`, `$old` and `$new` alone are json objects, or NULL where the event has none. Each is a parameter of its own,
+//! so nothing an application wrote ever becomes part of a statement's text, and a document that the server cannot take
+//! apart (`\u0000`) spoils no other value of its event.
 
 use crate::error::{Error, Result};
 use crate::outbox::trigger::Operation;
 use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{Session, TableName, quote_literal};
+use crate::postgres::{Session, TableName};
 use crate::problem::{Problems, Segment};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use tokio_postgres::Statement;
 use tokio_postgres::types::Type;
 
@@ -133,21 +135,31 @@ pub enum Part {
     New,
 }
 
-/// SQL with its placeholders replaced by expressions over the parameter `$1`, the event as text.
+/// What a parameter of a statement carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Param {
+    /// A column, as text.
+    Column(Part, String),
+    /// A row, as a JSON object.
+    Whole(Part),
+    /// The operation.
+    Op,
+    /// When it was captured.
+    At,
+}
+
+/// SQL with its placeholders replaced by parameters, each of which is text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rewritten {
     /// The statement to prepare.
     pub sql: String,
-    /// Whether it uses the parameter at all.
-    pub uses_event: bool,
-    /// The columns it names.
-    pub columns: Vec<(Part, String)>,
+    /// What its parameters carry, from `$1` on.
+    pub params: Vec<Param>,
 }
 
 /// Replaces the placeholders outside quotes and comments.
 pub fn rewrite(text: &str) -> Result<Rewritten, String> {
-    let mut out =
-        Rewritten { sql: String::with_capacity(text.len()), uses_event: false, columns: Vec::new() };
+    let mut out = Rewritten { sql: String::with_capacity(text.len()), params: Vec::new() };
     // The part of a placeholder whose column comes in double quotes, as the next token.
     let mut open: Option<Part> = None;
     for token in tokens(text) {
@@ -177,15 +189,25 @@ pub fn rewrite(text: &str) -> Result<Rewritten, String> {
 }
 
 impl Rewritten {
+    /// The columns that it names.
+    pub fn columns(&self) -> impl Iterator<Item = (Part, &str)> {
+        self.params.iter().filter_map(|param| match param {
+            Param::Column(part, name) => Some((*part, name.as_str())),
+            _ => None,
+        })
+    }
+
     fn column(&mut self, part: Part, column: &str) {
-        let name = match part {
-            Part::Key => "key",
-            Part::Old => "old",
-            Part::New => "new",
-        };
-        self.uses_event = true;
-        self.sql.push_str(&format!("($1::text::json -> '{name}' ->> {})", quote_literal(column)));
-        self.columns.push((part, column.to_owned()));
+        self.param(Param::Column(part, column.to_owned()), "text");
+    }
+
+    fn param(&mut self, param: Param, of: &str) {
+        let place = self.params.iter().position(|known| *known == param).unwrap_or_else(|| {
+            self.params.push(param);
+            self.params.len() - 1
+        });
+        let of = if of == "text" { "" } else { "::json" };
+        self.sql.push_str(&format!("(${}::text{of})", place + 1));
     }
 
     /// Rewrites a piece without quotes; returns the part if it ends in one that waits for a quoted column.
@@ -213,8 +235,7 @@ impl Rewritten {
                 "old" => Part::Old,
                 "new" => Part::New,
                 "op" | "at" => {
-                    self.uses_event = true;
-                    self.sql.push_str(&format!("($1::text::json ->> '{word}')"));
+                    self.param(if word == "op" { Param::Op } else { Param::At }, "text");
                     continue;
                 }
                 _ => {
@@ -224,11 +245,7 @@ impl Rewritten {
                 }
             };
             let Some(after) = rest.strip_prefix('.') else {
-                let name = word;
-                self.uses_event = true;
-                self.sql.push_str(&format!(
-                    "(case json_typeof($1::text::json -> '{name}') when 'object' then $1::text::json -> '{name}' end)"
-                ));
+                self.param(Param::Whole(part), "json");
                 continue;
             };
             let end = word_end(after);
@@ -268,8 +285,8 @@ pub fn check(
                 problems.error(at, message).hint("docs/plans.md#replay says what an event carries");
             }
             Ok(rewritten) => {
-                for (part, column) in &rewritten.columns {
-                    if let Err(message) = known(*part, column) {
+                for (part, column) in rewritten.columns() {
+                    if let Err(message) = known(part, column) {
                         problems
                             .error(at.clone(), message)
                             .hint("name a column of the capture's `key` or `columns`");
@@ -293,8 +310,8 @@ pub fn check(
 pub struct Prepared {
     /// The statement.
     pub statement: Statement,
-    /// Whether it takes the event as its parameter.
-    pub uses_event: bool,
+    /// What its parameters carry.
+    pub params: Arc<[Param]>,
 }
 
 /// What an operation on a table means, prepared on one session.
@@ -350,7 +367,7 @@ async fn prepare_one(session: &Session, text: &str, place: &str) -> Result<Prepa
         e.context(place)
             .hint("correct the statement in the plan, or the schema it speaks of, then `handover resume`")
     })?;
-    Ok(Prepared { statement, uses_event: rewritten.uses_event })
+    Ok(Prepared { statement, params: rewritten.params.into() })
 }
 
 #[cfg(test)]
@@ -358,17 +375,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_become_expressions_over_one_parameter() {
+    fn placeholders_become_parameters() {
         let sql = |text: &str| rewrite(text).unwrap().sql;
         assert_eq!(
-            sql("update t set a = $new.a::int where id = $key.id and b <> '$new.b'"),
-            "update t set a = ($1::text::json -> 'new' ->> 'a')::int where id = ($1::text::json -> 'key' ->> 'id') and b <> '$new.b'"
+            sql("update t set a = $new.a::int where id = $key.id and b <> '$new.b' and c < $new.a::int"),
+            "update t set a = ($1::text)::int where id = ($2::text) and b <> '$new.b' and c < ($1::text)::int"
         );
-        assert_eq!(sql("select $op || $at"), "select ($1::text::json ->> 'op') || ($1::text::json ->> 'at')");
-        assert_eq!(sql("select $key.\"Odd \"\"name\""), "select ($1::text::json -> 'key' ->> 'Odd \"name')");
+        assert_eq!(rewrite("select $op || $at").unwrap().params, [Param::Op, Param::At]);
+        let odd = rewrite("select $key.\"Odd \"\"name\"").unwrap();
+        assert_eq!(
+            (odd.sql.as_str(), &odd.params[..]),
+            ("select ($1::text)", &[Param::Column(Part::Key, "Odd \"name".into())][..])
+        );
         assert_eq!(sql("select a$key, $$ $key.a $$ -- $new.x"), "select a$key, $$ $key.a $$ -- $new.x");
-        assert!(!rewrite("delete from t").unwrap().uses_event);
-        assert!(sql("select $new").contains("json_typeof"));
+        assert!(rewrite("delete from t").unwrap().params.is_empty());
+        assert_eq!(sql("select $new"), "select ($1::text::json)");
         for bad in ["select $1", "select $foo.bar", "select $key.", "select $key.'a'", "select $"] {
             assert!(rewrite(bad).is_err(), "{bad}");
         }
@@ -376,7 +397,8 @@ mod tests {
 
     #[test]
     fn every_placeholder_names_its_column() {
-        let columns = rewrite("select $key.a, $old.b, $new.\"c\"").unwrap().columns;
-        assert_eq!(columns, [(Part::Key, "a".into()), (Part::Old, "b".into()), (Part::New, "c".into())]);
+        let rewritten = rewrite("select $key.a, $old.b, $new.\"c\"").unwrap();
+        let columns: Vec<_> = rewritten.columns().collect();
+        assert_eq!(columns, [(Part::Key, "a"), (Part::Old, "b"), (Part::New, "c")]);
     }
 }

@@ -7,7 +7,9 @@
 
 mod apply;
 mod copied;
+mod event;
 mod fault;
+mod load;
 pub mod mapping;
 mod retry;
 mod window;
@@ -286,7 +288,7 @@ impl StepKind for Replay {
                         continue;
                     }
                 };
-                for (_, column) in &rewritten.columns {
+                for (_, column) in rewritten.columns() {
                     if facts.as_ref().is_some_and(|facts| !facts.has(column)) {
                         out.blocker(format!(
                             "{place} names the column `{column}`, which {name} on {} does not have",

@@ -4,7 +4,8 @@
 //! Effects, rows and counters commit together, under the partition's mark, so that no later event of the key comes in
 //! between: those are set aside too as long as one is.
 
-use super::apply::{Applier, Event};
+use super::apply::Applier;
+use super::event::Event;
 use crate::error::Result;
 use crate::failpoint;
 use crate::outbox::marks::{self, Tally};
@@ -22,7 +23,7 @@ impl Applier<'_> {
             let still = loop {
                 let next = marks::next_aside(&tx, self.stream, self.partition, &key, after).await?;
                 let Some((number, payload)) = next else { break None };
-                let event = Event::parse(number, payload.as_bytes())?;
+                let event = Event::parse(number, payload.into_bytes().into())?;
                 if let Some(cause) = self.one(&tx, &event, &mut tally).await? {
                     break Some((number, cause.to_string()));
                 }
@@ -33,9 +34,9 @@ impl Applier<'_> {
                 marks::refused_again(&tx, self.stream, self.partition, &key, *number, reason).await?;
             }
             marks::settle(&tx, self.stream, self.partition, &tally).await?;
-            failpoint::hit(failpoint::QUARANTINE_UNCOMMITTED);
+            failpoint::at(failpoint::QUARANTINE_UNCOMMITTED)?;
             tx.commit().await?;
-            failpoint::hit(failpoint::QUARANTINE_RETRIED);
+            failpoint::at(failpoint::QUARANTINE_RETRIED)?;
             if still.is_none() {
                 self.blocked.remove(&key);
             }

@@ -4,36 +4,36 @@ use std::collections::BTreeMap;
 
 /// Keeps deliveries until their turn has come. Numbers below the next one are duplicates and fall away.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct Window<T> {
     next: i64,
-    waiting: BTreeMap<i64, (u64, Vec<u8>)>,
+    waiting: BTreeMap<i64, (u64, T)>,
     newest_tag: u64,
     acked: u64,
 }
 
-impl Window {
+impl<T> Window<T> {
     /// A window whose first event is `next`.
     pub fn new(next: i64) -> Self {
         Window { next, waiting: BTreeMap::new(), newest_tag: 0, acked: 0 }
     }
 
     /// Takes a delivery. Returns whether it is of use: not a duplicate.
-    pub fn take(&mut self, number: i64, tag: u64, payload: Vec<u8>) -> bool {
+    pub fn take(&mut self, number: i64, tag: u64, event: T) -> bool {
         self.newest_tag = self.newest_tag.max(tag);
         if number < self.next || self.waiting.contains_key(&number) {
             return false;
         }
-        self.waiting.insert(number, (tag, payload));
+        self.waiting.insert(number, (tag, event));
         true
     }
 
     /// The events whose turn it is, at most `limit`, gapless from the next one.
-    pub fn ready(&self, limit: usize) -> Vec<(i64, &[u8])> {
+    pub fn ready(&self, limit: usize) -> Vec<&T> {
         (self.next..)
             .zip(&self.waiting)
             .take_while(|(expected, (number, _))| expected == *number)
             .take(limit)
-            .map(|(_, (number, (_, payload)))| (*number, payload.as_slice()))
+            .map(|(_, (_, (_, event)))| event)
             .collect()
     }
 
@@ -86,17 +86,17 @@ mod tests {
     #[test]
     fn a_gap_holds_back_what_lies_beyond_it() {
         let mut window = Window::new(1);
-        assert!(window.take(2, 1, vec![]) && window.take(3, 2, vec![]));
+        assert!(window.take(2, 1, 2) && window.take(3, 2, 3));
         assert!(window.has_gap() && window.ready(10).is_empty());
         assert_eq!(window.ackable(), None);
-        assert!(window.take(1, 3, vec![]));
-        assert!(!window.take(2, 4, vec![]), "a duplicate");
+        assert!(window.take(1, 3, 1));
+        assert!(!window.take(2, 4, 2), "a duplicate");
         assert_eq!(window.ready(2).len(), 2);
         window.advance(2);
         assert_eq!(window.ackable(), Some(1), "the third event still waits under tag 2");
         window.advance(1);
         assert_eq!((window.ackable(), window.ackable()), (Some(4), None));
-        assert!(!window.take(3, 5, vec![]), "an old number");
+        assert!(!window.take(3, 5, 3), "an old number");
         assert_eq!(window.ackable(), Some(5));
     }
 
@@ -107,9 +107,9 @@ mod tests {
             let mut seen = Vec::new();
             let mut held = std::collections::BTreeSet::new();
             for (tag, number) in (1..).zip(&numbers) {
-                window.take(*number, tag, vec![]);
+                window.take(*number, tag, *number);
                 held.insert(*number);
-                let ready: Vec<i64> = window.ready(7).iter().map(|(n, _)| *n).collect();
+                let ready: Vec<i64> = window.ready(7).into_iter().copied().collect();
                 window.advance(ready.len());
                 seen.extend(ready);
                 // Nothing is acknowledged that is still waiting.

@@ -4,17 +4,19 @@
 //! effects and mark together and acknowledges afterwards, so it may be killed at any point. What the queue lost is
 //! asked for again: the outbox holds every event until the keeper, who knows the marks, trims it.
 
-use super::apply::{Applier, Event, Stuck};
+use super::apply::{Applier, Stuck};
 use super::copied::Copied;
+use super::event::Event;
+use super::load::Loader;
 use super::window::Window;
 use super::{OnPoison, Replay, mapping};
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
-use crate::outbox::{Marker, Stream, backlog, books, marker_passed, marks};
+use crate::outbox::{Marker, Stream, backlog, books, budget, marker_passed, marks};
 use crate::queue::{Consumer, Queue};
-use crate::steps::Context;
-use crate::steps::capture::connect_queue;
+use crate::steps::capture::{Capture, connect_queue};
+use crate::steps::{Context, of_kind};
 use futures_util::future::{BoxFuture, try_join_all};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -63,6 +65,7 @@ pub(super) struct Pool<'a> {
     pub stream: Stream,
     parts: Vec<Part>,
     copied: Copied,
+    loader: Loader,
 }
 
 impl<'a> Pool<'a> {
@@ -88,7 +91,8 @@ impl<'a> Pool<'a> {
                 published: AtomicI64::new(books.published),
             })
             .collect();
-        Ok(Pool { cx, replay, blue, stream, parts, copied })
+        let loader = Loader::new(blue, stream.clone());
+        Ok(Pool { cx, replay, blue, stream, parts, copied, loader })
     }
 
     /// Replays until what `until` says.
@@ -164,8 +168,10 @@ impl<'a> Pool<'a> {
         })?;
         part.done.store(done, Ordering::Relaxed);
         let batch = self.replay.batch as usize;
-        let prefetch = u16::try_from(batch * 2).unwrap_or(u16::MAX);
-        let mut window = Window::new(done + 1);
+        // Captures of the plan may be replayed side by side, and share what one process may hold.
+        let streams = of_kind::<Capture>(&self.cx.steps).count();
+        let prefetch = budget::prefetch(batch * 2, self.parts.len() * streams.max(1));
+        let mut window: Window<Event> = Window::new(done + 1);
         let mut consumer = self.consumer(queue, partition, prefetch, &window).await?;
         let mut loss = Loss::new();
         let mut looked = Instant::now();
@@ -181,23 +187,21 @@ impl<'a> Pool<'a> {
             let deliveries = consumer.next(room, WAIT).await?;
             let mut came = !deliveries.is_empty();
             for delivery in deliveries {
-                window.take(delivery.message.number, delivery.tag, delivery.message.payload);
+                let number = delivery.message.number;
+                window.take(number, delivery.tag, Event::parse(number, delivery.message.payload.into())?);
             }
             loop {
-                let events = window
-                    .ready(batch)
-                    .into_iter()
-                    .map(|(number, payload)| Event::parse(number, payload))
-                    .collect::<Result<Vec<Event>>>()?;
-                if events.is_empty() {
+                let ready: Vec<Event> = window.ready(batch).into_iter().cloned().collect();
+                if ready.is_empty() {
                     break;
                 }
-                let applied = applier.batch(&mut green, &events, false).await?;
+                let loaded = self.loader.load(self.cx, number, ready).await?;
+                let applied = applier.batch(&mut green, &loaded.events, false).await?;
                 let mut count = self.moved(part, &mut window, applied.tally.total());
                 if let Some(stuck) = applied.stuck {
-                    count += self
-                        .unstick(part, &mut window, &mut applier, &mut green, &events[count..], stuck)
-                        .await?;
+                    // Other partitions may have to go on first, and need the bytes that we hold.
+                    let event = loaded.release(count)?;
+                    count += self.unstick(part, &mut window, &mut applier, &mut green, &event, stuck).await?;
                 }
                 loss.recovered();
                 came = true;
@@ -228,7 +232,7 @@ impl<'a> Pool<'a> {
         queue: &Arc<dyn Queue>,
         partition: u32,
         prefetch: u16,
-        window: &Window,
+        window: &Window<Event>,
     ) -> Result<Box<dyn Consumer>> {
         let error = match queue.consume(&self.stream.name, partition, prefetch).await {
             Err(error) if error.class() == Class::Data => error,
@@ -240,14 +244,14 @@ impl<'a> Pool<'a> {
         Err(error.with_class(Class::Connection))
     }
 
-    fn moved(&self, part: &Part, window: &mut Window, count: i64) -> usize {
+    fn moved(&self, part: &Part, window: &mut Window<Event>, count: i64) -> usize {
         part.done.fetch_add(count, Ordering::Relaxed);
         let count = usize::try_from(count).unwrap_or_default();
         window.advance(count);
         count
     }
 
-    async fn ask_again(&self, partition: u32, window: &Window) -> Result<()> {
+    async fn ask_again(&self, partition: u32, window: &Window<Event>) -> Result<()> {
         self.cx.warn(format!(
             "the queue lost events of partition {partition}: asking for number {} and later again",
             window.next()
@@ -256,17 +260,17 @@ impl<'a> Pool<'a> {
         books::publish_again(&mut blue, &self.stream, partition, window.next() - 1).await
     }
 
-    /// Deals with an event that does not apply, the first of `events`. What it depends on may be in another
+    /// Deals with an event that does not apply. What it depends on may be in another
     /// partition: it is tried again until those have come as far as events were numbered when it got stuck (order
     /// across keys is only that of commits), or stand still too. Then the plan's policy is followed. Returns how
-    /// many events were dealt with.
+    /// many events were dealt with: one, unless it fails.
     async fn unstick(
         &self,
         part: &Part,
-        window: &mut Window,
+        window: &mut Window<Event>,
         applier: &mut Applier<'_>,
         green: &mut crate::postgres::Session,
-        events: &[Event],
+        event: &Event,
         mut stuck: Stuck,
     ) -> Result<usize> {
         let target = books::read(&self.cx.reader(self.blue).await?, &self.stream).await?;
@@ -281,7 +285,7 @@ impl<'a> Pool<'a> {
         loop {
             let settled = others().all(|(done, last)| done >= last) || progress.1.elapsed() > QUIET;
             self.cx.sleep(Duration::from_millis(50)).await?;
-            let applied = applier.batch(green, events, false).await?;
+            let applied = applier.batch(green, std::slice::from_ref(event), false).await?;
             if applied.tally.total() > 0 {
                 return Ok(self.moved(part, window, applied.tally.total()));
             }
@@ -300,7 +304,7 @@ impl<'a> Pool<'a> {
                  cutover refuses until it is settled (set `retry` there to have it tried again)",
                 stuck.number, stuck.op, stuck.table, self.replay.to, stuck.cause
             ));
-            let applied = applier.batch(green, &events[..1], true).await?;
+            let applied = applier.batch(green, std::slice::from_ref(event), true).await?;
             return Ok(self.moved(part, window, applied.tally.total()));
         }
         let text = format!(
