@@ -3,9 +3,11 @@
 //! This is a leaf: it imports nothing of ours but the error class, so that every layer may speak it.
 
 use crate::error::{Class, Error};
+use crate::redact::clean;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::fmt;
 
 /// The identity of one execution of a plan: time-ordered, unique across hosts.
@@ -76,8 +78,8 @@ impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Failure {
             class: error.class(),
-            message: error.to_string(),
-            hint: error.next_step().map(str::to_owned),
+            message: clean(&error.to_string()).into_owned(),
+            hint: error.next_step().map(|hint| clean(hint).into_owned()),
         }
     }
 }
@@ -336,8 +338,13 @@ impl Emitter {
     }
 
     /// Tells the listeners.
-    pub fn emit(&self, event: Event) {
+    pub fn emit(&self, mut event: Event) {
         if let Some(sender) = &self.0 {
+            if let Event::Note { text, .. } | Event::Standing { text, .. } = &mut event
+                && let Cow::Owned(cleaned) = clean(text)
+            {
+                *text = cleaned;
+            }
             let _ = sender.send(event);
         }
     }

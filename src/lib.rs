@@ -15,6 +15,7 @@ pub mod plan;
 pub mod postgres;
 pub mod problem;
 pub mod queue;
+pub mod redact;
 pub mod steps;
 pub mod tls;
 pub mod ui;

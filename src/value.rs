@@ -13,6 +13,63 @@ pub fn fingerprint(text: &str, bytes: usize) -> String {
     Sha256::digest(text.as_bytes()).iter().take(bytes).map(|b| format!("{b:02x}")).collect()
 }
 
+/// Text with its `%41` decoded; what is no such escape stays, and so does a plus sign.
+#[must_use]
+pub fn percent_decoded(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let byte = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                let digit = |c: &u8| char::from(*c).to_digit(16).and_then(|d| u8::try_from(d).ok());
+                digit(high).zip(digit(low)).map(|(high, low)| high * 16 + low)
+            }
+            _ => None,
+        };
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The pairs of a `key=value` connection string, as libpq reads them.
+///
+/// # Errors
+/// What is wrong, without any value.
+pub fn keywords(text: &str) -> Result<Vec<(String, String)>, String> {
+    let mut out = Vec::new();
+    let mut chars = text.chars().peekable();
+    loop {
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        let mut key = String::new();
+        while let Some(c) = chars.next_if(|c| !c.is_whitespace() && *c != '=') {
+            key.push(c);
+        }
+        if key.is_empty() && chars.peek().is_none() {
+            return Ok(out);
+        }
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        if chars.next() != Some('=') {
+            // Not the text itself: it may be a password.
+            return Err("a parameter without `=`".into());
+        }
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        let quoted = chars.next_if_eq(&'\'').is_some();
+        let mut value = String::new();
+        loop {
+            match chars.next() {
+                Some('\\') => value.extend(chars.next()),
+                Some('\'') if quoted => break,
+                Some(c) if !quoted && c.is_whitespace() => break,
+                Some(c) => value.push(c),
+                None if quoted => return Err("a value's quote is never closed".into()),
+                None => break,
+            }
+        }
+        out.push((key, value));
+    }
+}
+
 /// A length of time as people write it: `300ms`, `2s`, `10m`, `2h 30m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(pub std::time::Duration);
@@ -73,23 +130,34 @@ impl JsonSchema for Duration {
 pub struct EnvString(pub String);
 
 impl EnvString {
-    /// The text with its references filled in.
+    /// The text with its references filled in. What the environment supplied is known as a secret from here on
+    /// ([`crate::redact`]).
     ///
     /// # Errors
     /// A variable that is not set, or a reference that is not closed.
     pub fn resolve(&self) -> Result<Secret> {
         let mut out = String::with_capacity(self.0.len());
+        let mut supplied = Vec::new();
         for piece in pieces(&self.0)? {
             match piece {
                 Piece::Text(text) => out.push_str(text),
-                Piece::Variable(name) => out.push_str(&std::env::var(name).map_err(|_| {
-                    Error::usage(format!("environment variable {name} is not set")).hint(format!(
-                        "set it, e.g. `export {name}=…`, or in the environment of the service that runs this"
-                    ))
-                })?),
+                Piece::Variable(name) => {
+                    let value = std::env::var(name).map_err(|_| {
+                        Error::usage(format!("environment variable {name} is not set")).hint(format!(
+                            "set it, e.g. `export {name}=…`, or in the environment of the service that runs this"
+                        ))
+                    })?;
+                    out.push_str(&value);
+                    supplied.push(Secret(value));
+                }
             }
         }
-        Ok(Secret(out))
+        let out = Secret(out);
+        if !supplied.is_empty() {
+            supplied.push(out.clone());
+            crate::redact::learn(&supplied);
+        }
+        Ok(out)
     }
 
     /// The variables it refers to.

@@ -30,7 +30,7 @@ pub(super) async fn examine(
     acting: bool,
     notes: &mut Notes,
 ) -> Result<u32> {
-    let session = databases.labelled("doctor").reader(name).await?;
+    let session = databases.read_only(name).await?;
     let major = server(&session, notes).await?;
     settings(&session, notes).await?;
     for need in needs::of(kinds) {
@@ -43,7 +43,7 @@ pub(super) async fn examine(
 
 /// Looks at a database as the reader.
 pub(super) async fn examine_reader(databases: &Databases, name: &str, notes: &mut Notes) -> Result<()> {
-    let session = databases.labelled("doctor").reader(name).await?;
+    let session = databases.reader(name).await?;
     let row = session
         .query_one(
             &format!("select current_user::text, rolsuper or has_database_privilege(current_database(), 'create')

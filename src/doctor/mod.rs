@@ -5,14 +5,16 @@ mod database;
 mod needs;
 mod programs;
 mod replication;
+mod transport;
 
 use crate::error::{Error, Result};
 use crate::journal::Journal;
-use crate::plan::Plan;
+use crate::plan::{Plan, compare_reader};
 use crate::postgres::Databases;
 use crate::postgres::connect::Target;
 use crate::queue;
 use crate::steps::Access;
+use crate::value::Secret;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -96,12 +98,9 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
     let mut findings = Vec::new();
     let mut versions = BTreeMap::new();
     let acting = acting(&control, plan).await;
+    let databases = Databases::new(targets.clone()).labelled("doctor");
     for (name, target) in &targets {
         let mut notes = Notes::new(name);
-        let working = Databases::new(BTreeMap::from([(
-            name.clone(),
-            Target { url: target.url.clone(), reader: None },
-        )]));
         let kinds: Vec<(&str, Access)> = plan
             .steps
             .iter()
@@ -111,22 +110,33 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
             .filter(|(db, _)| db == name)
             .map(|(_, kind)| kind)
             .collect();
-        match database::examine(&working, name, &kinds, acting, &mut notes).await {
-            Ok(version) => drop(versions.insert(name.clone(), version)),
-            Err(e) => notes.failure(&e),
-        }
+        transport::examine(&target.url, &format!("databases.{name}"), &mut notes);
+        let works = match database::examine(&databases, name, &kinds, acting, &mut notes).await {
+            Ok(version) => versions.insert(name.clone(), version).is_none(),
+            Err(e) => {
+                notes.failure(&e);
+                false
+            }
+        };
         if let Some(url) = &target.reader {
-            let reading =
-                Databases::new(BTreeMap::from([(name.clone(), Target { url: url.clone(), reader: None })]));
-            if let Err(e) = database::examine_reader(&reading, name, &mut notes).await {
-                notes.failure(&e.context("the reader"));
+            transport::examine(url, &format!("databases.{name}.reader"), &mut notes);
+            match database::examine_reader(&databases, name, &mut notes).await {
+                Ok(()) if works => match compare_reader(&databases, name).await {
+                    Ok(None) => {}
+                    Ok(Some(note)) => {
+                        notes.warning(note, "for what must not lag, look as the role that works")
+                    }
+                    Err(e) => notes.failure(&e),
+                },
+                Ok(()) => {}
+                Err(e) => notes.failure(&e),
             }
         }
         findings.extend(notes.findings);
     }
     findings.extend(examine_control(control, plan).await);
     if let Some(url) = &plan.queue {
-        findings.extend(examine_queue(url.resolve()?.expose()).await);
+        findings.extend(examine_queue(&url.resolve()?).await);
     }
     findings.extend(programs::examine(plan, &versions).await);
     findings.extend(replication::examine(plan, &targets).await);
@@ -135,7 +145,7 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
 }
 
 /// Whether a living runner holds the plan's lease: what it holds then is no leftover.
-async fn acting(control: &crate::value::Secret, plan: &Plan) -> bool {
+async fn acting(control: &Secret, plan: &Plan) -> bool {
     let look = async {
         let journal = Journal::look(control.clone(), Duration::from_secs(5)).await?;
         match journal {
@@ -147,10 +157,11 @@ async fn acting(control: &crate::value::Secret, plan: &Plan) -> bool {
     crate::engine::status::LeaseLook::new(row).status == crate::engine::status::LeaseStatus::Held
 }
 
-async fn examine_control(control: crate::value::Secret, plan: &Plan) -> Vec<Finding> {
+async fn examine_control(control: Secret, plan: &Plan) -> Vec<Finding> {
     use crate::engine::status::{LeaseLook, LeaseStatus};
     let mut notes = Notes::new("control");
     let targets = BTreeMap::from([("control".to_owned(), Target { url: control.clone(), reader: None })]);
+    transport::examine(&control, "control", &mut notes);
     if let Err(e) = database::examine_control(&Databases::new(targets), &mut notes).await {
         notes.failure(&e);
         return notes.findings;
@@ -188,10 +199,11 @@ async fn examine_control(control: crate::value::Secret, plan: &Plan) -> Vec<Find
     notes.findings
 }
 
-async fn examine_queue(url: &str) -> Vec<Finding> {
+async fn examine_queue(url: &Secret) -> Vec<Finding> {
     let mut notes = Notes::new("queue");
+    transport::examine_queue(url, &mut notes);
     let options = queue::Options { name: "handover/doctor".into(), ..queue::Options::default() };
-    match queue::connect(url, options).await {
+    match queue::connect(url.expose(), options).await {
         Ok(_) => notes.ok("answers"),
         Err(e) => notes.failure(&e),
     }

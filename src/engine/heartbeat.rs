@@ -16,6 +16,16 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long the journal has to say why a lease ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// The rest after a renewal that failed.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How long one renewal may take before it is tried over a new connection: several fit into a lifetime, for a
+/// connection that has gone silent is told from a slow one only by waiting.
+#[must_use]
+pub fn patience(ttl: Duration) -> Duration {
+    (ttl / 6).clamp(Duration::from_millis(500), Duration::from_secs(5))
+}
+
 /// Renews `lease` until `done` fires, and ends it for this process the moment it is no longer known to be
 /// ours, whatever a renewal under way is waiting for. Fires `abort` when somebody asked to abort the run.
 /// Returns the journal's failure if that is what cost the lease.
@@ -55,17 +65,23 @@ async fn watch(lease: &Lease) {
     }
 }
 
-/// Renews three times in a lifetime; returns when somebody else has the lease.
+/// Renews ten times in a lifetime, so that the journal may be away for nearly all of it; returns when somebody
+/// else has the lease.
 async fn renew(journal: &Journal, lease: &Lease, run: RunId, ttl: Duration, abort: &CancellationToken) {
+    let mut rest = ttl / 10;
     loop {
-        tokio::time::sleep(ttl / 3).await;
+        tokio::time::sleep(rest).await;
         let asked_at = Moment::now();
         match journal.renew(lease.plan(), lease.token(), ttl).await {
             Ok(true) => lease.renewed(asked_at, ttl),
             Ok(false) => return lease.lose(),
-            // The journal has been patient already; whether the lease still holds is decided by the clock.
-            Err(_) => continue,
+            // Again at once: whether the lease still holds is decided by the clock.
+            Err(_) => {
+                rest = AGAIN;
+                continue;
+            }
         }
+        rest = ttl / 10;
         // A request made of an earlier runner was answered by it, and must not end what came after.
         if let Ok(Some(row)) = journal.lease(lease.plan()).await
             && let Ok(requests) = journal.requests(run).await

@@ -1,11 +1,11 @@
 //! What can be done with a plan's runs, and the lease that it takes.
 
 use super::decide::Outline;
-use super::heartbeat::beat;
+use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
 use crate::error::{Class, Error, Result};
-use crate::event::{Emitter, RunId, StepId};
+use crate::event::{Emitter, Event, Level, RunId, StepId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
 use crate::plan::Plan;
 use crate::postgres::clock::Moment;
@@ -95,9 +95,14 @@ pub async fn execute(
 ) -> Result<Outcome> {
     let databases = Databases::new(plan.targets()?);
     let control = plan.control.resolve()?;
-    let patience = options.lease_ttl / 2;
-    let journal = Arc::new(Journal::open(control.clone(), patience).await?);
-    let pulse = Arc::new(Journal::open_existing(control, patience).await?);
+    if matches!(command, Command::Run | Command::Resume) {
+        for text in plan.compare_readers(&databases).await? {
+            emitter.emit(Event::Note { step: None, level: Level::Warning, text });
+        }
+    }
+    // As long as the lease lasts nobody else acts, so that long the journal may be away.
+    let journal = Arc::new(Journal::open(control.clone(), options.lease_ttl).await?);
+    let pulse = Arc::new(Journal::open_existing(control, heartbeat::patience(options.lease_ttl)).await?);
     let (run, lease) = take_lease(&journal, plan, &command, &options, &stop).await?;
 
     let done = CancellationToken::new();

@@ -76,24 +76,11 @@ impl Runner<'_> {
         }
         // Before the first write: two names for one database, or a wrong database, must not be touched.
         let digest = self.plan.digest(&self.databases).await?;
-        for (name, _) in self.written() {
-            self.fence(name, &lease).await?;
-        }
-        let accepted_digest = match known {
-            None => {
-                // Not before: a run that could not even reach its databases leaves nothing behind.
-                self.recorder.create_run().await?;
-                self.recorder
-                    .append(Record::RunStarted {
-                        plan: self.plan.name.clone(),
-                        digest,
-                        version: env!("CARGO_PKG_VERSION").into(),
-                    })
-                    .await?;
-                None
-            }
-            Some(known) if known == digest => None,
-            Some(_) if self.options.accept_changes => Some(digest),
+        // And what is not what was reviewed is left alone: no schema is made, no connection ended, no fence moved.
+        let accepted_digest = match &known {
+            None => None,
+            Some(known) if *known == digest => None,
+            Some(_) if self.options.accept_changes => Some(digest.clone()),
             Some(_) => {
                 return Err(Error::new(
                     Class::Changed,
@@ -103,6 +90,20 @@ impl Runner<'_> {
             }
         };
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
+        for (name, _) in self.written() {
+            self.fence(name, &lease).await?;
+        }
+        if known.is_none() {
+            // Not before: a run that could not even reach its databases leaves nothing behind.
+            self.recorder.create_run().await?;
+            self.recorder
+                .append(Record::RunStarted {
+                    plan: self.plan.name.clone(),
+                    digest,
+                    version: env!("CARGO_PKG_VERSION").into(),
+                })
+                .await?;
+        }
         let attached = Record::Attached { token: lease.token(), holder: this_process(), accepted_digest };
         self.recorder.append(attached).await
     }

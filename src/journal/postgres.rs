@@ -20,6 +20,9 @@ use tokio_postgres::{Client, Row};
 /// What the control database is called in messages.
 const CONTROL: &str = "control";
 
+/// How long one attempt at a statement may take at least, if there is patience for it.
+const ATTEMPT: Duration = Duration::from_secs(3);
+
 /// A run, as lists show it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RunRow {
@@ -124,8 +127,10 @@ impl Journal {
                 answered(&rows)?;
                 Ok(rows)
             };
+            // A connection that has gone silent must leave time for another.
             let left = self.patience.saturating_sub(begun.elapsed());
-            let error = match tokio::time::timeout(left.max(Duration::from_secs(1)), attempt).await {
+            let limit = left.min((self.patience / 3).max(ATTEMPT)).max(Duration::from_secs(1));
+            let error = match tokio::time::timeout(limit, attempt).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => error,
                 Err(_) => {

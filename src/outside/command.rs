@@ -2,10 +2,10 @@
 
 use super::Outside;
 use super::process::{self, GroupGuard, MARK, Seen, Trace};
-use super::redact::Redactor;
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::problem::{Problems, Segment};
+use crate::redact::Redactor;
 use crate::value::{Duration, EnvString};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
@@ -22,6 +22,8 @@ use std::time::Instant;
 const TIMEOUT: Duration = Duration::secs(60);
 /// How much of each output stream is kept in memory and shown at most.
 const TAIL: u64 = 8 * 1024;
+/// What a command gets of our environment; everything else is the plan's to give.
+const INHERITED: &[&str] = &["PATH", "HOME", "LANG", "TZ"];
 /// A stream is cut back when it has grown to this size on disk.
 const CUT: u64 = 16 * 1024 * 1024;
 
@@ -31,7 +33,7 @@ pub struct Command {
     /// Program and arguments as they are: no shell, nothing is filled in. A program with a `/` in its name is
     /// looked for from the plan's folder, any other on PATH.
     pub run: Vec<String>,
-    /// Variables added to the environment; the way to hand over a secret.
+    /// The environment, beside PATH, HOME, LANG and TZ, which are taken over; the way to hand over a secret.
     pub env: BTreeMap<String, EnvString>,
     /// How long it may take; one minute unless given. Then its process group gets SIGTERM, and SIGKILL five
     /// seconds later.
@@ -44,7 +46,7 @@ struct Full {
     /// Program and arguments.
     #[schemars(length(min = 1))]
     run: Vec<String>,
-    /// Variables added to its environment.
+    /// Its environment, beside PATH, HOME, LANG and TZ, which are taken over.
     #[serde(default)]
     env: BTreeMap<String, EnvString>,
     /// How long it may take.
@@ -377,8 +379,14 @@ impl Outside<'_> {
         let program = if program.contains('/') { base.join(program) } else { PathBuf::from(program) };
         let mut child = tokio::process::Command::new(program);
         child.args(&command.run[1..]).current_dir(&base).stdin(Stdio::null()).process_group(0);
-        // A failpoint is meant for this process, never for a Handover that the command may start.
-        child.env_remove(failpoint::VARIABLE);
+        // Our own environment holds every URL of the plan. What a command needs of it the plan says; a program
+        // cannot leak what it never had.
+        child.env_clear();
+        for name in INHERITED {
+            if let Some(value) = std::env::var_os(name) {
+                child.env(name, value);
+            }
+        }
         if let Some(mark) = mark {
             child.env(MARK, mark);
         }

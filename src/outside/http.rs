@@ -1,9 +1,9 @@
 //! HTTP requests to endpoints of the operator's.
 
 use super::Outside;
-use super::redact::Redactor;
 use crate::error::{Class, Error, Result};
 use crate::problem::{Problems, Segment};
+use crate::redact::Redactor;
 use crate::value::{Duration, EnvString};
 use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::redirect::Policy;

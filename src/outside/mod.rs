@@ -6,7 +6,6 @@ pub mod command;
 pub mod file;
 pub mod http;
 pub mod process;
-pub mod redact;
 pub mod sql;
 
 pub use command::{Command, Ran};
@@ -17,9 +16,9 @@ pub use sql::Sql;
 use crate::error::{Error, Result};
 use crate::postgres::Databases;
 use crate::problem::{Problems, Segment};
+use crate::redact::Redactor;
 use crate::value::EnvString;
 use async_trait::async_trait;
-use redact::Redactor;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -102,9 +101,9 @@ impl<'a> Outside<'a> {
         }
     }
 
-    /// Knows the databases' URLs and passwords; a command inherits them, and may print them.
+    /// Knows what the process knows, and the databases' URLs and passwords whoever gave them.
     fn redactor(&self) -> Redactor {
-        let mut redactor = Redactor::default();
+        let mut redactor = Redactor::of_process();
         let databases = self.site.databases();
         for name in databases.names() {
             if let Ok(url) = databases.url(name) {

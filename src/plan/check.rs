@@ -170,6 +170,7 @@ fn read_steps(steps: &[Value], common: &Part, out: &mut Checked, problems: &mut 
             continue;
         };
         literal_passwords(step, &path, problems);
+        literal_references(step, &path, problems);
         let shared = read_common(map, common, &path, problems);
         if let Some(id) = map.get("id").and_then(Value::as_str) {
             check_id(id, i, &path, &mut ids, problems);
@@ -213,6 +214,40 @@ fn literal_passwords(value: &Value, path: &Path, problems: &mut Problems) {
         Value::Object(map) => {
             for (key, item) in map {
                 literal_passwords(item, &path.join(key.as_str()), problems);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Keys below which `${NAME}` is filled in, or has a warning of its own (`run`, `apply` and others of a command).
+const FILLED: &[&str] =
+    &["url", "headers", "body", "json", "env", "content", "connection", "command", "file", "http", "title"];
+
+/// `${NAME}` where nothing is filled in: SQL, names, paths. It may be meant as it is, which `$${` says.
+fn literal_references(value: &Value, path: &Path, problems: &mut Problems) {
+    match value {
+        Value::String(text) => {
+            for (at, _) in text.match_indices("${") {
+                let name = text[at + 2..].split('}').next().unwrap_or_default();
+                let closed = text[at + 2..].len() > name.len();
+                let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+                if closed && is_name && !text[..at].ends_with('$') {
+                    problems
+                        .warning(path.0.clone(), format!("`${{{name}}}` is taken literally here: nothing is filled in"))
+                        .hint("only URLs, headers, bodies, a command's `env` and a file's content take values from the environment; write the value itself");
+                    return;
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                literal_references(item, &path.join(i), problems);
+            }
+        }
+        Value::Object(map) => {
+            for (key, item) in map.iter().filter(|(key, _)| !FILLED.contains(&key.as_str())) {
+                literal_references(item, &path.join(key.as_str()), problems);
             }
         }
         _ => {}

@@ -107,18 +107,79 @@ pub fn refuse_same(plan: &Plan, identities: &BTreeMap<String, DatabaseIdentity>)
     Ok(())
 }
 
+/// What works on a standby finds out at its first write, and what reads there reads the past.
+fn standby(name: &str) -> Error {
+    Error::usage(format!("`databases.{name}` leads to a standby (the server is in recovery), where nothing can be written"))
+        .on_database(name)
+        .hint("give the primary's host, or several with target_session_attrs=read-write; a standby may serve as the `reader:`")
+}
+
+/// Compares where the URLs of the role that works and of the reader lead, if a database has both: a dry run through a
+/// reader elsewhere would have looked at another database than the one that is changed. As the first one's identity is
+/// in the digest and both must be one, the digest stands for both. Only reads. Returns what is worth knowing.
+///
+/// # Errors
+/// A reader of another database; a URL for working that leads nowhere or to a standby. A reader that cannot be
+/// reached is no error: nothing that acts needs it.
+pub async fn compare_reader(databases: &Databases, name: &str) -> Result<Option<String>> {
+    if !databases.has_reader(name) {
+        return Ok(None);
+    }
+    let works = identify(&databases.read_only(name).await?).await?;
+    if works.standby {
+        return Err(standby(name));
+    }
+    let look = async { identify(&databases.reader(name).await?).await };
+    match look.await {
+        Ok(looks) if !works.is_same_or_standby(&looks) => {
+            let who =
+                |i: &DatabaseIdentity| format!("{}, of the cluster {}", i.database, i.system_identifier);
+            Err(Error::usage(format!(
+                "`databases.{name}.reader` leads to another database ({}) than `databases.{name}` ({})",
+                who(&looks),
+                who(&works)
+            ))
+            .on_database(name)
+            .hint("a reader is a role of the same database, on its server or on a standby of it: correct the environment variable behind one of the two URLs"))
+        }
+        Ok(looks) if looks.standby => Ok(Some(format!(
+            "the reader of {name} looks at a standby, which may lag: what `dry-run`, `doctor` and `status` show may be past; a run does not use it"
+        ))),
+        Ok(_) => Ok(None),
+        Err(error) => Ok(Some(format!(
+            "the reader of {name} cannot be asked which database it leads to; a run does not need it, `dry-run` and `status` do: {error}"
+        ))),
+    }
+}
+
 impl Plan {
     /// Asks every database of the plan who it is.
     ///
     /// # Errors
-    /// One that cannot be reached.
+    /// One that cannot be reached; a URL for working that leads to a standby.
     pub async fn identities(&self, databases: &Databases) -> Result<BTreeMap<String, DatabaseIdentity>> {
         let mut out = BTreeMap::new();
         for name in self.databases.keys() {
             let session = databases.reader(name).await?;
-            out.insert(name.clone(), identify(&session).await?);
+            let identity = identify(&session).await?;
+            if identity.standby && !databases.has_reader(name) {
+                return Err(standby(name));
+            }
+            out.insert(name.clone(), identity);
         }
         Ok(out)
+    }
+
+    /// Compares the readers of all databases; see [`compare_reader`]. Returns what is worth knowing.
+    ///
+    /// # Errors
+    /// As [`compare_reader`].
+    pub async fn compare_readers(&self, databases: &Databases) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        for name in self.databases.keys() {
+            notes.extend(compare_reader(databases, name).await?);
+        }
+        Ok(notes)
     }
 
     /// The digest of this plan on these databases. Only reads.
@@ -221,6 +282,7 @@ mod tests {
             database: "app".into(),
             oid,
             started_us,
+            standby: false,
         };
         let all = |b| BTreeMap::from([("a".to_owned(), identity(1, 1)), ("b".to_owned(), b)]);
         let here = Path::new(".");

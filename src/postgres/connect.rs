@@ -1,6 +1,6 @@
 //! Opening connections: by name, for reading, or – only under a held lease – for writing.
 
-use super::address::Address;
+use super::address::{Address, Refused};
 use super::clock::Moment;
 use super::error::from_postgres;
 use super::session::Session;
@@ -9,12 +9,7 @@ use crate::value::{Secret, fingerprint};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio_postgres::NoTls;
-use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
-
-/// How long a connection attempt may take before it counts as failed.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A setting of ours that is given when a connection starts. Poolers refuse or drop it, as PgBouncer does with
 /// `options` (<https://www.pgbouncer.org/config.html#ignore_startup_parameters>), so its absence gives them away.
@@ -127,7 +122,8 @@ pub fn lost() -> Error {
 pub struct Target {
     /// URL of the role that executes the plan.
     pub url: Secret,
-    /// URL of a role that may only read, for dry runs.
+    /// URL of a role that may only read, for whoever only looks: `dry-run`, `doctor`, `status`, `report`. It may
+    /// lead to a standby, which lags; so nothing that acts ever sees it ([`Databases::under`]).
     pub reader: Option<Secret>,
 }
 
@@ -146,10 +142,19 @@ impl Databases {
         Databases { targets: Arc::new(targets), lease: None, label: "reader".into() }
     }
 
-    /// The same databases, writable under `lease`.
+    /// The same databases, writable under `lease`. The readers' URLs stay behind: what acts decides by what it
+    /// reads, and a standby says late what is so, or that an ambiguous commit did not happen.
     #[must_use]
     pub fn under(&self, lease: Lease) -> Self {
-        Databases { targets: self.targets.clone(), lease: Some(lease), label: "engine".into() }
+        let targets = self.targets.iter();
+        let own = targets.map(|(name, target)| (name.clone(), Target { reader: None, ..target.clone() }));
+        Databases { targets: Arc::new(own.collect()), lease: Some(lease), label: "engine".into() }
+    }
+
+    /// Whether looking at this database goes through a URL of its own, which may lead to a standby.
+    #[must_use]
+    pub fn has_reader(&self, name: &str) -> bool {
+        self.targets.get(name).is_some_and(|target| target.reader.is_some())
     }
 
     /// The same databases, with connections labelled by a step's id.
@@ -222,15 +227,16 @@ impl Databases {
         Ok(Session::unleased(client, name))
     }
 
-    /// A session for looking: every transaction in it is read-only, as the role that may only read if the
-    /// plan names one.
+    /// A session for looking: every transaction in it is read-only. Under a lease it is the run's own role's;
+    /// else the reader's, if the plan names one.
     ///
     /// # Errors
     /// No connection.
     pub async fn reader(&self, name: &str) -> Result<Session> {
-        let target = self.target(name)?;
-        let url = target.reader.as_ref().unwrap_or(&target.url);
-        let client = open_as(url, name, &format!("handover/{}", self.label), true).await?;
+        let Some(url) = &self.target(name)?.reader else { return self.read_only(name).await };
+        let label = format!("handover/{}", self.label);
+        let key = format!("databases.{name}.reader");
+        let client = open_by(url, name, &key, &label, true).await?;
         Ok(Session::unleased(client, name))
     }
 }
@@ -251,58 +257,60 @@ pub async fn open_as(
     application_name: &str,
     read_only: bool,
 ) -> Result<tokio_postgres::Client> {
-    let Address { mut config, tls } = Address::parse(url).map_err(|e| e.on_database(name))?;
-    config.application_name(application_name);
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(CONNECT_TIMEOUT);
-    }
-    config.keepalives_idle(Duration::from_secs(30));
-    let options = config.get_options().unwrap_or_default();
-    config.options(
+    open_by(url, name, &key(name), application_name, read_only).await
+}
+
+/// The place in the plan of a database's URL.
+fn key(name: &str) -> String {
+    if name == "control" { name.to_owned() } else { format!("databases.{name}") }
+}
+
+/// The same, for a URL that stands at `key` in the plan.
+async fn open_by(
+    url: &Secret,
+    name: &str,
+    key: &str,
+    application_name: &str,
+    read_only: bool,
+) -> Result<tokio_postgres::Client> {
+    let of_url = |error: Error| error.context(format!("the URL of `{key}`")).on_database(name);
+    let mut address = Address::parse(url).map_err(of_url)?;
+    let place = address.place();
+    let options = address.config.get_options().unwrap_or_default().to_owned();
+    address.config.application_name(application_name).options(
         format!(
             "{options} -c {DIRECT}=on{}",
             if read_only { " -c default_transaction_read_only=on" } else { "" }
         )
         .trim(),
     );
-    let attempt = async {
-        // The connection's own error reaches every pending call through the client; nothing is lost here.
-        match tls {
-            Some(tls) => {
-                let (client, connection) = config.connect(MakeRustlsConnect::new(tls)).await?;
-                tokio::spawn(connection);
-                Ok::<_, tokio_postgres::Error>(client)
-            }
-            None => {
-                let (client, connection) = config.connect(NoTls).await?;
-                tokio::spawn(connection);
-                Ok(client)
-            }
+    let client = match address.dial().await {
+        Ok((client, wire)) => {
+            // The connection's own error reaches every pending call through the client; nothing is lost here.
+            tokio::spawn(wire);
+            client
         }
-    };
-    let client = match tokio::time::timeout(CONNECT_TIMEOUT * 2, attempt).await {
-        Ok(Ok(client)) => client,
-        Ok(Err(e)) if e.as_db_error().is_some_and(|e| e.message().contains("startup parameter")) => {
-            return Err(pooler(name));
+        Err(Refused::Driver(e))
+            if e.as_db_error().is_some_and(|e| e.message().contains("startup parameter")) =>
+        {
+            return Err(of_url(pooler(name).context(place)));
         }
-        Ok(Err(e)) => return Err(from_postgres(&e, name)),
-        Err(_) => {
-            return Err(Error::new(Class::Connection, "the server did not answer in time")
-                .on_database(name)
-                .hint("see that the server is up and reachable from here"));
+        Err(refused) => {
+            let error = refused.into_error(|e| from_postgres(e, name));
+            return Err(of_url(error.context(format!("cannot connect to {place}"))));
         }
     };
     let row = client.query_one("select current_setting($1, true) = 'on'", &[&DIRECT]).await;
     match row.map_err(|e| from_postgres(&e, name))?.get::<_, Option<bool>>(0) {
         Some(true) => Ok(client),
-        _ => Err(pooler(name)),
+        _ => Err(of_url(pooler(name).context(place))),
     }
 }
 
 /// What a pooler does to us: session settings reach other clients, and a statement of a dead runner cannot be
 /// found by its connection's name.
 fn pooler(name: &str) -> Error {
-    Error::usage("the URL leads to a connection pooler, not to the server itself")
+    Error::usage("this is a connection pooler, not the server itself")
         .on_database(name)
         .hint("use the host and port of the Postgres server; a pooler gives sessions of ours to others, and theirs to us")
 }

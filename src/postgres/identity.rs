@@ -16,6 +16,9 @@ pub struct DatabaseIdentity {
     /// When the server process started, in microseconds since 1970: differs between copies of a cluster, and
     /// changes with each restart, so it is good only for comparing two answers of one moment.
     pub started_us: i64,
+    /// Whether it is a standby: it follows a primary, and shows late what happens there.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 impl DatabaseIdentity {
@@ -24,6 +27,13 @@ impl DatabaseIdentity {
     pub fn is_same_database(&self, other: &Self) -> bool {
         (self.system_identifier, self.oid, self.started_us)
             == (other.system_identifier, other.oid, other.started_us)
+    }
+
+    /// Whether both are one database, or one of them that database on a standby of the other's server.
+    #[must_use]
+    pub fn is_same_or_standby(&self, other: &Self) -> bool {
+        (self.system_identifier, self.oid) == (other.system_identifier, other.oid)
+            && (self.started_us == other.started_us || self.standby != other.standby)
     }
 }
 
@@ -36,7 +46,7 @@ pub async fn identify(session: &Session) -> Result<DatabaseIdentity> {
     let row = session
         .query_one(
             "select s.system_identifier, d.datname::text, d.oid,
-                    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint
+                    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint, pg_is_in_recovery()
              from pg_control_system() s, pg_database d where d.datname = current_database()",
             &[],
         )
@@ -46,5 +56,6 @@ pub async fn identify(session: &Session) -> Result<DatabaseIdentity> {
         database: row.get(1),
         oid: row.get(2),
         started_us: row.get(3),
+        standby: row.get(4),
     })
 }

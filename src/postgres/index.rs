@@ -1,9 +1,9 @@
 //! Indexes as the catalog has them, and what a concurrent build would wait for.
 
+use super::foreign::masked;
 use super::ident::TableName;
 use super::prepared;
 use super::session::Session;
-use super::sql::{Token, tokens};
 use crate::error::{Class, Result};
 use tokio_postgres::Row;
 
@@ -155,22 +155,7 @@ fn in_words(row: &Row) -> String {
     let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
     let (age, query): (Option<f64>, String) = (row.get(3), row.get(4));
     let age = age.map_or_else(String::new, |age| format!(", open for {age:.0} s"));
-    format!("pid {pid} ({user}, {state}{age}): {}", without_values(&query))
-}
-
-/// The beginning of somebody's query without its literals, which may be tokens or passwords.
-fn without_values(query: &str) -> String {
-    let mut out = String::new();
-    for token in tokens(query) {
-        match token {
-            Token::Quoted(range) if !query[range.clone()].starts_with('"') => out.push_str("'…'"),
-            Token::Code(range) | Token::Quoted(range) => out.push_str(&query[range]),
-            Token::Semicolon(_) => out.push(';'),
-            Token::Comment(_) => out.push(' '),
-        }
-    }
-    let words: Vec<&str> = out.split_whitespace().collect();
-    words.join(" ").chars().take(60).collect()
+    format!("pid {pid} ({user}, {state}{age}): {}", masked(&query))
 }
 
 /// Transactions whose snapshots a concurrent build would wait for, oldest first, in words.
@@ -189,16 +174,4 @@ pub async fn snapshot_holders(session: &Session) -> Result<Vec<String>> {
         )
         .await?;
     Ok(rows.iter().map(in_words).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_of_queries_are_not_shown() {
-        let query = "select *\n from \"Token\" where signature = 's3cret' and x = $$s3cret$$ -- s3cret";
-        assert_eq!(without_values(query), "select * from \"Token\" where signature = '…' and x = '…'");
-        assert!(!without_values("insert into t values ('s3cret cut o").contains("s3cret"));
-    }
 }

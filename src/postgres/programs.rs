@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
-use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::config::Host;
 
 /// A program of one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,13 +92,22 @@ pub fn connect_through_environment(
         }
     }
     for (key, value) in parameters(url, database)? {
-        command.env(
-            format!("PG{}", if key == "dbname" { "DATABASE".into() } else { key.to_uppercase() }),
-            value,
-        );
+        let name = if key == "dbname" { "database".to_owned() } else { key.replace('_', "") };
+        command.env(format!("PG{}", name.to_uppercase()), value);
     }
     command.env("PGAPPNAME", application_name);
     Ok(())
+}
+
+/// What a child program is told by its `--dbname`, beside its environment: `extra` keywords, and how soon a dead
+/// peer is to be noticed, for which libpq has no variables. Nothing in it is secret.
+///
+/// # Errors
+/// A URL that cannot be read.
+pub fn dbname(url: &Secret, database: &str, extra: &str) -> Result<String> {
+    let address = Address::parse(url).map_err(|e| e.on_database(database))?;
+    let words = address.liveness().into_iter().map(|(key, value)| format!("{key}={value}"));
+    Ok(std::iter::once(extra.to_owned()).filter(|e| !e.is_empty()).chain(words).collect::<Vec<_>>().join(" "))
 }
 
 /// A connection string for a server that connects by itself, as a subscription does. With `extra` keywords.
@@ -107,7 +116,8 @@ pub fn connect_through_environment(
 /// # Errors
 /// A URL that cannot be read.
 pub fn connection_string(url: &Secret, database: &str, extra: &[(&str, &str)]) -> Result<Secret> {
-    let own = parameters(url, database)?;
+    let mut own = parameters(url, database)?;
+    own.extend(Address::parse(url).map_err(|e| e.on_database(database))?.liveness());
     let all = own.iter().map(|(key, value)| (*key, value.as_str())).chain(extra.iter().copied());
     let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
     let words: Vec<String> = all.map(|(key, value)| format!("{key}={}", quoted(value))).collect();
@@ -116,7 +126,8 @@ pub fn connection_string(url: &Secret, database: &str, extra: &[(&str, &str)]) -
 
 /// A URL's parts by libpq's keywords. As environment variables they are called the same, but for `dbname`.
 fn parameters(url: &Secret, database: &str) -> Result<Vec<(&'static str, String)>> {
-    let config = Address::parse(url).map_err(|e| e.on_database(database))?.config;
+    let address = Address::parse(url).map_err(|e| e.on_database(database))?;
+    let config = &address.config;
     let hosts: Vec<String> = config
         .get_hosts()
         .iter()
@@ -125,30 +136,20 @@ fn parameters(url: &Secret, database: &str) -> Result<Vec<(&'static str, String)
             Host::Unix(path) => path.display().to_string(),
         })
         .collect();
+    let addresses: Vec<String> = config.get_hostaddrs().iter().map(ToString::to_string).collect();
     let ports: Vec<String> = config.get_ports().iter().map(u16::to_string).collect();
-    let mode = match config.get_ssl_mode() {
-        SslMode::Disable => "disable",
-        SslMode::Require => "require",
-        _ => "prefer",
-    };
-    let asked = |key: &str| {
-        let parsed = url::Url::parse(url.expose()).ok()?;
-        parsed.query_pairs().find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
-    };
-    let mode = asked("sslmode").unwrap_or_else(|| mode.into());
-    // As our own connections do it; libpq would look for a file in the home folder.
-    let authority = asked("sslrootcert").or_else(|| mode.starts_with("verify").then(|| "system".into()));
+    let (mode, authority) = address.certificates();
     let all = [
         ("host", Some(hosts.join(","))),
+        ("hostaddr", Some(addresses.join(","))),
         ("port", Some(ports.join(","))),
         ("user", config.get_user().map(str::to_owned)),
         ("dbname", config.get_dbname().or(config.get_user()).map(str::to_owned)),
         ("password", config.get_password().map(|p| String::from_utf8_lossy(p).into_owned())),
         ("options", config.get_options().map(str::to_owned)),
-        ("sslmode", Some(mode)),
+        ("sslmode", Some(mode.to_owned())),
         ("sslrootcert", authority),
-        ("sslcert", asked("sslcert")),
-        ("sslkey", asked("sslkey")),
+        ("target_session_attrs", address.wanted().map(str::to_owned)),
     ];
     Ok(all.into_iter().filter_map(|(key, value)| Some((key, value.filter(|v| !v.is_empty())?))).collect())
 }
@@ -161,9 +162,12 @@ mod tests {
     fn a_connection_string_survives_odd_passwords() {
         let url = Secret::new("postgres://me:it%27s%5C%20me@db.example:6432/shop?sslmode=require");
         let text = connection_string(&url, "blue", &[("application_name", "handover")]).unwrap();
-        assert_eq!(
-            text.expose(),
-            r"host='db.example' port='6432' user='me' dbname='shop' password='it\'s\\ me' sslmode='require' application_name='handover'"
-        );
+        let text = text.expose();
+        let known =
+            r"host='db.example' port='6432' user='me' dbname='shop' password='it\'s\\ me' sslmode='require' ";
+        assert!(text.starts_with(known) && text.ends_with(" application_name='handover'"), "{text}");
+        for word in ["connect_timeout='10'", "keepalives_count='4'", "tcp_user_timeout='12000'"] {
+            assert!(text.contains(word), "no {word} in {text}");
+        }
     }
 }

@@ -29,6 +29,10 @@ impl QueueUrl {
     pub fn parse(text: &str) -> Result<Self> {
         let hint = "write it as amqp://user:password@host:5672/vhost, amqps://…, or postgres://user@host/database \
                     for the embedded queue, with special characters of the password percent-encoded";
+        if text.trim().is_empty() {
+            return Err(Error::usage("the URL of `queue` is empty")
+                .hint(format!("give the environment variable behind it a value; {hint}")));
+        }
         let url = Url::parse(text)
             .map_err(|e| Error::usage(format!("the queue's URL cannot be read ({e})")).hint(hint))?;
         let kind = match url.scheme() {
@@ -56,6 +60,19 @@ impl QueueUrl {
     #[must_use]
     pub fn secret(&self) -> &str {
         self.url.as_str()
+    }
+
+    /// Whether AMQP is spoken over TLS, which then always verifies the server.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.url.scheme() == "amqps"
+    }
+
+    /// Whether it leads to the loopback interface.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
     /// `host:port`.

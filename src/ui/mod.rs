@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::plan::Diagnostic;
 use crate::problem::Severity;
+use crate::redact;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
@@ -104,12 +105,14 @@ pub fn error(format: Format, error: &Error) {
     use std::io::Write;
     let mut stderr = std::io::stderr();
     let next = hint::next_step(error);
+    let (next, message) = (redact::clean(&next), error.to_string());
+    let message = redact::clean(&message);
     let _ = match format {
         Format::Json => {
             let place = error.place();
             let object = serde_json::json!({ "error": {
                 "class": error.class(),
-                "message": error.to_string(),
+                "message": message,
                 "next": next,
                 "file": place.file,
                 "line": place.line,
@@ -120,7 +123,7 @@ pub fn error(format: Format, error: &Error) {
         }
         Format::Text => {
             let label = console::style("error:").red().bold().for_stderr();
-            writeln!(stderr, "{label} {error}\n  {} {next}", console::style("next:").bold().for_stderr())
+            writeln!(stderr, "{label} {message}\n  {} {next}", console::style("next:").bold().for_stderr())
         }
     };
 }

@@ -162,7 +162,7 @@ async fn a_lever_that_does_not_take_effect_fails_its_step() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_command_is_quoted_without_secrets() {
-    let world = one("{ command: { apply: [sh, -c, 'echo \"no $TOKEN, $BLUE_URL\" >&2; exit 4'], revert: ['true'], env: { TOKEN: 'x-${LEVER_SECRET}' } } }").await;
+    let world = one("{ command: { apply: [sh, -c, 'echo \"no $TOKEN, $BLUE_URL\" >&2; exit 4'], revert: ['true'], env: { TOKEN: 'x-${LEVER_SECRET}', BLUE_URL: '${BLUE_URL}' } } }").await;
     let mut command = world.command();
     command.env("LEVER_SECRET", "hunter2hunter2").arg("run").arg(world.plan());
     let output = command.output().await.unwrap();

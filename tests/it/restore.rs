@@ -152,3 +152,26 @@ async fn concurrent_writers_of_the_same_rows_do_not_break_it() {
         and not exists (select 1 from session where id = 's' || n)";
     assert_eq!(number(&world.green, missing).await, 0);
 }
+
+/// Row security of the source: whoever may not see every row must not take what is seen for all there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_policy_hides_are_never_missing_without_a_word() {
+    let plan =
+        PLAN.replace("blue: '${BLUE_URL}'", "blue: { url: '${BLUE_URL}', reader: '${BLUE_READER_URL}' }");
+    let plan = &plan[..plan.find("  - id: orphans").unwrap()];
+    let hidden =
+        "alter table client enable row level security; create policy none on client using (id > 45);";
+    // The reader is subject to the policy, the role that works has the owner's rights.
+    let world = world(plan).await;
+    world.blue.execute(hidden).await;
+    world.handover("run", &[]).await.success();
+    assert_eq!(number(&world.green, "select count(*) from account").await, 50);
+    world.drop_now().await;
+
+    // Even the owner is subject to it: nobody of ours can see all, and that is said.
+    let world = self::world(plan).await;
+    world.blue.execute(&format!("{hidden} alter table client force row level security")).await;
+    let ended = world.handover("run", &[]).await.code(1);
+    assert!(ended.stderr.contains("row-level security"), "{ended}");
+    assert_eq!(number(&world.green, "select count(*) from account").await, 1, "some rows came, and not all");
+}

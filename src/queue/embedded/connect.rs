@@ -1,22 +1,19 @@
 //! Sessions of the embedded queue.
 
 use crate::error::{Class, Error, Result};
-use crate::postgres::address::Address;
+use crate::postgres::address::{Address, Wire};
 use crate::queue::{Options, QueueUrl};
 use crate::value::Secret;
-use rustls::ClientConfig;
 use std::error::Error as _;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Socket};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{AsyncMessage, Client};
 
 /// Where the database is and how to get in.
 #[derive(Clone)]
 pub struct Target {
-    config: Config,
-    tls: Option<ClientConfig>,
+    address: Address,
     place: String,
     pub options: Options,
 }
@@ -31,13 +28,10 @@ pub struct Session {
 impl Target {
     pub fn new(url: &QueueUrl, options: Options) -> Result<Self> {
         let place = format!("{}/{}", url.authority(), url.name());
-        let Address { mut config, tls } = Address::parse(&Secret::new(url.secret()))
+        let mut address = Address::parse(&Secret::new(url.secret()))
             .map_err(|e| e.context(format!("the queue at {place}")))?;
-        config
-            .connect_timeout(options.connect_timeout)
-            .application_name(&options.name)
-            .keepalives_idle(std::time::Duration::from_secs(10));
-        Ok(Self { config, tls, place, options })
+        address.config.connect_timeout(options.connect_timeout).application_name(&options.name);
+        Ok(Self { address, place, options })
     }
 
     /// `host:port/database`.
@@ -48,28 +42,20 @@ impl Target {
     /// Logs in and sets the session up.
     pub async fn connect(&self) -> Result<Session> {
         let limit = self.options.connect_timeout;
-        let connecting = async {
-            match &self.tls {
-                Some(tls) => {
-                    let (client, connection) =
-                        self.config.connect(MakeRustlsConnect::new(tls.clone())).await?;
-                    Ok(drive(client, connection))
-                }
-                None => {
-                    let (client, connection) = self.config.connect(NoTls).await?;
-                    Ok(drive(client, connection))
-                }
-            }
-        };
-        let session = match tokio::time::timeout(limit, connecting).await {
+        let session = match tokio::time::timeout(limit, self.address.dial()).await {
             Err(_) => {
                 return Err(Error::new(
                     Class::Connection,
-                    format!("Postgres at {} did not answer within {} s", self.place, limit.as_secs_f64()),
+                    format!(
+                        "the queue's Postgres at {} did not answer within {} s",
+                        self.place,
+                        limit.as_secs_f64()
+                    ),
                 )
                 .hint("check host and port of the queue's URL, and firewalls"));
             }
-            Ok(result) => result.map_err(|e: tokio_postgres::Error| self.error(&e, "connect"))?,
+            Ok(Ok((client, wire))) => drive(client, wire),
+            Ok(Err(refused)) => return Err(refused.into_error(|e| self.error(e, "connect"))),
         };
         // A confirmed message must survive a crash of the server, whatever the database's default is; a stronger
         // setting such as remote_apply is left alone. A client that vanished must give up its partition soon.
@@ -89,7 +75,7 @@ impl Target {
 
     /// Turns a driver error into ours. `doing` says what failed.
     pub fn error(&self, error: &tokio_postgres::Error, doing: &str) -> Error {
-        let text = format!("Postgres at {}: could not {doing}: {}", self.place, describe(error));
+        let text = format!("the queue's Postgres at {}: could not {doing}: {}", self.place, describe(error));
         let Some(code) = error.code() else {
             if text.contains("certificate") {
                 return Error::usage(text).hint(
@@ -142,10 +128,7 @@ pub fn is_missing(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|c| matches!(c, &SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME))
 }
 
-fn drive<T>(client: Client, mut connection: tokio_postgres::Connection<Socket, T>) -> Session
-where
-    T: tokio_postgres::tls::TlsStream + Unpin + Send + 'static,
-{
+fn drive(client: Client, mut connection: Wire) -> Session {
     let published = Arc::new(Notify::new());
     let notify = published.clone();
     tokio::spawn(async move {

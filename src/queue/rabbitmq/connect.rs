@@ -13,8 +13,8 @@ use std::io;
 use std::time::Duration;
 
 /// Seconds between heartbeats unless the URL says otherwise: a broker that vanished without a word is noticed
-/// after about two of them. The broker's own default of 60 s is long for a cutover.
-const HEARTBEAT: u16 = 10;
+/// after about two of them, so within 15 s. The broker's own default of 60 s is long for a cutover.
+const HEARTBEAT: u16 = 6;
 
 /// Where a broker is and how to get in.
 pub struct Target {

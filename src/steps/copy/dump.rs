@@ -97,6 +97,7 @@ impl Program {
             // A column's name on an older server may be a keyword on a newer one.
             .arg("--quote-all-identifiers")
             .args(snapshot.map(|snapshot| format!("--snapshot={snapshot}")))
+            .arg(format!("--dbname={}", programs::dbname(url, database, "")?))
             .args(options)
             .stdin(Stdio::null())
             .env("LC_ALL", "C")

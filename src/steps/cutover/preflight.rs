@@ -9,6 +9,7 @@ use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
 use crate::postgres::catalog::{self, application, is_application};
+use crate::postgres::foreign::masked;
 use crate::postgres::locks::Room;
 use crate::postgres::{Session, TableName, prepared};
 use crate::problem::few;
@@ -129,7 +130,7 @@ async fn obstacle(
     let row = blue
         .query_opt(
             &format!("select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
-                    extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 60)
+                    extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 300)
              from pg_stat_activity a
              where a.datname = current_database() and a.pid <> pg_backend_pid()
                and a.xact_start < clock_timestamp() - make_interval(secs => $1)
@@ -154,7 +155,10 @@ async fn obstacle(
         // a superuser) it is waited for like the others.
         let _ = blue.query("select pg_cancel_backend($1)", &[&pid]).await;
     }
-    Ok(Some(format!("pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {query}")))
+    Ok(Some(format!(
+        "pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {}",
+        masked(&query)
+    )))
 }
 
 /// Tables with content that the planner knows nothing of.

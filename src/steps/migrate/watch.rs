@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
+use crate::postgres::foreign::masked;
 use crate::steps::Context;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,7 +97,7 @@ async fn look(
         .query(
             "select pid, coalesce(usename::text, '?'), coalesce(state, '?'),
                     coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8,
-                    left(coalesce(query, ''), 80)
+                    left(coalesce(query, ''), 300)
              from pg_stat_activity where pid = any (pg_blocking_pids($1))",
             &[&pid],
         )
@@ -107,7 +108,7 @@ async fn look(
             .map(|row| {
                 let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
                 let (age, query): (f64, String) = (row.get(3), row.get(4));
-                (pid, format!("pid {pid} ({user}, {state}, open for {age:.0} s): {query}"))
+                (pid, format!("pid {pid} ({user}, {state}, open for {age:.0} s): {}", masked(&query)))
             })
             .collect();
         let text = who.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");

@@ -219,11 +219,24 @@ async fn subscriber(
         Some(connection) => connection.resolve()?,
         None => databases.url(&replicate.from)?.clone(),
     };
-    if Address::parse(&url).map_err(|e| e.on_database(&replicate.from))?.config.get_password().is_none() {
+    let publisher = Address::parse(&url).map_err(|e| e.on_database(&replicate.from))?;
+    if publisher.config.get_password().is_none() {
         out.blocker(format!(
             "a role that is no superuser subscribes with a password only, and the URL by which {to} reaches {} has none",
             replicate.from
         ));
+    } else if publisher.trusts().await {
+        // The server's word for it is "password is required", and it comes when the run is at the copy.
+        let text = format!(
+            "a role that is no superuser subscribes only where the publisher asks for its password, and {} lets it in without asking: let its pg_hba.conf say scram-sha-256 for {to}'s server and this role",
+            replicate.from
+        );
+        let subscriber = Address::parse(databases.url(to)?).map_err(|e| e.on_database(to))?;
+        if subscriber.config.get_hosts() == publisher.config.get_hosts() {
+            out.blocker(text);
+        } else {
+            out.warning(format!("{text} (seen from here; from there it may be so already)"));
+        }
     }
     // Rows are applied as the table's owner, whose role the subscription's owner must be able to take.
     let owners = blue

@@ -8,6 +8,7 @@ use super::Link;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
+use crate::postgres::foreign::masked;
 use crate::postgres::programs::{self, Program, connect_through_environment};
 use crate::steps::Context;
 use std::path::Path;
@@ -80,7 +81,7 @@ async fn ask(
             "ON_ERROR_STOP=1",
             "--no-password",
             "-d",
-            "replication=database",
+            &programs::dbname(cx.databases.url(&link.from)?, &link.from, "replication=database")?,
         ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -166,7 +167,7 @@ async fn blockers(blue: &Session, application: &str) -> Result<Vec<String>> {
     let rows = blue
         .query(
             "select b.pid, coalesce(a.usename::text, '?'), extract(epoch from clock_timestamp() - a.xact_start)::float8,
-                    left(coalesce(a.query, ''), 60)
+                    left(coalesce(a.query, ''), 300)
              from pg_stat_activity w cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
              left join pg_stat_activity a on a.pid = b.pid
              where w.application_name = $1 and w.backend_type = 'walsender'",
@@ -181,7 +182,7 @@ async fn blockers(blue: &Session, application: &str) -> Result<Vec<String>> {
                 "pid {pid} ({}), whose transaction is {:.0} s old: {}",
                 row.get::<_, String>(1),
                 row.get::<_, Option<f64>>(2).unwrap_or_default(),
-                row.get::<_, Option<String>>(3).unwrap_or_default()
+                masked(&row.get::<_, Option<String>>(3).unwrap_or_default())
             ),
         })
         .collect())

@@ -50,15 +50,8 @@ pub async fn rehearse(cx: &Context, replicate: &Replicate, link: &Link) -> Resul
 }
 
 fn address(cx: &Context, replicate: &Replicate, link: &Link) -> Result<Secret> {
-    let extra = [
-        ("application_name", link.name.as_str()),
-        ("connect_timeout", "10"),
-        // A publisher whose machine is gone is noticed, rather than waited for.
-        ("keepalives_idle", "30"),
-        ("keepalives_interval", "10"),
-        ("keepalives_count", "3"),
-    ];
-    connection_string(&replicate.address(cx)?, &link.from, &extra)
+    // A publisher whose machine is gone is noticed, rather than waited for: every connection string of ours says so.
+    connection_string(&replicate.address(cx)?, &link.from, &[("application_name", link.name.as_str())])
 }
 
 /// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the

@@ -9,5 +9,6 @@ pub mod proxy;
 pub mod scenario;
 pub mod servers;
 pub mod snapshot;
+pub mod standby;
 pub mod tls;
 pub mod world;

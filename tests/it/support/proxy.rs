@@ -1,7 +1,7 @@
 //! A proxy before a Postgres server that can be told to misbehave.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -13,6 +13,10 @@ pub struct Switches {
     pub cut_after_insert: AtomicBool,
     /// Passes nothing on, in neither direction, and keeps all connections open.
     pub hang: AtomicBool,
+    /// How many of its connections, from the first on, pass nothing on any more and stay open.
+    pub buried: AtomicUsize,
+    /// How many connections there have been.
+    pub accepted: AtomicUsize,
     /// Drops the parameter `options` of new connections, as poolers may be set to do.
     pub drop_options: AtomicBool,
 }
@@ -31,10 +35,16 @@ impl Proxy {
         let shared = switches.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, to, shared.clone()));
+                let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(client, to, number, shared.clone()));
             }
         });
         Proxy { port, switches }
+    }
+
+    /// Lets every connection that there is go silent, as a network does that lost its memory of them.
+    pub fn bury(&self) {
+        self.switches.buried.store(self.switches.accepted.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// A URL of the server, led through here and without TLS.
@@ -45,7 +55,7 @@ impl Proxy {
     }
 }
 
-async fn serve(mut client: TcpStream, to: u16, switches: Arc<Switches>) -> Option<()> {
+async fn serve(mut client: TcpStream, to: u16, number: usize, switches: Arc<Switches>) -> Option<()> {
     let mut server = TcpStream::connect(("127.0.0.1", to)).await.ok()?;
     let length = client.read_u32().await.ok()?;
     let mut start = vec![0; length as usize - 4];
@@ -60,11 +70,11 @@ async fn serve(mut client: TcpStream, to: u16, switches: Arc<Switches>) -> Optio
     loop {
         tokio::select! {
             n = client.read(&mut up) => {
-                wait(&switches).await;
+                wait(number, &switches).await;
                 server.write_all(&up[..n.ok().filter(|n| *n > 0)?]).await.ok()?;
             }
             n = server.read(&mut down) => {
-                wait(&switches).await;
+                wait(number, &switches).await;
                 let answer = &down[..n.ok().filter(|n| *n > 0)?];
                 let inserted = answer.windows(11).any(|part| part == b"INSERT 0 1\0");
                 if inserted && switches.cut_after_insert.swap(false, Ordering::SeqCst) {
@@ -76,8 +86,8 @@ async fn serve(mut client: TcpStream, to: u16, switches: Arc<Switches>) -> Optio
     }
 }
 
-async fn wait(switches: &Switches) {
-    while switches.hang.load(Ordering::SeqCst) {
+async fn wait(number: usize, switches: &Switches) {
+    while switches.hang.load(Ordering::SeqCst) || number < switches.buried.load(Ordering::SeqCst) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -1,0 +1,131 @@
+//! Peers that die, fall silent or come back: connections notice, and the lease outlives an outage.
+
+use crate::support::proxy::Proxy;
+use crate::support::servers::{self, Database};
+use crate::support::world::World;
+use handover::local::PostgresServer;
+use handover::postgres::connect;
+use handover::value::Secret;
+use std::time::Duration;
+
+const PLAN: &str = "
+handover: 1
+name: outage
+databases: { blue: '${BLUE_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: short
+    lever: { command: { apply: [sh, -c, 'touch begun; sleep 0.5'], revert: ['true'] } }
+  - id: long
+    lever: { command: { apply: [sh, -c, 'sleep 2'], revert: ['true'] } }
+";
+
+/// Waits until the first step's command runs.
+async fn begun(world: &World) {
+    while !world.path("begun").exists() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernel_probes_every_silent_connection() {
+    let database = Database::create(servers::green().await, None).await;
+    let client =
+        connect::open(&Secret::new(database.handover_url()), "green", "handover/test").await.unwrap();
+    let port: i32 = client.query_one("select inet_client_port()", &[]).await.unwrap().get(0);
+    // The answer is acknowledged with the next packet, so the timer is that of the probes in a moment.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    // https://www.kernel.org/doc/Documentation/networking/proc_net_tcp.txt
+    let line = table.lines().find(|line| {
+        line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")))
+    });
+    let timer = line.unwrap().split_whitespace().nth(5).unwrap();
+    let (kind, when) = timer.split_once(':').unwrap();
+    let seconds = u64::from_str_radix(when, 16).unwrap() / 100;
+    assert!(kind == "02" && seconds <= 5, "no keepalive within five seconds: {timer}");
+}
+
+/// The run's connections to the control database go silent without being closed; new ones work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_control_connection_is_replaced_before_the_lease_ends() {
+    let world = World::new(None, None, PLAN, &[]).await;
+    let proxy = Proxy::start(world.control.server.port()).await;
+    let mut command = world.command();
+    command.env("CONTROL_URL", proxy.through(&world.control.handover_url()));
+    command.arg("run").arg(world.plan()).args(["--lease-ttl", "9s"]);
+    let run = tokio::spawn(command.output());
+    begun(&world).await;
+    proxy.bury();
+    let output = run.await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The control server is away for more than half of the lease, while a step ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_control_server_ends_no_run() {
+    let server: &'static PostgresServer = Box::leak(Box::new(servers::own_green().await));
+    let control = Database::create(server, None).await;
+    let world = World::new(None, None, PLAN, &[]).await;
+    let mut command = world.command();
+    command.env("CONTROL_URL", control.handover_url());
+    command.arg("run").arg(world.plan()).args(["--lease-ttl", "9s"]);
+    let run = tokio::spawn(command.output());
+    begun(&world).await;
+    server.kill().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5300)).await;
+    server.start_again().await.unwrap();
+    let output = run.await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_say_which_url_leads_where() {
+    let world = World::new(None, None, PLAN, &[]).await;
+    let nobody = "postgres://handover:hunter2hunter2@127.0.0.1:9/nobody";
+    for (variable, url, key) in [
+        ("BLUE_URL", nobody, "`databases.blue`"),
+        ("CONTROL_URL", nobody, "`control`"),
+        ("BLUE_URL", "", "`databases.blue`"),
+    ] {
+        let mut command = world.command();
+        command.env(variable, url).arg("run").arg(world.plan());
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(key) && !text.contains("hunter2"), "{text}");
+        let said = if url.is_empty() { "the URL is empty" } else { "127.0.0.1:9/nobody" };
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_that_takes_writes_is_found() {
+    let world = World::new(None, None, PLAN, &[]).await;
+    let own = world.blue.handover_url();
+    let port = format!(":{}/", world.blue.server.port());
+    // The first host is not there; and sessions that only look are read-only wherever they are.
+    for wanted in ["read-write", "primary", "prefer-standby"] {
+        let several = own.replace(&format!("@127.0.0.1{port}"), &format!("@127.0.0.1:9,127.0.0.1{port}"));
+        assert_ne!(several, own);
+        let url = format!("{several}?target_session_attrs={wanted}");
+        for verb in ["dry-run", "doctor", "run", "rollback"] {
+            let mut command = world.command();
+            let output = command.env("BLUE_URL", &url).arg(verb).arg(world.plan()).output().await.unwrap();
+            assert!(
+                output.status.success(),
+                "{wanted} {verb}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+            if wanted != "read-write" {
+                break;
+            }
+        }
+    }
+    let mut command = world.command();
+    command.env("BLUE_URL", format!("{own}?target_session_attrs=standby")).arg("run").arg(world.plan());
+    let output = command.output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("none of its hosts is a standby"), "{text}");
+}

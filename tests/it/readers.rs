@@ -1,0 +1,110 @@
+//! Where the URLs lead: readers are for looking and decide nothing, and what was reviewed is what is touched.
+
+use crate::support::servers::{self, Database};
+use crate::support::standby::Standby;
+use crate::support::world::World;
+use handover::postgres::{Lease, connect};
+use handover::value::Secret;
+
+const PLAN: &str = "
+handover: 1
+name: readers
+databases:
+  blue: { url: '${BLUE_URL}', reader: '${BLUE_READER_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: index
+    create_index: { on: blue, indexes: [{ name: token_subject, table: token, columns: [subject] }] }
+  - id: clean
+    cleanup: { on: blue, table: token, where: not active, action: quarantine }
+  - id: clean-again
+    cleanup: { on: blue, table: token, where: id > 20, action: quarantine }
+  - id: back
+    restore: { from: { quarantine: clean-again }, to: blue, table: token, where: id <= 30 }
+";
+
+const TABLE: &str = "create table token (id int primary key, subject text, active bool);
+    insert into token select n, 's' || n % 10, n % 3 <> 0 from generate_series(1, 60) n;";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lagging_standby_decides_nothing_and_works_for_looking() {
+    let server = Box::leak(Box::new(servers::own_blue().await));
+    let blue = Database::with(server, TABLE).await;
+    let standby = Standby::start(server, "1h").await;
+    let world = World { blue, ..World::new(None, None, PLAN, &[]).await };
+    let reader = standby.instead(&world.blue.reader_url());
+    let handover = async |verb: &str, writer: &str| {
+        let mut command = world.command();
+        command.env("BLUE_READER_URL", &reader).env("BLUE_URL", writer).arg(verb).arg(world.plan());
+        let output = command.output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (own, lead_away) = (world.blue.handover_url(), standby.instead(&world.blue.handover_url()));
+
+    let (code, text) = handover("doctor", &own).await;
+    assert!(code == Some(0) && text.contains("the reader of blue looks at a standby"), "{text}");
+    let (code, text) = handover("dry-run", &own).await;
+    assert_eq!(code, Some(0), "{text}");
+
+    // What works must not lead to a standby, and nothing is left by an attempt.
+    let (code, text) = handover("run", &lead_away).await;
+    assert!(code == Some(2) && text.contains("`databases.blue` leads to a standby"), "{text}");
+    let (code, text) = handover("doctor", &lead_away).await;
+    assert!(code == Some(8) && text.contains("standby"), "{text}");
+
+    // Each step looks at what it did; a standby shows none of it for an hour.
+    let (code, text) = handover("run", &own).await;
+    assert!(code == Some(0), "{text}");
+    assert!(text.contains("looks at a standby"), "{text}");
+    let left = "select count(*) from token where active and id <= 30";
+    assert_eq!(world.blue.value(left).await.as_deref(), Some("20"));
+    assert_eq!(world.blue.value("select count(*) from token").await.as_deref(), Some("20"));
+    let (code, text) = handover("status", &own).await;
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = handover("rollback", &own).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(world.blue.value("select count(*) from token").await.as_deref(), Some("60"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_another_database_is_refused() {
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, PLAN, &[]).await;
+    for elsewhere in [world.green.reader_url(), template.reader_url()] {
+        let mut command = world.command();
+        command.env("BLUE_READER_URL", elsewhere).arg("run").arg(world.plan());
+        let output = command.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("`databases.blue.reader` leads to another database"), "{text}");
+    }
+    let ours = "select count(*) from pg_namespace where nspname = 'handover'";
+    assert_eq!(world.blue.value(ours).await.as_deref(), Some("0"), "a refused run left something");
+    // Nothing that acts needs it.
+    let mut command = world.command();
+    command.env("BLUE_READER_URL", "postgres://x:y@127.0.0.1:9/z").arg("run").arg(world.plan());
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_resume_touches_no_database() {
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, PLAN, &[]).await;
+    world.handover_failing("create_index.built", "run", &[]).await.killed();
+    let text = std::fs::read_to_string(world.plan()).unwrap();
+    std::fs::write(world.plan(), text.replace("[subject]", "[subject, id]")).unwrap();
+    let token = "select token from handover.fence";
+    let before = world.blue.value(token).await;
+    // What an earlier runner left: it is to be ended by who goes on, and by nobody else.
+    let name = format!("{}1/index", Lease::application_prefix("readers"));
+    let left = connect::open(&Secret::new(world.blue.handover_url()), "blue", &name).await.unwrap();
+    world.handover("resume", &[]).await.code(6);
+    assert_eq!(before, world.blue.value(token).await, "the fence was moved");
+    assert!(!left.is_closed() && left.query("select 1", &[]).await.is_ok(), "a connection was ended");
+    // Accepted, it acts, whatever the step then makes of an index of another definition.
+    world.handover("resume", &["--accept-changes"]).await;
+    assert_ne!(before, world.blue.value(token).await);
+    assert!(left.query("select 1", &[]).await.is_err(), "what an earlier runner left is still there");
+}
