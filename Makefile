@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test bench bench-copy lint fmt setup
+.PHONY: help demo test bench bench-copy bench-cutover lint fmt setup
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ bench-copy: ## Time copies against pgcopydb and pg_dump (ARGS="--size 200MB --ro
 	@scripts/setup bench
 	$(CARGO) build --release --locked
 	scripts/bench/copy $(ARGS)
+
+bench-cutover: ## Time the pause of a cutover by the number of tables (ARGS="--tables 10,1000" and so on)
+	@scripts/setup bench
+	$(CARGO) build --release --locked
+	scripts/bench/cutover $(ARGS)
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --check
