@@ -321,7 +321,7 @@ impl Verify {
     async fn tell_left_out(&self, cx: &Context) -> Result<()> {
         let (Before::Database(before), Some(after)) = (&self.before, &self.after) else { return Ok(()) };
         let Some(copy) = self.copy(cx, before, after) else { return Ok(()) };
-        let there = shape::shapes(&cx.reader(before).await?).await?;
+        let there = shape::shapes(&cx.databases.labelled(cx.step.as_str()).read_only(before).await?).await?;
         let left = there.iter().filter(|(name, shape)| shape::left_out(Some(copy), name, shape));
         let left: Vec<&TableName> = left.map(|(name, _)| name).collect();
         if !left.is_empty() {
