@@ -75,6 +75,7 @@ struct Inner {
     message: String,
     place: Place,
     hint: Option<String>,
+    exhausted: bool,
     sqlstate: Option<String>,
 }
 
@@ -86,15 +87,37 @@ impl Error {
             message: message.into(),
             place: Place::default(),
             hint: None,
+            exhausted: false,
             sqlstate: None,
         }))
     }
 
-    /// Sets what the operator can do next, unless a hint is there already (the innermost knows best).
+    /// Sets what the operator can do next. Who comes later knows more of what was being done: its word replaces an
+    /// earlier one.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Sets what the operator can do next where nobody has said so: advice that fits any failure of its place.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint.get_or_insert_with(|| hint.into());
         self
+    }
+
+    /// Marks that whoever failed has tried again already as often as makes sense: nobody around it does so again.
+    #[must_use]
+    pub fn exhausted(mut self) -> Self {
+        self.0.exhausted = true;
+        self
+    }
+
+    /// Whether that is marked.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.0.exhausted
     }
 
     /// Puts context before the message: `context: message`.

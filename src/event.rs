@@ -72,6 +72,9 @@ pub struct Failure {
     /// What to do next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Whether whoever failed has tried again already as often as makes sense.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exhausted: bool,
 }
 
 impl From<&Error> for Failure {
@@ -80,6 +83,7 @@ impl From<&Error> for Failure {
             class: error.class(),
             message: clean(&error.to_string()).into_owned(),
             hint: error.next_step().map(|hint| clean(hint).into_owned()),
+            exhausted: error.is_exhausted(),
         }
     }
 }
@@ -143,6 +147,16 @@ pub enum Record {
         key: String,
         /// The fact; null forgets it.
         value: Value,
+    },
+    /// Something that the operator was told and that must be found again later.
+    Note {
+        /// The step, if it concerns one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<StepId>,
+        /// How loud.
+        level: Level,
+        /// One sentence.
+        text: String,
     },
     /// A step's effect is complete and verified.
     StepDone {

@@ -178,10 +178,14 @@ failpoints! {
     CUTOVER_DRAINED = "cutover.drained";
     /// The decision has fallen; no participant was told.
     CUTOVER_DECIDED = "cutover.decided";
+    /// A participant has answered that it committed; the journal does not know yet.
+    CUTOVER_PARTICIPANT_ANSWERED = "cutover.participant-answered";
     /// A participant is committed, others may not be.
     CUTOVER_COMMITTED = "cutover.committed";
     /// The old side is open again; no participant was turned back.
     CUTOVER_UNDO_OPENED = "cutover.undo-opened";
+    /// A participant is turned back; the journal does not know yet.
+    CUTOVER_UNDO_REVERTED = "cutover.undo-reverted";
 }
 
 /// What happens at the armed place.

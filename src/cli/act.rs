@@ -2,9 +2,10 @@
 
 use crate::engine::{self, Ended, Options, Outcome};
 use crate::error::{Error, Result};
-use crate::event::{Emitter, StepId};
+use crate::event::{Emitter, Event, Level, StepId};
 use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
+use crate::steps::Critical;
 use crate::ui::{self, Format, out};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -217,11 +218,12 @@ async fn act(format: Format, common: Common, command: engine::Command) -> Result
         wait: common.wait,
         accept_changes: common.accept_changes,
         may_wait: !common.no_wait,
+        critical: Critical::default(),
     };
     let (emitter, events) = Emitter::channel();
     let screen = ui::listen(format, events);
     let stop = CancellationToken::new();
-    let watcher = tokio::spawn(watch_signals(stop.clone()));
+    let watcher = tokio::spawn(watch_signals(stop.clone(), options.critical.clone(), emitter.clone()));
     let result = engine::execute(&plan, command, options, emitter, stop).await;
     watcher.abort();
     let _ = screen.await;
@@ -242,23 +244,33 @@ fn word(ended: Ended) -> &'static str {
     }
 }
 
-/// Ctrl-C, SIGTERM and a lost terminal ask for a stop at the next safe place. A second Ctrl-C ends the
-/// process as a crash would, which is survivable too.
-pub(super) async fn watch_signals(stop: CancellationToken) {
+/// Ctrl-C, SIGTERM and a lost terminal ask for a stop at the next safe place. A second Ctrl-C ends the process as a
+/// crash would, which is survivable too; but not while something goes on that must not be cut short: then it says
+/// what, and for how long already.
+pub(super) async fn watch_signals(stop: CancellationToken, critical: Critical, emitter: Emitter) {
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
     else {
         return;
     };
-    for _ in 0..2 {
+    loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
             _ = hangup.recv() => {}
         }
-        if stop.is_cancelled() {
-            std::process::exit(130);
+        match critical.words() {
+            _ if !stop.is_cancelled() => stop.cancel(),
+            None => std::process::exit(130),
+            Some(words) => emitter.emit(Event::Note {
+                step: None,
+                level: Level::Warning,
+                text: format!(
+                    "not stopped yet, for this must not be cut short: {words}; it stops right after. `kill -9 {}` ends \
+                     it at once, as a crash would, and `handover resume` goes on from there",
+                    std::process::id()
+                ),
+            }),
         }
-        stop.cancel();
     }
 }

@@ -66,7 +66,8 @@ fn rate(text: &str) -> Result<f64, String> {
 /// output.
 pub async fn run(format: Format, args: Args) -> Result<ExitCode> {
     let stop = CancellationToken::new();
-    let watcher = tokio::spawn(watch_signals(stop.clone()));
+    let watcher =
+        tokio::spawn(watch_signals(stop.clone(), Default::default(), crate::event::Emitter::silent()));
     let options = Options {
         rows: args.rows,
         rate: args.rate,

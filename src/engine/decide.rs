@@ -7,7 +7,7 @@ use super::policy::{Verdict, verdict};
 use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
-use crate::steps::{OnFailure, Retry, Step, Undo};
+use crate::steps::{AtStake, OnFailure, Retry, Step, Undo};
 use std::time::Duration;
 
 /// What `decide` needs to know of a step.
@@ -21,8 +21,8 @@ pub struct Outline {
     pub on_failure: OnFailure,
     /// How it is taken back.
     pub undo: Undo,
-    /// The fact without which a lossy undo loses nothing.
-    pub at_stake: Option<&'static str>,
+    /// Whether its facts say that a lossy undo loses something.
+    pub at_stake: Option<AtStake>,
     /// The database that it fills from nothing, so that its undo empties it.
     pub fills: Option<String>,
     /// The database that its undo leaves to the undo of the step that filled it.
@@ -32,7 +32,7 @@ pub struct Outline {
 impl Outline {
     /// Whether an undo would lose nothing although it is lossy, since the step never came to that.
     fn is_harmless(&self, state: &RunState) -> bool {
-        self.at_stake.is_some_and(|key| state.fact(&self.id, key).is_none())
+        self.at_stake.is_some_and(|at_stake| !state.facts.get(&self.id).is_some_and(at_stake))
     }
 }
 
@@ -114,7 +114,7 @@ fn forward(plan: &[Outline], state: &RunState) -> Next {
             if failures == 0 {
                 return run(Duration::ZERO);
             }
-            match verdict(failure.class, failures, outline.retry, outline.on_failure) {
+            match verdict(failure, failures, outline.retry, outline.on_failure) {
                 Verdict::Retry(after) => run(after),
                 Verdict::Halt => Next::Halt(failure.clone()),
                 Verdict::Rollback if losses(plan, state, None).is_empty() => {
@@ -143,6 +143,7 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
                  forward again; `handover abort` gives the run up as it is",
                 outline.id
             )),
+            exhausted: false,
         })
     };
     match (&outline.undo, state.status(&outline.id)) {
@@ -155,7 +156,7 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
             if failures == 0 {
                 return undo(Duration::ZERO);
             }
-            match verdict(failure.class, failures, outline.retry, OnFailure::Halt) {
+            match verdict(failure, failures, outline.retry, OnFailure::Halt) {
                 Verdict::Retry(after) => undo(after),
                 _ => Next::Halt(failure.clone()),
             }

@@ -380,6 +380,7 @@ fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>
         ledger: ledger.clone(),
         accept_loss: false,
         may_wait: false,
+        critical: Default::default(),
     }
 }
 

@@ -2,17 +2,20 @@
 
 use super::standing::Supervisor;
 use crate::error::{Error, Result};
-use crate::event::{Emitter, Event, Record, RunId, StepId};
+use crate::event::{Emitter, Event, Level, Record, RunId, StepId};
 use crate::journal::{Journal, RunState};
 use crate::postgres::Lease;
 use crate::steps::Ledger;
 use crate::steps::context::Request;
 use async_trait::async_trait;
 use serde_json::Value;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The only writer of a run's journal in this process.
 pub struct Recorder {
+    /// For what must not end with whoever asked for it.
+    me: Weak<Self>,
     journal: Arc<Journal>,
     run: RunId,
     lease: Lease,
@@ -20,22 +23,44 @@ pub struct Recorder {
     state: Mutex<RunState>,
     /// One record at a time: the next number is only known when the last one is written.
     turn: tokio::sync::Mutex<()>,
+    /// What the operator was told and the journal does not have yet.
+    notes: Mutex<Notes>,
+    told: tokio::sync::Notify,
     pub(super) standing: Supervisor,
 }
 
+#[derive(Default)]
+struct Notes {
+    waiting: Vec<Record>,
+    /// Told once, by step and words.
+    known: HashSet<(Option<StepId>, String)>,
+}
+
+/// So many different notes are told apart; with more, some may be repeated.
+const KNOWN: usize = 1000;
+
 impl Recorder {
     /// Continues a run from its folded state.
-    pub fn new(journal: Arc<Journal>, run: RunId, lease: Lease, emitter: Emitter, state: RunState) -> Self {
+    pub fn new(
+        journal: Arc<Journal>,
+        run: RunId,
+        lease: Lease,
+        emitter: Emitter,
+        state: RunState,
+    ) -> Arc<Self> {
         let standing = Supervisor::default();
-        Recorder {
+        Arc::new_cyclic(|me| Recorder {
+            me: me.clone(),
             journal,
             run,
             lease,
             emitter,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
+            notes: Mutex::default(),
+            told: tokio::sync::Notify::new(),
             standing,
-        }
+        })
     }
 
     /// Creates the run, before its first record.
@@ -44,8 +69,73 @@ impl Recorder {
     }
 
     /// Appends a record durably, then applies and announces it. If this fails, the run must stop.
+    ///
+    /// In a task of its own: a step that is dropped meanwhile would leave a record that nobody here knows of, and the
+    /// next one would be taken for another runner's.
     pub async fn append(&self, record: Record) -> Result<()> {
-        let _turn = self.turn.lock().await;
+        let Some(me) = self.me.upgrade() else { return Err(Error::internal("a recorder that is gone")) };
+        let written = tokio::spawn(async move {
+            let _turn = me.turn.lock().await;
+            // What was said before comes before.
+            me.write_waiting().await?;
+            me.append_in_turn(record).await
+        });
+        written.await.unwrap_or_else(|e| Err(Error::internal(format!("the recorder broke down ({e})"))))
+    }
+
+    async fn write_waiting(&self) -> Result<()> {
+        // One after a run's end would make the journal unreadable.
+        let may = self.with(|state| state.seq > 0 && state.phase != crate::journal::Phase::Finished);
+        let waiting = std::mem::take(&mut self.notes().waiting);
+        for note in waiting.into_iter().filter(|_| may) {
+            self.append_in_turn(note).await?;
+        }
+        Ok(())
+    }
+
+    fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a note for the journal; false when it was told already.
+    pub fn note(&self, step: Option<&StepId>, level: Level, text: &str) -> bool {
+        let mut notes = self.notes();
+        if notes.known.len() >= KNOWN {
+            notes.known.clear();
+        }
+        if !notes.known.insert((step.cloned(), text.to_owned())) {
+            return false;
+        }
+        notes.waiting.push(Record::Note {
+            step: step.cloned(),
+            level,
+            text: crate::redact::clean(text).into_owned(),
+        });
+        drop(notes);
+        self.told.notify_one();
+        true
+    }
+
+    /// Writes what waits, as far as the journal can be written.
+    pub async fn flush_notes(&self) {
+        let Some(me) = self.me.upgrade() else { return };
+        let written = tokio::spawn(async move {
+            let _turn = me.turn.lock().await;
+            // A failure is met by whoever acts next.
+            let _ = me.write_waiting().await;
+        });
+        let _ = written.await;
+    }
+
+    /// Writes notes soon after they were told, also where nothing else is recorded for long. Never ends by itself.
+    pub async fn write_notes(self: Arc<Self>) {
+        loop {
+            self.told.notified().await;
+            self.flush_notes().await;
+        }
+    }
+
+    async fn append_in_turn(&self, record: Record) -> Result<()> {
         self.lease.assert_held()?;
         // Before it is durable: a record that cannot be folded would lock everybody out of the run.
         if let Some(why) = self.with(|state| state.objection(&record)) {
@@ -96,7 +186,14 @@ impl Ledger for Recorder {
         self.append(Record::StandingEnded { step: step.clone(), by: Some(by.clone()) }).await
     }
 
+    fn keep_note(&self, step: Option<&StepId>, level: Level, text: &str) -> bool {
+        self.note(step, level, text)
+    }
+
     async fn point_of_no_return(&self, step: &StepId) -> Result<()> {
+        if self.with(|state| state.no_return.as_ref() == Some(step)) {
+            return Ok(());
+        }
         self.append(Record::PointOfNoReturn { step: step.clone() }).await
     }
 }

@@ -10,6 +10,7 @@ use crate::journal::{Held, Journal, Phase, RunState, this_process};
 use crate::plan::Plan;
 use crate::postgres::clock::Moment;
 use crate::postgres::{Databases, Lease};
+use crate::steps::Critical;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -46,6 +47,8 @@ pub struct Options {
     pub accept_changes: bool,
     /// Whether somebody is there to wait for.
     pub may_wait: bool,
+    /// What must not be cut short, for whoever asks what is still going on.
+    pub critical: Critical,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             wait: Duration::ZERO,
             accept_changes: false,
             may_wait: true,
+            critical: Critical::default(),
         }
     }
 }
@@ -111,7 +115,8 @@ pub async fn execute(
 
     let result = async {
         let state = begin(&journal, run, plan, &command).await?;
-        let recorder = Arc::new(Recorder::new(journal.clone(), run, lease.clone(), emitter.clone(), state));
+        let recorder = Recorder::new(journal.clone(), run, lease.clone(), emitter.clone(), state);
+        let scribe = tokio::spawn(recorder.clone().write_notes());
         let (failed, failures) = mpsc::unbounded_channel();
         let mut runner = Runner {
             run,
@@ -128,6 +133,8 @@ pub async fn execute(
         };
         let result = runner.attached(command).await;
         runner.recorder.standing.end_all().await;
+        scribe.abort();
+        runner.recorder.flush_notes().await;
         result
     }
     .await;

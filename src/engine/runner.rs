@@ -10,11 +10,11 @@ use crate::journal::{Phase, Status, this_process};
 use crate::plan::Plan;
 use crate::postgres::install::{Part, install};
 use crate::postgres::{Databases, Lease, fence};
-use crate::steps::{Access, Context, Step};
+use crate::steps::{Access, Context, Critical, Step};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -282,8 +282,11 @@ impl Runner<'_> {
             result = &mut work => return result,
             () = self.stop.cancelled() => Error::cancelled(),
             () = self.abort.cancelled() => Error::cancelled(),
-            // Nothing may be done any more, not even in good order.
-            () = lease.lost().cancelled() => return Err(crate::postgres::connect::lost()),
+            // Nothing more may be begun, not even in good order; what must not be cut short ends by itself.
+            () = lease.lost().cancelled() => {
+                let _ = self.ended(&mut work, &cx.critical, Duration::ZERO).await;
+                return Err(crate::postgres::connect::lost());
+            }
             () = tokio::time::sleep(limit.min(Duration::from_secs(u64::from(u32::MAX)))) => {
                 Error::new(Class::Timeout, format!("not done within its timeout of {}", step.timeout.unwrap_or(crate::value::Duration::secs(0))))
                     .hint("raise the step's `timeout:`, or find what slowed it, then `handover resume`")
@@ -295,11 +298,14 @@ impl Runner<'_> {
             }
         };
         cx.stop.cancel();
-        match tokio::time::timeout(GRACE, &mut work).await {
+        let whole = cx.critical.is_active();
+        match self.ended(&mut work, &cx.critical, GRACE).await {
             // It was quicker than the interruption.
-            Ok(Ok(summary)) => return Ok(summary),
-            Ok(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
-            Ok(Err(_)) | Err(_) => {}
+            Some(Ok(summary)) => return Ok(summary),
+            Some(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
+            // What was not cut short has failed by itself, and says why.
+            Some(Err(error)) if whole && error.class() != Class::Cancelled => return Err(error),
+            Some(Err(_)) | None => {}
         }
         if lease.assert_held().is_ok()
             && let Err(error) = self.end_leftovers(step).await
@@ -307,6 +313,32 @@ impl Runner<'_> {
             self.note(Level::Warning, format!("step `{}` was interrupted, but {error}", step.id));
         }
         Err(interruption)
+    }
+
+    /// Waits for a step that was asked to stop: as long as something goes on that must not be cut short, and `grace`
+    /// longer. None when it has to be dropped.
+    async fn ended(
+        &self,
+        work: &mut (impl Future<Output = Result<Value>> + Unpin),
+        critical: &Critical,
+        grace: Duration,
+    ) -> Option<Result<Value>> {
+        let mut last = Instant::now();
+        if let Some(words) = critical.words() {
+            self.note(Level::Info, format!("asked to stop; first this is gone through with: {words}"));
+        }
+        loop {
+            if critical.is_active() {
+                last = Instant::now();
+            } else if last.elapsed() >= grace {
+                return None;
+            }
+            // Nobody but us drives the work: between this look and the return nothing can begin.
+            let tick = Duration::from_millis(100);
+            if let Ok(result) = tokio::time::timeout(tick, &mut *work).await {
+                return Some(result);
+            }
+        }
     }
 
     /// Ends statements that an earlier attempt of this process left running in the servers. Where the step
@@ -353,6 +385,7 @@ impl Runner<'_> {
             steps: self.plan.steps.clone(),
             emitter: self.emitter.clone(),
             stop: CancellationToken::new(),
+            critical: self.options.critical.clone(),
             ledger: self.recorder.clone(),
             accept_loss,
             may_wait: self.options.may_wait,
@@ -395,6 +428,9 @@ impl Runner<'_> {
     }
 
     fn note(&self, level: Level, text: String) {
+        if level == Level::Warning && !self.recorder.note(None, level, &text) {
+            return;
+        }
         self.emitter.emit(Event::Note { step: None, level, text });
     }
 }

@@ -358,6 +358,7 @@ impl RunState {
             Record::Halted { reason, class } => {
                 self.halted = Some(Halt { reason: reason.clone(), class: *class });
             }
+            Record::Note { .. } => {}
             Record::RunDone => self.phase = Phase::Done,
             Record::RunRolledBack { to } => self.phase = Phase::RolledBack { to: to.clone() },
             Record::RunAborted { .. } => self.phase = Phase::Aborted,

@@ -207,10 +207,9 @@ impl Outside<'_> {
     async fn read(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
         let session = self.site.databases().reader(on).await?;
         limits(&session, timeout, None).await?;
-        let row = session
-            .query_opt(&as_text(query)?, &[])
-            .await
-            .map_err(|e| e.hint("the query must give one row with one column; see the server's message"))?;
+        let row = session.query_opt(&as_text(query)?, &[]).await.map_err(|e| {
+            e.or_hint("the query must give one row with one column; see the server's message")
+        })?;
         Ok(row.and_then(|row| row.get(0)))
     }
 

@@ -307,6 +307,21 @@ impl Tx<'_> {
         .map(drop)
     }
 
+    /// Makes this transaction's commit wait until it is durable, whatever a role, a database or the server says. What
+    /// waits for more than that (`remote_apply`) stays.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn durable(&self) -> Result<()> {
+        self.query(
+            "select set_config('synchronous_commit', 'on', true)
+             where current_setting('synchronous_commit') not in ('on', 'remote_apply')",
+            &[],
+        )
+        .await
+        .map(drop)
+    }
+
     /// Commits.
     ///
     /// # Errors

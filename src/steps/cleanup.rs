@@ -457,7 +457,7 @@ impl Cleanup {
 /// Prepares a SELECT; returns its number of columns.
 pub(super) async fn prepare(session: &Session, sql: &str, place: &str) -> Result<usize> {
     let statement = session.prepare(sql).await.map_err(|e| {
-        e.context(format!("the SQL under `{place}` is not accepted")).hint("correct it in the plan")
+        e.context(format!("the SQL under `{place}` is not accepted")).or_hint("correct it in the plan")
     })?;
     if !statement.params().is_empty() {
         return Err(Error::data(format!("the SQL under `{place}` has a parameter"))

@@ -1,6 +1,6 @@
 //! What a step is given to work with.
 
-use super::Step;
+use super::{Critical, Step};
 use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, Measure, RunId, StepId};
 use crate::outside::Site;
@@ -59,6 +59,12 @@ pub trait Ledger: Send + Sync {
     /// which it is ended be undone, the task stands again when the run goes forward.
     async fn end_standing(&self, step: &StepId, by: &StepId) -> Result<()>;
 
+    /// Keeps what the operator is told, soon and in its place among the records. False when the same was kept
+    /// already: then it need not be told again.
+    fn keep_note(&self, _step: Option<&StepId>, _level: Level, _text: &str) -> bool {
+        true
+    }
+
     /// Records that what follows cannot be undone without loss.
     async fn point_of_no_return(&self, step: &StepId) -> Result<()>;
 }
@@ -84,6 +90,8 @@ pub struct Context {
     pub emitter: Emitter,
     /// Fires when the step should stop at the next safe place: Ctrl-C, a timeout, a lost lease.
     pub stop: CancellationToken,
+    /// What must not be cut short.
+    pub critical: Critical,
     /// The journal.
     pub ledger: Arc<dyn Ledger>,
     /// Whether the operator accepted that this undo loses what `reversibility` says it loses.
@@ -162,12 +170,12 @@ impl Context {
     }
 
     /// Tells the operator something worth a second look.
+    /// It goes into the journal too; the same words of one step are told once.
     pub fn warn(&self, text: impl Into<String>) {
-        self.emitter.emit(Event::Note {
-            step: Some(self.step.clone()),
-            level: Level::Warning,
-            text: text.into(),
-        });
+        let text = text.into();
+        if self.ledger.keep_note(Some(&self.step), Level::Warning, &text) {
+            self.emitter.emit(Event::Note { step: Some(self.step.clone()), level: Level::Warning, text });
+        }
     }
 
     /// Tells how a standing task stands.

@@ -20,6 +20,7 @@ pub mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
+pub mod critical;
 pub mod cutover;
 pub mod lever;
 pub mod migrate;
@@ -30,6 +31,7 @@ pub mod restore;
 pub mod verify;
 
 pub use context::{Context, Ledger, Precedent};
+pub use critical::Critical;
 
 /// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
 macro_rules! kinds {
@@ -227,6 +229,9 @@ impl Description {
     }
 }
 
+/// Tells from a step's facts whether there may be something to lose.
+pub type AtStake = fn(&std::collections::BTreeMap<String, Value>) -> bool;
+
 /// The behaviour of a step kind. One value holds what one step of a plan says.
 #[async_trait]
 pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
@@ -249,9 +254,9 @@ pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
     /// How its effect can be taken back.
     fn reversibility(&self) -> Undo;
 
-    /// Of a step whose undo is lossy: the fact that it keeps in the journal while there may be something to lose.
+    /// Of a step whose undo is lossy: whether its facts in the journal say that there may be something to lose.
     /// None: there may be from its beginning to its undo.
-    fn at_stake(&self) -> Option<&'static str> {
+    fn at_stake(&self) -> Option<AtStake> {
         None
     }
 

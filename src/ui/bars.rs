@@ -243,6 +243,8 @@ impl Bars {
             }
             // The command's own last line says it.
             Record::RunDone | Record::RunRolledBack { .. } | Record::Finished => drop(self.finish(at)),
+            // It was told already when it was recorded.
+            Record::Note { .. } => {}
             other => {
                 if matches!(other, Record::Halted { .. } | Record::RunAborted { .. }) {
                     self.finish(at);

@@ -2,7 +2,7 @@
 
 use super::words::{amount, sentence};
 use super::{Listener, out};
-use crate::event::{Event, Level};
+use crate::event::{Event, Level, Record};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,10 @@ impl Listener for Plain {
     fn on(&mut self, event: &Event) {
         match event {
             Event::Recorded { entry, .. } => {
-                if let Some(text) = sentence(&entry.record) {
+                // A note was told already when it was recorded.
+                if !matches!(entry.record, Record::Note { .. })
+                    && let Some(text) = sentence(&entry.record)
+                {
                     out(format_args!("{} {text}", entry.at.strftime("%H:%M:%S")));
                 }
             }

@@ -19,7 +19,13 @@ pub fn sentence(record: &Record) -> Option<String> {
         },
         Record::StepStarted { step, attempt: 1 } => format!("{step}: started"),
         Record::StepStarted { step, attempt } => format!("{step}: started again (attempt {attempt})"),
+        Record::StepFact { step, key, value } if key == crate::steps::cutover::FACT => {
+            let flip: crate::steps::cutover::Flip = serde_json::from_value(value.clone()).ok()?;
+            format!("{step}: {}", flip.words()?)
+        }
         Record::StepFact { .. } => return None,
+        Record::Note { step: Some(step), text, .. } => format!("{step}: {text}"),
+        Record::Note { step: None, text, .. } => text.clone(),
         Record::StepDone { step, summary } => match summary_words(summary) {
             words if words.is_empty() => format!("{step}: done"),
             words => format!("{step}: done ({words})"),

@@ -113,7 +113,7 @@ impl Simulation<'_> {
 }
 
 fn failure(class: Class) -> Failure {
-    Failure { class, message: "m".into(), hint: None }
+    Failure { class, message: "m".into(), hint: None, exhausted: false }
 }
 
 proptest! {

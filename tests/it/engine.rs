@@ -248,6 +248,8 @@ struct Fake {
     stands: Option<Standing>,
     /// Whether the task is to fail; a mended cause lets it live.
     broken: Arc<AtomicBool>,
+    /// Whether what it does must not be cut short.
+    critical: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -270,8 +272,8 @@ impl StepKind for Fake {
     }
     async fn run(&self, cx: &Context) -> handover::Result<Value> {
         // It does not stop when asked to, as a step in the middle of a unit of work.
+        let _section = self.critical.then(|| cx.critical("a fake flip"));
         tokio::time::sleep(self.takes).await;
-        let _ = cx;
         Ok(Value::Null)
     }
     async fn verify(&self, _: &Context) -> handover::Result<()> {
@@ -300,7 +302,10 @@ impl StepKind for Fake {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standing_task_that_fails_halts_the_run_until_it_is_mended() {
-    for standing in [Standing::Fails, Standing::Panics] {
+    // The last one in a section that is longer than a step has to stop.
+    for (standing, critical, takes) in
+        [(Standing::Fails, false, 1), (Standing::Panics, false, 1), (Standing::Fails, true, 11)]
+    {
         let world = world().await;
         let mut plan = Plan::load(&world.plan()).unwrap();
         plan.control = EnvString(world.control.handover_url());
@@ -313,12 +318,12 @@ async fn a_standing_task_that_fails_halts_the_run_until_it_is_mended() {
             retry: Retry::default(),
             on_failure: OnFailure::Halt,
             kind_name: "fake",
-            kind: Arc::new(Fake { takes, stands, broken: broken.clone() }),
+            kind: Arc::new(Fake { takes, stands, broken: broken.clone(), critical }),
         };
         let short = Duration::from_millis(1);
         plan.steps = Arc::new([
             fake("stands", short, Some(standing)),
-            fake("works", Duration::from_secs(1), None),
+            fake("works", Duration::from_secs(takes), None),
             fake("after", short, None),
         ]);
         let go = async |command| {

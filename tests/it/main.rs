@@ -19,6 +19,7 @@ mod copy_zoo;
 mod crash;
 mod create_index;
 mod cutover;
+mod cutover_durable;
 mod cutover_scale;
 mod decide;
 mod demo;

@@ -356,6 +356,7 @@ fn looking(world: &World) -> Context {
         ledger: Arc::new(NoJournal),
         accept_loss: false,
         may_wait: false,
+        critical: Default::default(),
     }
 }
 

@@ -148,7 +148,7 @@ async fn drop_object(session: &mut Session, object: (u32, u32), alone: bool) -> 
     if let Err(e) = result {
         let e = e.context(words);
         return Err(if alone {
-            e.hint(
+            e.or_hint(
                 "something that the copy did not make lives in that schema: move or drop it, then try again",
             )
         } else {

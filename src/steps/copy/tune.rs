@@ -116,7 +116,7 @@ async fn set(green: &Session, name: &str, value: Option<&str>) -> Result<()> {
         None => format!("alter system reset {name}"),
     };
     green.autocommit(&sql, &[]).await.map(drop).map_err(|e| {
-        e.hint(format!("grant ALTER SYSTEM ON PARAMETER {name} (Postgres 15) and EXECUTE on pg_reload_conf(), or leave `tune:` out"))
+        e.or_hint(format!("grant ALTER SYSTEM ON PARAMETER {name} (Postgres 15) and EXECUTE on pg_reload_conf(), or leave `tune:` out"))
     })
 }
 

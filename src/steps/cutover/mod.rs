@@ -5,6 +5,7 @@
 //! serves on; after it, there is only forward. Where the old side stays (an upgrade in place, without
 //! `freeze:`), the decision is the journal's own record.
 
+mod book;
 mod forecast;
 mod freeze;
 mod gate;
@@ -15,12 +16,13 @@ mod preflight;
 mod protocol;
 mod quarantine;
 mod sequences;
+mod state;
 mod subscriptions;
+mod turn_back;
 mod uncaptured;
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use super::{Access, AtStake, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
-use crate::failpoint;
 use crate::outside::Outside;
 use crate::postgres::TableName;
 use crate::problem::Problems;
@@ -30,7 +32,8 @@ pub use participant::Participant;
 pub use quarantine::Allowed;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+pub use state::{FACT, Flip};
 use std::collections::BTreeSet;
 
 /// Flips participants together, with writes on the old side held off meanwhile and refused afterwards.
@@ -52,6 +55,10 @@ pub struct Cutover {
     /// How long participants may take to prepare, all together.
     #[serde(default = "default_prepare")]
     pub prepare_timeout: Duration,
+    /// How long a participant that cannot commit is tried again before the step fails. The decision stands then, and
+    /// `handover resume` goes on.
+    #[serde(default = "default_commit")]
+    pub commit_timeout: Duration,
     /// How often the whole is tried before the step fails.
     #[serde(default = "default_attempts")]
     #[schemars(range(min = 1))]
@@ -87,6 +94,9 @@ fn default_pause() -> Duration {
 fn default_prepare() -> Duration {
     Duration::secs(10)
 }
+fn default_commit() -> Duration {
+    Duration::secs(300)
+}
 fn default_attempts() -> u32 {
     10
 }
@@ -105,14 +115,6 @@ fn default_margin() -> u32 {
 fn default_transaction_age() -> Duration {
     Duration::secs(1)
 }
-
-/// Facts in the journal.
-const PREPARING: &str = "preparing";
-const DECIDED: &str = "decided";
-/// The undo of a cutover that was decided has begun.
-const TURNING_BACK: &str = "turning_back";
-/// From before the attempt that may decide until that attempt is known to have been called off.
-const AT_STAKE: &str = "at_stake";
 
 #[async_trait]
 impl StepKind for Cutover {
@@ -183,8 +185,8 @@ impl StepKind for Cutover {
         }
     }
 
-    fn at_stake(&self) -> Option<&'static str> {
-        Some(AT_STAKE)
+    fn at_stake(&self) -> Option<AtStake> {
+        Some(state::is_at_stake)
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
@@ -212,53 +214,13 @@ impl StepKind for Cutover {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        // Opening the old side takes the decision back: without a word in the journal, an undo that was interrupted
-        // after that would take the cutover for one that never was, and leave participants on the new side.
-        if cx.recall::<bool>(TURNING_BACK)?.is_none() {
-            if !protocol::is_decided(self, cx).await? {
-                protocol::call_off(self, cx).await?;
-                freeze::clear(cx, self).await;
-                return Ok(json!({ "turned_back": [] }));
-            }
-            cx.remember(TURNING_BACK, &true).await?;
-        }
-        // The old side first: a participant that is turned back must find it open.
-        if let Some(freeze) = &self.freeze {
-            self.carry_back(freeze, cx).await;
-            freeze::open_again(&mut cx.writer(freeze).await?, cx).await?;
-        }
-        failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
-        let outside = Outside::new(cx);
-        let mut back = Vec::new();
-        for participant in self.participants.iter().rev() {
-            participant.revert(cx, &outside).await?;
-            back.push(participant.name.as_str());
-        }
-        freeze::clear(cx, self).await;
-        Ok(json!({ "turned_back": back }))
+        cx.proceed()?;
+        turn_back::run(self, &cx.critical("the cutover is being turned back")).await
     }
 
     async fn finish(&self, cx: &Context) -> Result<()> {
         // The old side stays closed: a late writer must not believe that it still counts.
         let outside = Outside::new(cx);
         self.participants.iter().try_for_each(|p| p.forget(cx, &outside))
-    }
-}
-
-impl Cutover {
-    /// Sets the old side's sequences behind what the new side gave out since: should the run go forward again, a
-    /// row of the old side must not come under the key of another one that is there. The new side may be what
-    /// forced the rollback, so it is not waited for.
-    async fn carry_back(&self, freeze: &str, cx: &Context) {
-        let Some(to) = &self.to else { return };
-        let carried = async {
-            let (green, mut blue) = (cx.reader(to).await?, cx.writer(freeze).await?);
-            sequences::carry(&green, &mut blue, self.sequence_margin).await
-        };
-        if let Err(error) = carried.await {
-            cx.warn(format!(
-                "{freeze}'s sequences were not set behind what {to} gave out ({error}); values may be given out twice"
-            ));
-        }
     }
 }

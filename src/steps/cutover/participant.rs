@@ -137,7 +137,10 @@ impl Participant {
         format!("{}.{what}", self.name)
     }
 
+    /// Performs one of its actions, when every command that an interrupted runner may have left of any of them has
+    /// ended: a late commit must not overtake what turns it back.
     async fn perform(&self, outside: &Outside<'_>, what: &str, action: Option<&Action>) -> Result<()> {
+        self.settle(outside).await?;
         let Some(action) = action else { return Ok(()) };
         outside
             .perform(&self.unit(what), action)
@@ -146,25 +149,37 @@ impl Participant {
             .map_err(|e| e.context(format!("participant {} cannot {what}", self.name)))
     }
 
+    async fn settle(&self, outside: &Outside<'_>) -> Result<()> {
+        for what in ["prepare", "commit", "abort", "revert"] {
+            outside.settle(&self.unit(what)).await?;
+        }
+        Ok(())
+    }
+
     /// Proves that it is able to flip.
     pub async fn check(&self, outside: &Outside<'_>) -> Result<()> {
         self.perform(outside, "check", self.check.as_ref()).await
     }
 
     /// Readies it.
-    pub async fn prepare(&self, outside: &Outside<'_>) -> Result<()> {
+    pub async fn prepare(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        let _section = cx.critical(format!("participant {} prepares", self.name));
         self.perform(outside, "prepare", self.prepare.as_ref()).await
     }
 
     /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
-    pub async fn abort(&self, outside: &Outside<'_>) -> Result<()> {
+    pub async fn abort(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        let _section = cx.critical(format!("participant {} is being released", self.name));
         let mut last = Ok(());
         for wait in [0, 200, 1000] {
             tokio::time::sleep(Duration::from_millis(wait)).await;
             last = self.perform(outside, "abort", self.abort.as_ref()).await;
-            if last.is_ok() {
+            if last.is_ok() || is_over(&last) {
                 break;
             }
+        }
+        if is_over(&last) {
+            return last;
         }
         last.map_err(|e| {
             e.with_class(Class::External).hint(format!(
@@ -174,8 +189,9 @@ impl Participant {
         })
     }
 
-    /// Flips it, and remembers that it did.
+    /// Flips it.
     pub async fn commit(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        self.settle(outside).await?;
         if let Some(file) = &self.file {
             if cx.recall::<Original>(&self.fact("original"))?.is_none() {
                 let tag = format!("{}-{}", cx.run, cx.step);
@@ -183,13 +199,7 @@ impl Participant {
             }
             outside.file_write(&self.unit("commit"), file).await?;
         }
-        self.perform(outside, "commit", self.commit.as_ref()).await?;
-        cx.remember(&self.fact("committed"), &true).await
-    }
-
-    /// Whether the journal says that it flipped.
-    pub fn is_committed(&self, cx: &Context) -> Result<bool> {
-        Ok(cx.recall(&self.fact("committed"))?.unwrap_or(false))
+        self.perform(outside, "commit", self.commit.as_ref()).await
     }
 
     /// Proves that it flipped.
@@ -207,13 +217,13 @@ impl Participant {
         self.perform(outside, "verify", self.verify.as_ref()).await
     }
 
-    /// Turns it back, if it may have been flipped.
+    /// Turns it back. What the file was is kept until that is written down; see [`Participant::forget`].
     pub async fn revert(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+        self.settle(outside).await?;
         if let Some(file) = &self.file
             && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
         {
             outside.file_restore(&self.unit("revert"), file, &original).await?;
-            outside.file_forget(&original)?;
         }
         self.perform(outside, "revert", self.revert.as_ref()).await
     }
@@ -225,4 +235,9 @@ impl Participant {
             None => Ok(()),
         }
     }
+}
+
+/// Whether nothing more may be done.
+fn is_over(result: &Result<()>) -> bool {
+    matches!(result, Err(e) if matches!(e.class(), Class::LeaseLost | Class::Journal))
 }

@@ -1,8 +1,8 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
-use super::{
-    AT_STAKE, Cutover, DECIDED, PREPARING, freeze, large_objects, partial, preflight, quarantine, sequences,
-};
+use super::book::Book;
+use super::state::{Event, Stage, Stand, Way};
+use super::{Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -16,75 +16,155 @@ use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
 /// The name of a cutover's marks in a replication's stream.
 pub const MARK: &str = "cutover";
 
-/// How an attempt went that came to a decision.
-struct Decided {
-    frozen: Instant,
+/// How an attempt went, as far as it came.
+struct Attempt {
     prepared: Instant,
-    pause: Duration,
+    frozen: Option<Instant>,
+    decided: Option<Instant>,
     sequences: usize,
     large_objects: Option<(Carrier, Pass)>,
 }
 
+/// What an attempt led to.
+enum Outcome {
+    /// Every participant has committed; how long each was held.
+    Flipped(Value),
+    /// The old side serves on.
+    CalledOff(Error),
+}
+
 /// Runs the cutover, from wherever an earlier attempt left it.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
-    if is_decided(cutover, cx).await? {
-        let begun = Instant::now();
-        commit_all(cutover, cx, begun).await?;
-        freeze::bolt(cx, cutover).await;
-        end_replication(cutover, cx).await?;
-        return Ok(json!({ "decided": "by an earlier attempt", "participants": names(cutover) }));
-    }
-    // An earlier attempt may have left participants holding their clients.
-    call_off(cutover, cx).await?;
-    let mut attempt = 1;
-    let decided = loop {
-        preflight::ready(cutover, cx).await?;
-        let error = match decide(cutover, cx).await {
-            Ok(decided) => break decided,
-            Err(error) => error,
-        };
-        settle(cutover, cx).await?;
-        if is_decided(cutover, cx).await? {
-            // The connection broke after the commit: it counts.
-            return Box::pin(run(cutover, cx)).await;
+    let book = Book::open(cutover, cx)?;
+    let mut number = 0;
+    loop {
+        match book.way(look(cutover, cx).await?).await {
+            Way::Attempt => {}
+            // An earlier attempt may have left participants holding their clients.
+            Way::CallOff => {
+                cx.proceed()?;
+                call_off(cutover, &cx.critical("participants are being released"), &book).await?;
+                continue;
+            }
+            Way::Decide | Way::Commit | Way::Done => return go_on(cutover, cx, &book).await,
+            Way::Back => return Err(Error::internal("the cutover is being turned back")),
+            Way::Lost => return Err(lost(cutover)),
         }
-        call_off(cutover, cx).await?;
+        number += 1;
+        preflight::ready(cutover, cx).await?;
+        let mut attempt = Attempt {
+            prepared: Instant::now(),
+            frozen: None,
+            decided: None,
+            sequences: 0,
+            large_objects: None,
+        };
+        let error = match try_to_flip(cutover, cx, &book, &mut attempt).await? {
+            Outcome::Flipped(participants) => {
+                return finish(cutover, cx, number, &attempt, participants).await;
+            }
+            Outcome::CalledOff(error) => error,
+        };
         let passes =
             error.class().is_transient() || matches!(error.class(), Class::Timeout | Class::External);
-        if !passes || attempt >= cutover.attempts {
-            return Err(error.context(format!("attempt {attempt} of {} was called off", cutover.attempts)));
+        if !passes || number >= cutover.attempts {
+            // Its own attempts are spent: another five times as many pauses would help nobody.
+            let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
+            return Err(spent.exhausted());
         }
         cx.warn(format!(
-            "attempt {attempt} was called off, the old side serves on: {error}; next in {}",
+            "attempt {number} was called off, the old side serves on: {error}; next in {}",
             cutover.backoff
         ));
         cx.sleep(cutover.backoff.0).await?;
-        attempt += 1;
-    };
-    let pauses = commit_all(cutover, cx, decided.prepared).await?;
+    }
+}
+
+/// What follows when all have committed.
+async fn finish(
+    cutover: &Cutover,
+    cx: &Context,
+    attempts: u32,
+    attempt: &Attempt,
+    participants: Value,
+) -> Result<Value> {
+    // Until writers can write again, which is when the participants have followed.
+    let pause = attempt.frozen.unwrap_or(attempt.prepared).elapsed();
     freeze::bolt(cx, cutover).await;
     end_replication(cutover, cx).await?;
     let mut summary = json!({
-        "attempts": attempt,
-        "write_pause_ms": millis(decided.pause),
+        "attempts": attempts,
+        "write_pause_ms": millis(pause),
         "write_pause_budget_ms": millis(cutover.write_pause.0),
-        "frozen_until_committed_ms": millis(decided.frozen.elapsed()),
-        "sequences": decided.sequences,
-        "participants": pauses,
+        "sequences": attempt.sequences,
+        "participants": participants,
     });
-    if let Some((carrier, pass)) = &decided.large_objects {
+    if let Some((frozen, decided)) = attempt.frozen.zip(attempt.decided) {
+        summary["decided_after_ms"] = json!(millis(decided - frozen));
+    }
+    if let Some((carrier, pass)) = &attempt.large_objects {
         large_objects::look_back(cx, carrier).await;
         if pass.objects > 0 || pass.removed > 0 {
             summary["large_objects_in_the_pause"] = json!(pass);
         }
     }
     Ok(summary)
+}
+
+/// Goes on behind a decision that an earlier attempt made.
+async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value> {
+    cx.proceed()?;
+    let section = cx.critical("the participants follow the decision");
+    if !matches!(book.stage().await, Stage::Decided | Stage::Committed) {
+        book.note(Event::Decided).await?;
+    }
+    let participants = commit_all(cutover, cx, &section, book, Instant::now()).await?;
+    drop(section);
+    let pause = since_decision(cutover, cx).await;
+    freeze::bolt(cx, cutover).await;
+    end_replication(cutover, cx).await?;
+    let mut summary = json!({ "decided": "by an earlier attempt", "participants": participants });
+    if let Some(pause) = pause {
+        summary["write_pause_ms"] = json!(millis(pause));
+    }
+    Ok(summary)
+}
+
+/// How long ago the decision fell, by the old side's clock: so long nobody could write. None where there is no old
+/// side, or it is out of reach by now.
+async fn since_decision(cutover: &Cutover, cx: &Context) -> Option<Duration> {
+    let session = cx.writer(cutover.freeze.as_deref()?).await.ok()?;
+    let row = session
+        .query_opt(
+            "select extract(epoch from clock_timestamp() - decided_at)::float8 from handover.decision
+             where run = $1 and step = $2",
+            &[&cx.run.0, &cx.step.as_str()],
+        )
+        .await
+        .ok()??;
+    Duration::try_from_secs_f64(row.get(0)).ok()
+}
+
+fn lost(cutover: &Cutover) -> Error {
+    let blue = cutover.freeze.as_deref().unwrap_or("the old side");
+    Error::new(
+        Class::Invariant,
+        format!(
+            "{blue} no longer knows of the decision that this run recorded, and may be taking writes, while participants \
+             were told to use the new side"
+        ),
+    )
+    .on_database(blue)
+    .hint(format!(
+        "{blue} was restored from a backup, or failed over to a server that had not received the decision. Stop its \
+         writers first; then `handover rollback --accept-loss` turns every participant back to it"
+    ))
 }
 
 /// What still replicates into the new side, which writes for itself from here on. Nothing is written on the old
@@ -101,34 +181,72 @@ pub fn link(cutover: &Cutover, cx: &Context) -> Option<Link> {
     replicate::between(cx, cutover.freeze.as_deref()?, cutover.to.as_deref()?)
 }
 
-/// One attempt, up to and including the decision.
-async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
+/// One attempt: to the decision and the last participant's commit, or until everybody was released. From its
+/// beginning to its end it is one section: a stop is heard while participants prepare and just before the decision, and
+/// then everything is called off in good order.
+async fn try_to_flip(
+    cutover: &Cutover,
+    outer: &Context,
+    book: &Book<'_>,
+    attempt: &mut Attempt,
+) -> Result<Outcome> {
+    outer.proceed()?;
+    let section = outer.critical("an attempt to flip");
+    let cx: &Context = &section;
+    if let Err(error) = decide(cutover, outer, cx, book, attempt).await {
+        if matches!(error.class(), Class::LeaseLost | Class::Journal) {
+            return Err(error);
+        }
+        settle(cutover, cx).await?;
+        match book.way(look(cutover, cx).await?).await {
+            // The answer to the commit was lost: it counts.
+            Way::Decide | Way::Commit => {}
+            _ => {
+                call_off(cutover, cx, book).await?;
+                return Ok(Outcome::CalledOff(error));
+            }
+        }
+    }
+    if book.stage().await != Stage::Decided {
+        book.note(Event::Decided).await?;
+    }
+    commit_all(cutover, outer, cx, book, attempt.prepared).await.map(Outcome::Flipped)
+}
+
+/// Prepares everybody, all at once.
+async fn prepare(cutover: &Cutover, outer: &Context, cx: &Context) -> Result<()> {
     let outside = Outside::new(cx);
-    cx.remember(PREPARING, &true).await?;
-    cx.remember(AT_STAKE, &true).await?;
-    let prepared = Instant::now();
-    let prepare = try_join_all(cutover.participants.iter().map(|p| p.prepare(&outside)));
-    match tokio::time::timeout(cutover.prepare_timeout.0, prepare).await {
-        Ok(result) => result.map(drop)?,
-        Err(_) => {
-            return Err(Error::new(
+    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, &outside)));
+    tokio::select! {
+        result = tokio::time::timeout(cutover.prepare_timeout.0, all) => match result {
+            Ok(result) => result.map(drop),
+            Err(_) => Err(Error::new(
                 Class::Timeout,
                 format!("participants did not prepare within {}", cutover.prepare_timeout),
             )
-            .hint("raise `prepare_timeout`, or see which of them is slow"));
-        }
+            .hint("raise `prepare_timeout`, or see which of them is slow")),
+        },
+        () = outer.stop.cancelled() => Err(Error::cancelled()),
     }
+}
+
+/// Up to and including the decision.
+async fn decide(
+    cutover: &Cutover,
+    outer: &Context,
+    cx: &Context,
+    book: &Book<'_>,
+    attempt: &mut Attempt,
+) -> Result<()> {
+    attempt.prepared = Instant::now();
+    book.note(Event::Prepare).await?;
+    prepare(cutover, outer, cx).await?;
     failpoint::at(failpoint::CUTOVER_PREPARED)?;
+    book.note(Event::Prepared).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
-        cx.remember(DECIDED, &true).await?;
-        failpoint::at(failpoint::CUTOVER_DECIDED)?;
-        return Ok(Decided {
-            frozen: prepared,
-            prepared,
-            pause: prepared.elapsed(),
-            sequences: 0,
-            large_objects: None,
-        });
+        outer.proceed()?;
+        book.note(Event::Decided).await?;
+        return failpoint::at(failpoint::CUTOVER_DECIDED);
     };
 
     let budget = cutover.write_pause.0;
@@ -148,6 +266,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
     freeze::limit(&freezer, budget).await?;
 
     let frozen = Instant::now();
+    attempt.frozen = Some(frozen);
     let over_budget = || {
         Error::new(
             Class::Timeout,
@@ -156,6 +275,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         .hint("raise `write_pause`, or look at what was slow: replay's backlog, or a lock")
     };
     let tx = freezer.transaction().await?;
+    tx.durable().await?;
     let drain = async {
         freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
@@ -191,7 +311,7 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         Err(_) => return Err(over_budget()),
     };
     failpoint::at(failpoint::CUTOVER_DRAINED)?;
-    cx.proceed()?;
+    outer.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
     freeze::decide(&tx, cx, cutover).await?;
@@ -199,76 +319,121 @@ async fn decide(cutover: &Cutover, cx: &Context) -> Result<Decided> {
         return Err(over_budget());
     }
     tx.commit().await?;
-    let pause = frozen.elapsed();
-    failpoint::at(failpoint::CUTOVER_DECIDED)?;
-    let large_objects = carrier.zip(pass);
-    Ok(Decided { frozen, prepared, pause, sequences, large_objects })
+    attempt.decided = Some(Instant::now());
+    attempt.sequences = sequences;
+    attempt.large_objects = carrier.zip(pass);
+    failpoint::at(failpoint::CUTOVER_DECIDED)
 }
 
-/// Commits every participant that has not been, all at once; returns how long each was held.
-async fn commit_all(cutover: &Cutover, cx: &Context, prepared: Instant) -> Result<Value> {
-    // Only forward from here: a Ctrl-C must not leave half of them flipped.
-    let cx = &Context { stop: CancellationToken::new(), ..cx.clone() };
+/// Commits every participant that has not been, all at once; returns how long each was held. A commit that fails is
+/// tried again, for the decision stands; once the run is asked to stop, the next failure ends the step.
+async fn commit_all(
+    cutover: &Cutover,
+    outer: &Context,
+    cx: &Context,
+    book: &Book<'_>,
+    prepared: Instant,
+) -> Result<Value> {
     let outside = &Outside::new(cx);
-    let commit = async |participant: &super::Participant| -> Result<Value> {
-        if !participant.is_committed(cx)? {
-            let mut wait = Duration::from_millis(100);
-            let begun = Instant::now();
-            while let Err(error) = participant.commit(cx, outside).await {
-                if matches!(error.class(), Class::LeaseLost | Class::Journal)
-                    || begun.elapsed() > Duration::from_secs(60)
-                {
-                    return Err(error.hint(
-                        "the decision stands: mend the participant, then `handover resume` commits it",
-                    ));
+    let begun = Instant::now();
+    let commit = async |participant: &Participant| -> Result<Value> {
+        if book.stand(&participant.name).await != Stand::Committed {
+            let _section = cx.critical(format!("participant {} is being committed", participant.name));
+            let (mut wait, mut tries, mut told) = (Duration::from_millis(100), 0_u32, String::new());
+            while let Err(error) = commit_once(participant, cx, outside).await {
+                tries += 1;
+                if matches!(error.class(), Class::LeaseLost | Class::Journal) {
+                    return Err(error);
                 }
-                cx.warn(format!("{error}; trying again, for the decision stands"));
+                if begun.elapsed() >= cutover.commit_timeout.0 || outer.stop.is_cancelled() {
+                    return Err(error
+                        .context(format!("the decision stands, but after {tries} tries"))
+                        .hint(format!(
+                            "only forward is safe: mend participant {}, then `handover resume` commits it",
+                            participant.name
+                        ))
+                        .exhausted());
+                }
+                // Once for each thing that is wrong, not for each try.
+                let text = error.to_string();
+                if text != told {
+                    cx.warn(format!("{text}; it is tried again until it commits, for the decision stands"));
+                    told = text;
+                }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
             }
+            book.note(Event::Committed(&participant.name)).await?;
             failpoint::at(failpoint::CUTOVER_COMMITTED)?;
         }
         Ok(json!({ "name": participant.name, "held_ms": millis(prepared.elapsed()) }))
     };
-    let results = join_all(cutover.participants.iter().map(commit)).await;
-    // After the participants: the journal's own words can wait, clients cannot.
-    if cutover.freeze.is_some() {
-        cx.ledger.point_of_no_return(&cx.step).await?;
-    }
+    // Beside the first commits: clients wait for those.
+    let no_return = async {
+        match &cutover.freeze {
+            Some(_) => cx.ledger.point_of_no_return(&cx.step).await,
+            None => Ok(()),
+        }
+    };
+    let (recorded, results) =
+        futures_util::future::join(no_return, join_all(cutover.participants.iter().map(commit))).await;
+    recorded?;
     Ok(Value::Array(results.into_iter().collect::<Result<Vec<_>>>()?))
 }
 
-/// Lets every participant go on with the old side, if an attempt has asked any of them to prepare.
-pub async fn call_off(cutover: &Cutover, cx: &Context) -> Result<()> {
-    if cx.recall::<bool>(AT_STAKE)?.is_some() {
-        cx.forget(AT_STAKE).await?;
-    }
-    if cx.recall::<bool>(PREPARING)? != Some(true) {
-        return Ok(());
-    }
-    let cx = &Context { stop: CancellationToken::new(), ..cx.clone() };
-    let outside = &Outside::new(cx);
-    let results = join_all(cutover.participants.iter().map(async |p| p.abort(outside).await)).await;
-    results.into_iter().collect::<Result<()>>()?;
-    cx.forget(PREPARING).await
+async fn commit_once(participant: &Participant, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    participant.commit(cx, outside).await?;
+    failpoint::at(failpoint::CUTOVER_PARTICIPANT_ANSWERED)
 }
 
-/// Ends what a failed attempt left in the old side's server, so that the decision cannot fall after it was
-/// looked for.
-async fn settle(cutover: &Cutover, cx: &Context) -> Result<()> {
-    if let Some(name) = &cutover.freeze {
-        let session = cx.databases.labelled("engine").writer(name).await?;
-        fence::end_step(&session, cx.databases.lease()?, cx.step.as_str()).await?;
+/// Lets every participant that was asked to prepare go on with the old side. Only where it is certain that no decision
+/// has fallen; within a section.
+pub async fn call_off(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
+    book.note(Event::NotDecided).await?;
+    let outside = &Outside::new(cx);
+    let release = async |participant: &Participant| -> Result<()> {
+        if book.stand(&participant.name).await == Stand::Aborting {
+            participant.abort(cx, outside).await?;
+            book.note(Event::Aborted(&participant.name)).await?;
+        }
+        Ok(())
+    };
+    join_all(cutover.participants.iter().map(release)).await.into_iter().collect()
+}
+
+/// Ends what a failed attempt left in the servers, so that the decision cannot fall after it was looked for, nor a
+/// participant's statement take effect after it was told something else.
+pub async fn settle(cutover: &Cutover, cx: &Context) -> Result<()> {
+    let own: BTreeSet<&str> = cutover.freeze.as_deref().into_iter().collect();
+    let all: BTreeSet<&str> =
+        cutover.participants.iter().flat_map(Participant::databases).chain(own.clone()).collect();
+    for name in all {
+        let ended = async {
+            let session = cx.databases.labelled("engine").writer(name).await?;
+            fence::end_step(&session, cx.databases.lease()?, cx.step.as_str()).await
+        };
+        match ended.await {
+            Err(error) if own.contains(name) => return Err(error),
+            Err(error) => cx.warn(format!("a statement of a participant may still be running: {error}")),
+            Ok(_) => {}
+        }
     }
     Ok(())
 }
 
-/// Whether the decision has fallen: the old side knows, not the journal.
-pub async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
+/// The old side's word on the decision; none where there is no old side, and the journal tells.
+pub async fn look(cutover: &Cutover, cx: &Context) -> Result<Option<bool>> {
     match &cutover.freeze {
-        Some(name) => freeze::is_decided(&cx.reader(name).await?, cx).await,
-        None => Ok(cx.recall::<bool>(DECIDED)?.unwrap_or(false)),
+        Some(name) => freeze::is_decided(&cx.writer(name).await?, cx).await.map(Some),
+        None => Ok(None),
     }
+}
+
+/// Whether the decision stands.
+pub async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
+    let decided = look(cutover, cx).await?;
+    let stage = super::book::read(cutover, cx)?.stage;
+    Ok(decided.unwrap_or(matches!(stage, Stage::Decided | Stage::Committed)))
 }
 
 /// The captures on the frozen side whose replay tails into the new one.
@@ -291,10 +456,6 @@ pub async fn streams(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
         streams.push(Stream::get(blue, cx.run, step).await?);
     }
     Ok(streams)
-}
-
-fn names(cutover: &Cutover) -> Vec<&str> {
-    cutover.participants.iter().map(|p| p.name.as_str()).collect()
 }
 
 fn millis(time: Duration) -> u64 {

@@ -208,9 +208,12 @@ impl Lever {
             }
         };
         failpoint::at(failpoint::LEVER_BEFORE)?;
-        self.apply(cx, outside, &cx.step).await?;
+        cx.proceed()?;
+        let section = cx.critical("the lever is being raised");
+        self.apply(&section, &Outside::new(&*section), &cx.step).await?;
         failpoint::at(failpoint::LEVER_APPLIED)?;
         cx.remember(UNIT, &hold.at(Phase::Held)).await?;
+        drop(section);
         Ok(self.summary(cx, false))
     }
 
@@ -227,13 +230,16 @@ impl Lever {
             cx.forget(UNIT).await?;
             return Ok(json!({ "restored": false, "why": "it was up before the run" }));
         }
+        cx.proceed()?;
+        let section = cx.critical("the lever is being restored");
         let was_interrupted = hold.phase == Phase::Reverting;
         let hold = hold.at(Phase::Reverting);
         cx.remember(UNIT, &hold).await?;
         let done = was_interrupted && self.file.is_none() && self.is_up(outside).await? == Some(false);
         if !done {
-            self.restore(cx, outside, &hold, &cx.step).await?;
+            self.restore(&section, &Outside::new(&*section), &hold, &cx.step).await?;
         }
+        drop(section);
         failpoint::at(failpoint::LEVER_UNDO_REVERTED)?;
         self.agree(cx, outside, &hold, &cx.step, false).await?;
         if let Some(lever) = self.sql.as_ref().filter(|lever| lever.in_transaction()) {

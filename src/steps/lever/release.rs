@@ -43,11 +43,13 @@ pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -
     if phase == Some(Phase::Released) {
         return Ok(json!({ "restored": true }));
     }
+    cx.proceed()?;
+    let section = cx.critical("the lever is being restored");
     cx.remember(UNIT, &Phase::Reverting).await?;
     let done =
         phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(outside).await? == Some(false);
     if !done {
-        lever.restore(cx, outside, &hold, &target).await?;
+        lever.restore(&section, &Outside::new(&*section), &hold, &target).await?;
     }
     failpoint::at(failpoint::LEVER_REVERTED)?;
     cx.remember(UNIT, &Phase::Released).await?;
@@ -59,11 +61,14 @@ pub(super) async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &st
     let (target, lever) = find(cx, target)?;
     let Some(phase) = cx.recall::<Phase>(UNIT)? else { return Ok(json!({ "raised": false })) };
     let hold = hold_of(cx, &target)?.ok_or_else(|| Error::internal("the lever's own fact is missing"))?;
+    cx.proceed()?;
+    let section = cx.critical("the lever is being raised again");
     cx.remember(UNIT, &Phase::Applying).await?;
     let done = phase == Phase::Applying && lever.is_up(outside).await? == Some(true);
     if !done {
-        lever.apply(cx, outside, &target).await?;
+        lever.apply(&section, &Outside::new(&*section), &target).await?;
     }
+    drop(section);
     failpoint::at(failpoint::LEVER_UNDO_RAISED)?;
     lever.agree(cx, outside, &hold, &target, true).await?;
     cx.forget(UNIT).await?;

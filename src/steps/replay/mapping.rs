@@ -365,7 +365,7 @@ async fn prepare_one(session: &Session, text: &str, place: &str) -> Result<Prepa
     let sql = statements(&rewritten.sql).first().copied().unwrap_or_default().to_owned();
     let statement = session.prepare(&sql).await.map_err(|e| {
         e.context(place)
-            .hint("correct the statement in the plan, or the schema it speaks of, then `handover resume`")
+            .or_hint("correct the statement in the plan, or the schema it speaks of, then `handover resume`")
     })?;
     Ok(Prepared { statement, params: rewritten.params.into() })
 }

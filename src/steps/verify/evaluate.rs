@@ -415,7 +415,7 @@ pub(super) fn judge(
 pub(super) fn broken(error: Error, invariant: &Invariant) -> Error {
     error
         .context(format!("invariant `{}`", invariant.name))
-        .hint("correct the query (it runs read-only, and its columns are those named in `key`), then `handover resume`")
+        .or_hint("correct the query (it runs read-only, and its columns are those named in `key`), then `handover resume`")
 }
 
 pub(super) fn empty(invariant: &Invariant, database: &str) -> Error {

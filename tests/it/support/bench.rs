@@ -107,6 +107,7 @@ impl Bench {
             ledger: ledger.clone(),
             accept_loss: false,
             may_wait: false,
+            critical: Default::default(),
         };
         Bench { blue, green, ledger, events: Mutex::new(events), context }
     }

@@ -78,6 +78,7 @@ pub async fn context(
         ledger: Arc::new(MemoryLedger::default()),
         accept_loss: false,
         may_wait: false,
+        critical: Default::default(),
     };
     (context, events)
 }

@@ -41,6 +41,29 @@ impl Scenario {
             .filter(|name| self.prefixes.iter().any(|p| name.split('.').next() == Some(p)))
     }
 
+    /// Whether failures are tried everywhere, and not only kills: what takes too long for each change.
+    fn fails(&self) -> bool {
+        let always = ["engine", "cutover", "checkpoint"];
+        std::env::var_os("HANDOVER_PROVE_ERRORS").is_some()
+            || self.prefixes.iter().any(|p| always.contains(p))
+    }
+
+    /// Fails at a failpoint; goes on until it succeeds. Whether that takes a word of the operator's depends on the kind.
+    async fn fail_and_go_on(&self, world: &World, name: &str, verb: &str, args: &[&str]) {
+        let mark = world.path("failpoint-mark");
+        let mut command = world.command();
+        command
+            .env("HANDOVER_FAILPOINT", format!("{name}:1:error:40001"))
+            .env("HANDOVER_FAILPOINT_MARK", &mark);
+        let output = command.arg(verb).arg(world.plan()).args(args).output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(mark.exists(), "{name} was not reached: {text}");
+        std::fs::remove_file(&mark).unwrap();
+        if !output.status.success() {
+            world.handover(if verb == "finish" { verb } else { "resume" }, &[]).await.success();
+        }
+    }
+
     /// Proves it.
     pub async fn prove(&self) {
         let templates = Templates {
@@ -85,6 +108,26 @@ impl Scenario {
                 world.handover("resume", &[]).await.success();
             }
             assert_same(&format!("killed at {name}"), &expected, &world.snapshot().await);
+            world.drop_now().await;
+        }
+
+        // An error at each of them: tried again by itself or by the operator, it comes to the same.
+        for name in self.failpoints().filter(|_| self.fails()) {
+            let world = self.world(&templates).await;
+            if name.contains("undo") {
+                world.handover("run", &[]).await.success();
+                self.fail_and_go_on(&world, name, "rollback", loss).await;
+                if self.rollback_restores {
+                    assert_same(&format!("undo failed at {name}"), &before, &world.snapshot().await);
+                }
+                world.handover("run", &[]).await.success();
+            } else if name == failpoint::FINISH_STARTED {
+                world.handover("run", &[]).await.success();
+                self.fail_and_go_on(&world, name, "finish", &[]).await;
+            } else {
+                self.fail_and_go_on(&world, name, "run", &[]).await;
+            }
+            assert_same(&format!("failed at {name}"), &expected, &world.snapshot().await);
             world.drop_now().await;
         }
 
