@@ -79,13 +79,6 @@ pub(super) async fn examine_control(databases: &Databases, notes: &mut Notes) ->
     let session = databases.labelled("doctor").reader("control").await?;
     let major = server(&session, notes).await?;
     privilege(&session, Need::CreateInDatabase, major, notes).await?;
-    let commit: String = session.query_one("select current_setting('synchronous_commit')", &[]).await?.get(0);
-    if commit == "off" {
-        notes.error(
-            "synchronous_commit is off: the journal would not survive a crash of the server",
-            "set it on for this database: alter database … set synchronous_commit = on",
-        );
-    }
     for setting in ["fsync", "full_page_writes"] {
         let value: String = session.query_one("select current_setting($1)", &[&setting]).await?.get(0);
         if value == "off" {
@@ -142,10 +135,7 @@ async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
         .query_one(
             "select current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
                       - (select count(*) from pg_stat_activity where backend_type = 'client backend'),
-                    (select rolconnlimit::bigint from pg_roles where rolname = current_user),
-                    current_setting('idle_in_transaction_session_timeout'), current_setting('statement_timeout'),
-                    current_setting('default_transaction_isolation'),
-                    (select setting from pg_settings where name = 'transaction_timeout')",
+                    (select rolconnlimit::bigint from pg_roles where rolname = current_user)",
             &[],
         )
         .await?;
@@ -161,30 +151,6 @@ async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
     let limit: i64 = row.get(1);
     if (0..CONNECTIONS).contains(&limit) {
         notes.warning(format!("the role may open {limit} connections"), "alter role … connection limit -1");
-    }
-    for (column, name) in [(2, "idle_in_transaction_session_timeout"), (3, "statement_timeout")] {
-        let value: String = row.get(column);
-        if value != "0" {
-            notes.warning(
-                format!("{name} is {value} for this role: it may end long work of a step"),
-                format!("alter role … in database … set {name} = 0, unless the plan sets it"),
-            );
-        }
-    }
-    if let Some(value) = row.get::<_, Option<String>>(5).filter(|value| value != "0") {
-        notes.warning(
-            format!("transaction_timeout is {value} ms for this role: it may end long work of a step"),
-            "alter role … in database … set transaction_timeout = 0",
-        );
-    }
-    let isolation: String = row.get(4);
-    if isolation != "read committed" {
-        notes.warning(
-            format!(
-                "default_transaction_isolation is {isolation}: fenced transactions may fail to serialize"
-            ),
-            "alter role … in database … set default_transaction_isolation = 'read committed'",
-        );
     }
     Ok(())
 }

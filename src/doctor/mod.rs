@@ -160,7 +160,7 @@ async fn acting(control: &Secret, plan: &Plan) -> bool {
 async fn examine_control(control: Secret, plan: &Plan) -> Vec<Finding> {
     use crate::engine::status::{LeaseLook, LeaseStatus};
     let mut notes = Notes::new("control");
-    let targets = BTreeMap::from([("control".to_owned(), Target { url: control.clone(), reader: None })]);
+    let targets = BTreeMap::from([("control".to_owned(), Target::new(control.clone()))]);
     transport::examine(&control, "control", &mut notes);
     if let Err(e) = database::examine_control(&Databases::new(targets), &mut notes).await {
         notes.failure(&e);

@@ -12,10 +12,8 @@ use std::collections::BTreeMap;
 pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> Vec<Finding> {
     let mut notes = Notes::new("replication");
     // As the role that executes the plan.
-    let working = targets
-        .iter()
-        .map(|(name, target)| (name.clone(), Target { url: target.url.clone(), reader: None }))
-        .collect();
+    let working =
+        targets.iter().map(|(name, target)| (name.clone(), Target::new(target.url.clone()))).collect();
     let databases = Databases::new(working).labelled("doctor");
     for (id, replicate) in of_kind::<Replicate>(&plan.steps) {
         let earlier: Vec<_> = plan.steps.iter().take_while(|step| step.id != *id).cloned().collect();

@@ -10,6 +10,8 @@ use crate::event::{Emitter, Entry, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status, StepState};
 use crate::plan::Plan;
 use crate::postgres::Databases;
+use crate::postgres::address::Address;
+use crate::postgres::install::assert_no_strangers;
 use crate::steps::context::Request;
 use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
 use async_trait::async_trait;
@@ -243,7 +245,9 @@ fn precedents(entries: &[Entry], out: &mut BTreeMap<StepId, Precedent>) {
 }
 
 async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(DatabaseLook, Vec<String>)> {
-    let session = databases.labelled("dry-run").reader(name).await?;
+    let mut session = databases.labelled("dry-run").reader(name).await?;
+    let working = Address::parse(databases.url(name)?)?.config.get_user().map(str::to_owned);
+    assert_no_strangers(&mut session, working.as_deref()).await?;
     let row = session
         .query_one(
             "select split_part(current_setting('server_version'), ' ', 1), current_user::text,

@@ -8,7 +8,7 @@ use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
 use crate::failpoint;
 use crate::journal::{Phase, Status, this_process};
 use crate::plan::Plan;
-use crate::postgres::install::{Part, install};
+use crate::postgres::install::{Part, assert_no_strangers, install};
 use crate::postgres::{Databases, Lease, fence};
 use crate::steps::{Access, Context, Critical, Step};
 use serde_json::Value;
@@ -90,6 +90,9 @@ impl Runner<'_> {
             }
         };
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
+        for name in self.plan.databases.keys() {
+            assert_no_strangers(&mut self.databases.read_only(name).await?, None).await?;
+        }
         for (name, _) in self.written() {
             self.fence(name, &lease).await?;
         }

@@ -7,6 +7,7 @@ use crate::failpoint;
 use crate::postgres::connect;
 use crate::postgres::error::from_postgres;
 use crate::postgres::install::{Part, install};
+use crate::postgres::profile::Profile;
 use crate::postgres::session::{Params, Session};
 use crate::value::Secret;
 use jiff::Timestamp;
@@ -400,7 +401,7 @@ impl Journal {
 
 /// A connection of the journal's.
 async fn reach(url: &Secret, read_only: bool) -> Result<Client> {
-    connect::open_as(url, CONTROL, "handover/journal", read_only).await
+    connect::open_as(url, CONTROL, "handover/journal", &Profile::Catalog, read_only).await
 }
 
 /// A record as jsonb can hold it: Postgres refuses U+0000 in text, which the output of a command may contain.

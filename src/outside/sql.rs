@@ -175,7 +175,7 @@ impl Outside<'_> {
     /// Lease lost, or what the server says.
     pub async fn execute(&self, sql: &Sql) -> Result<u64> {
         self.site.proceed()?;
-        let mut session = self.site.databases().writer(&sql.on).await?;
+        let mut session = self.site.databases().for_operator().writer(&sql.on).await?;
         sql.limit(&session).await?;
         let statement = single(&sql.execute)?;
         if sql.transaction == Some(false) {
@@ -205,7 +205,7 @@ impl Outside<'_> {
     }
 
     async fn read(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
-        let session = self.site.databases().reader(on).await?;
+        let session = self.site.databases().for_operator().reader(on).await?;
         limits(&session, timeout, None).await?;
         let row = session.query_opt(&as_text(query)?, &[]).await.map_err(|e| {
             e.or_hint("the query must give one row with one column; see the server's message")

@@ -4,6 +4,7 @@
 //! that one gives up at the first duplicate key, and a plan's problems are to be reported all at once.
 
 use super::locate::Place;
+use crate::postgres::profile::SearchPath;
 use crate::problem::{Path, Problems};
 use crate::steps::{OnFailure, Retry};
 use crate::value::{Duration, EnvString};
@@ -60,6 +61,9 @@ pub struct DatabaseSpec {
     pub url: EnvString,
     /// URL of a role that may only read, for dry runs; else `url` is used in read-only transactions.
     pub reader: Option<EnvString>,
+    /// The schemas in which SQL of the plan finds names that stand without one; `public` unless given. A role's or
+    /// database's own default does not count.
+    pub search_path: Option<SearchPath>,
 }
 
 /// What every step may say beside its kind.

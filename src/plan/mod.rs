@@ -150,7 +150,8 @@ impl Plan {
             .map(|(name, spec)| {
                 let resolve = |url: &EnvString| url.resolve().map_err(|e| e.on_database(name));
                 let reader = spec.reader.as_ref().map(resolve).transpose()?;
-                Ok((name.clone(), Target { url: resolve(&spec.url)?, reader }))
+                let search_path = spec.search_path.clone().unwrap_or_default();
+                Ok((name.clone(), Target { url: resolve(&spec.url)?, reader, search_path }))
             })
             .collect()
     }

@@ -3,6 +3,7 @@
 use super::check::{Checked, is_name};
 use super::file::DatabaseSpec;
 use super::secrets;
+use crate::postgres::profile::SearchPath;
 use crate::problem::{Path, Problems, Segment};
 use crate::steps::{OnFailure, Undo};
 use crate::value::EnvString;
@@ -24,15 +25,41 @@ pub fn databases(value: Option<&Value>, problems: &mut Problems) -> BTreeMap<Str
             Value::Object(map) => DatabaseSpec {
                 url: text(map.get("url")).unwrap_or_else(|| EnvString(String::new())),
                 reader: text(map.get("reader")),
+                search_path: map
+                    .get("search_path")
+                    .and_then(|path| serde_json::from_value(path.clone()).ok())
+                    .filter(|SearchPath(schemas)| check_path(name, schemas, problems)),
             },
             other => DatabaseSpec {
                 url: text(Some(other)).unwrap_or_else(|| EnvString(String::new())),
                 reader: None,
+                search_path: None,
             },
         };
         out.insert(name.clone(), spec);
     }
     out
+}
+
+/// Whether a database's path can be what the plan's author means.
+fn check_path(name: &str, schemas: &[String], problems: &mut Problems) -> bool {
+    let at = ["databases", name, "search_path"];
+    if schemas.is_empty() || schemas.iter().any(String::is_empty) {
+        problems
+            .error(at, "the path names no schema")
+            .hint("write e.g. `search_path: [app, public]`, or leave it out: it is `[public]` then");
+        return false;
+    }
+    if schemas.iter().any(|schema| schema == "$user") {
+        problems
+            .error(
+                at,
+                "`$user` is the schema that is called like the role Handover works as, not the application's",
+            )
+            .hint("name the application's schema");
+        return false;
+    }
+    true
 }
 
 /// Every connection string of a plan, with its place and whether a queue may be there.

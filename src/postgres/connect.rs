@@ -3,6 +3,7 @@
 use super::address::{Address, Refused};
 use super::clock::Moment;
 use super::error::from_postgres;
+use super::profile::{self, Profile, SearchPath};
 use super::session::Session;
 use crate::error::{Class, Error, Result};
 use crate::value::{Secret, fingerprint};
@@ -10,10 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-
-/// A setting of ours that is given when a connection starts. Poolers refuse or drop it, as PgBouncer does with
-/// `options` (<https://www.pgbouncer.org/config.html#ignore_startup_parameters>), so its absence gives them away.
-const DIRECT: &str = "handover.direct";
 
 /// The right to act, as this process knows it: a fencing token, and until when it is known to be ours.
 ///
@@ -125,6 +122,16 @@ pub struct Target {
     /// URL of a role that may only read, for whoever only looks: `dry-run`, `doctor`, `status`, `report`. It may
     /// lead to a standby, which lags; so nothing that acts ever sees it ([`Databases::under`]).
     pub reader: Option<Secret>,
+    /// Where SQL of the plan's finds names without a schema.
+    pub search_path: SearchPath,
+}
+
+impl Target {
+    /// A database by its URL alone.
+    #[must_use]
+    pub fn new(url: Secret) -> Self {
+        Target { url, reader: None, search_path: SearchPath::default() }
+    }
 }
 
 /// The plan's databases by name. Cheap to clone.
@@ -133,13 +140,15 @@ pub struct Databases {
     targets: Arc<BTreeMap<String, Target>>,
     lease: Option<Lease>,
     label: String,
+    /// Whether its sessions are for the plan's own SQL.
+    for_operator: bool,
 }
 
 impl Databases {
     /// Databases that can only be read, as before a lease is taken.
     #[must_use]
     pub fn new(targets: BTreeMap<String, Target>) -> Self {
-        Databases { targets: Arc::new(targets), lease: None, label: "reader".into() }
+        Databases { targets: Arc::new(targets), lease: None, label: "reader".into(), for_operator: false }
     }
 
     /// The same databases, writable under `lease`. The readers' URLs stay behind: what acts decides by what it
@@ -148,7 +157,12 @@ impl Databases {
     pub fn under(&self, lease: Lease) -> Self {
         let targets = self.targets.iter();
         let own = targets.map(|(name, target)| (name.clone(), Target { reader: None, ..target.clone() }));
-        Databases { targets: Arc::new(own.collect()), lease: Some(lease), label: "engine".into() }
+        Databases {
+            targets: Arc::new(own.collect()),
+            lease: Some(lease),
+            label: "engine".into(),
+            for_operator: self.for_operator,
+        }
     }
 
     /// Whether looking at this database goes through a URL of its own, which may lead to a standby.
@@ -161,6 +175,24 @@ impl Databases {
     #[must_use]
     pub fn labelled(&self, step: &str) -> Self {
         Databases { label: step.to_owned(), ..self.clone() }
+    }
+
+    /// The same databases, with sessions for SQL that stands in the plan: see [`Profile::Operator`].
+    #[must_use]
+    pub fn for_operator(&self) -> Self {
+        Databases { for_operator: true, ..self.clone() }
+    }
+
+    /// Where the plan's SQL finds names in a database.
+    ///
+    /// # Errors
+    /// A name that the plan does not have.
+    pub fn search_path(&self, name: &str) -> Result<&SearchPath> {
+        Ok(&self.target(name)?.search_path)
+    }
+
+    fn profile(&self, target: &Target) -> Profile {
+        if self.for_operator { Profile::Operator(target.search_path.clone()) } else { Profile::Catalog }
     }
 
     /// The lease writers are bound to.
@@ -209,7 +241,8 @@ impl Databases {
         let lease = self.lease()?;
         lease.assert_held()?;
         let target = self.target(name)?;
-        let client = open(&target.url, name, &lease.application_name(&self.label)).await?;
+        let label = lease.application_name(&self.label);
+        let client = open_as(&target.url, name, &label, &self.profile(target), false).await?;
         Ok(Session::writer(client, name, lease.clone()))
     }
 
@@ -223,7 +256,8 @@ impl Databases {
             Some(lease) => lease.application_name(&self.label),
             None => format!("handover/{}", self.label),
         };
-        let client = open_as(&self.target(name)?.url, name, &label, true).await?;
+        let target = self.target(name)?;
+        let client = open_as(&target.url, name, &label, &self.profile(target), true).await?;
         Ok(Session::unleased(client, name))
     }
 
@@ -233,31 +267,36 @@ impl Databases {
     /// # Errors
     /// No connection.
     pub async fn reader(&self, name: &str) -> Result<Session> {
-        let Some(url) = &self.target(name)?.reader else { return self.read_only(name).await };
+        let target = self.target(name)?;
+        let Some(url) = &target.reader else { return self.read_only(name).await };
         let label = format!("handover/{}", self.label);
         let key = format!("databases.{name}.reader");
-        let client = open_by(url, name, &key, &label, true).await?;
+        let client = open_by(url, name, &key, &label, &self.profile(target), true).await?;
         Ok(Session::unleased(client, name))
     }
 }
 
-/// Opens one connection and drives it in the background until the client is dropped.
+/// Opens one connection for SQL of ours and drives it in the background until the client is dropped.
 ///
 /// # Errors
 /// A URL that does not parse (shown without its content), or no connection.
 pub async fn open(url: &Secret, name: &str, application_name: &str) -> Result<tokio_postgres::Client> {
-    open_as(url, name, application_name, false).await
+    open_as(url, name, application_name, &Profile::Catalog, false).await
 }
 
-/// The same; with `read_only`, every transaction of the session is so from the start. Given at the start and
-/// not by SET, which behind a pooler would also change the sessions of the application.
+/// The same, for SQL of either kind; with `read_only`, every transaction of the session is so from the start.
+/// Given at the start and not by SET, which behind a pooler would also change the sessions of the application.
+///
+/// # Errors
+/// As [`open`]; a pooler; a role whose sessions fire other triggers than they should.
 pub async fn open_as(
     url: &Secret,
     name: &str,
     application_name: &str,
+    profile: &Profile,
     read_only: bool,
 ) -> Result<tokio_postgres::Client> {
-    open_by(url, name, &key(name), application_name, read_only).await
+    open_by(url, name, &key(name), application_name, profile, read_only).await
 }
 
 /// The place in the plan of a database's URL.
@@ -271,19 +310,14 @@ async fn open_by(
     name: &str,
     key: &str,
     application_name: &str,
+    profile: &Profile,
     read_only: bool,
 ) -> Result<tokio_postgres::Client> {
     let of_url = |error: Error| error.context(format!("the URL of `{key}`")).on_database(name);
     let mut address = Address::parse(url).map_err(of_url)?;
     let place = address.place();
-    let options = address.config.get_options().unwrap_or_default().to_owned();
-    address.config.application_name(application_name).options(
-        format!(
-            "{options} -c {DIRECT}=on{}",
-            if read_only { " -c default_transaction_read_only=on" } else { "" }
-        )
-        .trim(),
-    );
+    let options = profile.options(address.config.get_options().unwrap_or_default(), read_only, None);
+    address.config.application_name(application_name).options(options);
     let client = match address.dial().await {
         Ok((client, wire)) => {
             // The connection's own error reaches every pending call through the client; nothing is lost here.
@@ -300,11 +334,19 @@ async fn open_by(
             return Err(of_url(error.context(format!("cannot connect to {place}"))));
         }
     };
-    let row = client.query_one("select current_setting($1, true) = 'on'", &[&DIRECT]).await;
-    match row.map_err(|e| from_postgres(&e, name))?.get::<_, Option<bool>>(0) {
-        Some(true) => Ok(client),
-        _ => Err(of_url(pooler(name).context(place))),
+    let start = profile::begin(&client).await.map_err(|e| from_postgres(&e, name))?;
+    if !start.direct {
+        return Err(of_url(pooler(name).context(place)));
     }
+    if start.replication_role != "origin" {
+        return Err(Error::usage(format!(
+            "sessions of this role begin with session_replication_role = {}, under which triggers and foreign keys do not act",
+            start.replication_role
+        ))
+        .on_database(name)
+        .hint("a superuser can take that default back: `alter role … reset session_replication_role` (and `alter role … in database … reset`, `alter database … reset`)"));
+    }
+    Ok(client)
 }
 
 /// What a pooler does to us: session settings reach other clients, and a statement of a dead runner cannot be

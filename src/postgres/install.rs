@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 /// How long to wait for another process that installs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The schema of our tables.
+const SCHEMA: &str = "handover";
+/// The schema of the embedded queue.
+pub const QUEUE_SCHEMA: &str = "handover_queue";
+
 /// refinery's table of what was applied. In schema `handover`, so that a plan's own migrations never meet it.
 const CONTROL_HISTORY: &str = "handover.control_history";
 const DATABASE_HISTORY: &str = "handover.database_history";
@@ -61,16 +66,107 @@ pub async fn install(session: &mut Session, part: Part) -> Result<()> {
     result
 }
 
+/// A schema of our name, and whose it is.
+#[derive(Debug)]
+pub struct Owner {
+    /// The role that it belongs to.
+    role: String,
+    /// Whether that is us, or somebody who rules over the database anyhow.
+    trusted: bool,
+    /// Whether we made it: it has our comment, or the history of our own migrations.
+    marked: bool,
+    /// Whether nothing is in it.
+    empty: bool,
+}
+
+impl Owner {
+    /// Refuses a schema that is not ours: what is in it would be taken for our tables, and would neither be copied nor
+    /// frozen; and the triggers of somebody else's tables would fire as our role. An empty one may have been made
+    /// for us.
+    ///
+    /// # Errors
+    /// A stranger's schema, with its owner named.
+    pub fn assert_ours(&self, schema: &str) -> Result<()> {
+        let Owner { role, trusted, marked, empty } = self;
+        if *trusted && (*marked || *empty) {
+            return Ok(());
+        }
+        let (what, hint) = if *marked || *empty {
+            (
+                format!(
+                    "schema {schema} belongs to the role {role}, which is not the one that Handover works as"
+                ),
+                format!(
+                    "if Handover made it as that role, go on as that role, or give it over with its tables: \
+                     `reassign owned` or `alter schema {schema} owner to …`; if not, drop it"
+                ),
+            )
+        } else {
+            (
+                format!("schema {schema} belongs to the role {role}, and Handover did not make it"),
+                format!(
+                    "Handover keeps its own tables in a schema of that name, and leaves it out of copies and freezes: \
+                     rename it for the time of the upgrade (`alter schema {schema} rename to …`), or what is in it stays behind"
+                ),
+            )
+        };
+        Err(Error::usage(what).hint(hint))
+    }
+}
+
+/// Whose a schema of our name is, as seen by the role that Handover works as (that of the session unless given); none
+/// when there is none.
+///
+/// # Errors
+/// What the server says.
+pub async fn owner_of(
+    client: &tokio_postgres::Client,
+    schema: &str,
+    working: Option<&str>,
+) -> Result<Option<Owner>, tokio_postgres::Error> {
+    let row = client
+        .query_opt(
+            "select r.rolname::text,
+                    coalesce((select pg_has_role(w.oid, n.nspowner, 'member') from pg_roles w
+                              where w.rolname = coalesce($2, current_user::text)), false)
+                      or r.rolsuper
+                      or n.nspowner = (select datdba from pg_database where datname = current_database()),
+                    coalesce(starts_with(obj_description(n.oid, 'pg_namespace'), 'Handover''s '), false)
+                      or exists (select from pg_class c where c.relnamespace = n.oid and c.relkind = 'r'
+                                   and c.relname in ('control_history', 'database_history', 'refinery_history')),
+                    not exists (select from pg_class c where c.relnamespace = n.oid)
+                      and not exists (select from pg_proc p where p.pronamespace = n.oid)
+                      and not exists (select from pg_type t where t.typnamespace = n.oid)
+             from pg_namespace n join pg_roles r on r.oid = n.nspowner where n.nspname = $1",
+            &[&schema, &working],
+        )
+        .await?;
+    Ok(row.map(|row| Owner { role: row.get(0), trusted: row.get(1), marked: row.get(2), empty: row.get(3) }))
+}
+
+/// Refuses a database in which a schema of one of our names is somebody else's.
+///
+/// # Errors
+/// A stranger's schema, with its owner named; what the server says.
+pub async fn assert_no_strangers(session: &mut Session, working: Option<&str>) -> Result<()> {
+    let database = session.database().to_owned();
+    for schema in [SCHEMA, QUEUE_SCHEMA] {
+        let owner = owner_of(session.client(), schema, working).await;
+        if let Some(owner) = owner.map_err(|e| super::error::from_postgres(&e, &database))? {
+            owner.assert_ours(schema).map_err(|e| e.on_database(&database))?;
+        }
+    }
+    Ok(())
+}
+
 async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str) -> Result<()> {
-    let exists = client
-        .query_opt("select 1 from pg_namespace where nspname = 'handover'", &[])
-        .await
-        .map_err(|e| super::error::from_postgres(&e, database))?;
-    if exists.is_none() {
-        client
+    let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, database);
+    match owner_of(client, SCHEMA, None).await.map_err(error)? {
+        None => client
             .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; dropped by `handover finish --purge`'")
             .await
-            .map_err(|e| super::error::from_postgres(&e, database))?;
+            .map_err(error)?,
+        Some(owner) => owner.assert_ours(SCHEMA).map_err(|e| e.on_database(database))?,
     }
     let (mut runner, history) = match part {
         Part::Control => (control::migrations::runner(), CONTROL_HISTORY),

@@ -14,6 +14,7 @@ pub mod install;
 pub mod leftovers;
 pub mod locks;
 pub mod prepared;
+pub mod profile;
 pub mod programs;
 pub mod session;
 pub mod sql;

@@ -1,6 +1,7 @@
 //! Postgres's own programs that steps start (pg_dump, psql), and how libpq is told where to go.
 
 use super::address::Address;
+use super::profile::Profile;
 use crate::error::{Error, Result};
 use crate::value::Secret;
 use std::cmp::Reverse;
@@ -75,8 +76,9 @@ async fn version(program: &Path) -> Option<u32> {
     word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Tells a child program where to connect, and as whom, without showing a password in the process list.
-/// (<https://www.postgresql.org/docs/current/libpq-envars.html>)
+/// Tells a child program where to connect, and as whom, without showing a password in the process list; and what
+/// its session is to be like. `major` is the server's version. What a program sets for itself, as pg_dump does,
+/// comes later and wins. (<https://www.postgresql.org/docs/current/libpq-envars.html>)
 ///
 /// # Errors
 /// A URL that cannot be read.
@@ -85,16 +87,23 @@ pub fn connect_through_environment(
     url: &Secret,
     database: &str,
     application_name: &str,
+    major: u32,
 ) -> Result<()> {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
         }
     }
+    let mut of_url = String::new();
     for (key, value) in parameters(url, database)? {
+        if key == "options" {
+            of_url = value;
+            continue;
+        }
         let name = if key == "dbname" { "database".to_owned() } else { key.replace('_', "") };
         command.env(format!("PG{}", name.to_uppercase()), value);
     }
+    command.env("PGOPTIONS", Profile::Catalog.options(&of_url, false, Some(major)));
     command.env("PGAPPNAME", application_name);
     Ok(())
 }

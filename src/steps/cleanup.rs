@@ -15,7 +15,7 @@ mod table;
 mod throttle;
 
 pub(super) use archive::{Guard, forget, put_back};
-pub(super) use table::{Catalog, Column, Table, object, params, pin_text_format};
+pub(super) use table::{Catalog, Column, Table, object, params};
 pub use throttle::Throttle;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
@@ -194,7 +194,7 @@ impl StepKind for Cleanup {
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
-        let session = cx.reader(&self.on).await?;
+        let session = cx.operator_reader(&self.on).await?;
         if self.action == Action::EndSync {
             let (of, step) = self.synced(cx)?;
             let n: i64 = session
@@ -278,8 +278,7 @@ impl Action {
 
 impl Cleanup {
     async fn session(&self, cx: &Context) -> Result<Session> {
-        let session = cx.writer(&self.on).await?;
-        pin_text_format(&session).await?;
+        let session = cx.operator_writer(&self.on).await?;
         // A runner that is stopped or cut off in a batch must not sit on locked rows.
         session.set("idle_in_transaction_session_timeout", "30s").await?;
         Ok(session)

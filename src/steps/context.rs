@@ -123,6 +123,22 @@ impl Context {
         self.databases.labelled(self.step.as_str()).reader(database).await
     }
 
+    /// As [`Context::writer`], for SQL that stands in the plan: see [`crate::postgres::profile`].
+    ///
+    /// # Errors
+    /// Lease lost, or no connection.
+    pub async fn operator_writer(&self, database: &str) -> Result<Session> {
+        self.databases.labelled(self.step.as_str()).for_operator().writer(database).await
+    }
+
+    /// As [`Context::reader`], for SQL that stands in the plan.
+    ///
+    /// # Errors
+    /// No connection.
+    pub async fn operator_reader(&self, database: &str) -> Result<Session> {
+        self.databases.labelled(self.step.as_str()).for_operator().reader(database).await
+    }
+
     /// Refuses when the run is asked to stop or the lease is gone. Call it between units of work, and before
     /// every act outside the databases.
     ///

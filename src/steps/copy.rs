@@ -322,7 +322,10 @@ impl Copy {
         let mut options: Vec<String> =
             ["handover", "handover_queue"].iter().map(|s| format!("--exclude-schema={s}")).collect();
         options.push("--no-blobs".into());
-        let dumped = match program.dump(cx.databases.url(&self.to)?, &self.to, None, &options).await {
+        let dumped = match program
+            .dump(cx.databases.url(&self.to)?, (&self.to, version), None, &options)
+            .await
+        {
             Ok(dumped) => dumped,
             // The copy does not hang on it.
             Err(e) => {
@@ -359,8 +362,9 @@ impl Copy {
     ) -> Result<State> {
         let selection = self.selection();
         let options = self.dump_options(source.session()).await?;
+        let major = source::major(source.session()).await?;
         let dumped = program
-            .dump(cx.databases.url(&self.from)?, &self.from, Some(&source.held().exported), &options)
+            .dump(cx.databases.url(&self.from)?, (&self.from, major), Some(&source.held().exported), &options)
             .await?;
         let (settings, mut before, mut after) = schema::split(dumped);
         // Triggers that capture, backfill or a cutover made belong to blue.

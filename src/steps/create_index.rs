@@ -128,7 +128,7 @@ impl StepKind for CreateIndex {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        let session = cx.reader(&self.on).await?;
+        let session = cx.operator_reader(&self.on).await?;
         let mut out = Description::default();
         for index in &self.indexes {
             if let Some((what, hint)) = obstacle(&session, &index.table).await? {
@@ -179,7 +179,7 @@ impl StepKind for CreateIndex {
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
-        let session = cx.reader(&self.on).await?;
+        let session = cx.operator_reader(&self.on).await?;
         for index in &self.indexes {
             if find(&session, &index.table, &index.name).await? != Found::Valid {
                 return Err(Error::data(format!(
@@ -219,10 +219,8 @@ impl StepKind for CreateIndex {
 impl CreateIndex {
     /// A session whose statements may wait as long as they must.
     async fn session(&self, cx: &Context) -> Result<Session> {
-        let session = cx.writer(&self.on).await?;
+        let session = cx.operator_writer(&self.on).await?;
         // The waits for older snapshots go through the lock manager: any lock_timeout would end the build there.
-        session.set("lock_timeout", "0").await?;
-        session.set("statement_timeout", "0").await?;
         Ok(session)
     }
 

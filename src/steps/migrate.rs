@@ -6,6 +6,7 @@
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
+use crate::postgres::profile::SearchPath;
 use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
@@ -71,8 +72,8 @@ pub struct Migrate {
     /// The role that the files run as, so that what they create belongs to the application.
     #[schemars(length(min = 1, max = 63))]
     pub role: Option<String>,
-    /// The schemas in which names without one are looked up.
-    pub search_path: Option<Vec<String>>,
+    /// The schemas in which names without one are looked up; those of the database in the plan unless given.
+    pub search_path: Option<SearchPath>,
     /// What was applied before Handover, and is recorded without being run: a list of numbers (in quotes) or
     /// names, or a file with one a line. A single number or name stands for all up to it. Where the vendor's own
     /// table tells, leave it out.
@@ -122,10 +123,6 @@ pub enum UndoBy {
     None,
     /// Only the history forgets: the database is filled by this plan, and emptied by an earlier step's undo.
     Throwaway,
-}
-
-fn quoted_path(schemas: &[String]) -> String {
-    schemas.iter().map(|schema| crate::postgres::quote_ident(schema)).collect::<Vec<_>>().join(", ")
 }
 
 fn default_lock_timeout() -> Duration {
@@ -293,10 +290,8 @@ impl StepKind for Migrate {
 
     async fn verify(&self, cx: &Context) -> Result<()> {
         let loaded = self.load(&cx.base).into_result()?;
-        let session = cx.reader(&self.on).await?;
-        if let Some(path) = &self.search_path {
-            session.set("search_path", &quoted_path(path)).await?;
-        }
+        let session = cx.operator_reader(&self.on).await?;
+        session.set("search_path", &self.path(cx)?.sql()).await?;
         let table = history::table_name(&cx.plan, cx.step.as_str());
         // The reader may not see the vendor's table; what was written there committed with ours.
         let own = Migrate { history: History::Own, ..self.clone() };
@@ -414,13 +409,11 @@ impl Migrate {
         ))
     }
 
-    /// The names that a name in a file may mean, given the plan's search path.
-    fn qualify(&self, name: &str) -> Vec<String> {
+    /// Where the files' names are looked up.
+    fn path<'a>(&'a self, cx: &'a Context) -> Result<&'a SearchPath> {
         match &self.search_path {
-            Some(path) if !name.contains('.') => {
-                path.iter().map(|schema| format!("{}.{name}", crate::postgres::quote_ident(schema))).collect()
-            }
-            _ => vec![name.to_owned()],
+            Some(path) => Ok(path),
+            None => cx.databases.search_path(&self.on),
         }
     }
 }

@@ -7,7 +7,7 @@
 mod rows;
 
 use super::cleanup::{Action, Catalog, Cleanup, Column, Guard, Table, Throttle};
-use super::cleanup::{forget, params, pin_text_format, prepare, put_back};
+use super::cleanup::{forget, params, prepare, put_back};
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
@@ -171,8 +171,7 @@ impl StepKind for Restore {
             }
             return Ok(out);
         }
-        let (source, target) = (self.source(cx).await?, cx.reader(&self.to).await?);
-        pin_text_format(&target).await?;
+        let (source, target) = (self.source(cx).await?, cx.operator_reader(&self.to).await?);
         match self.resolve(cx, &source, &target).await {
             Ok(resolved) => self.look(&source, &target, &resolved, &mut out).await?,
             Err(e) if e.class() == Class::Data => {
@@ -238,8 +237,7 @@ impl StepKind for Restore {
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
-        let (source, target) = (self.source(cx).await?, cx.reader(&self.to).await?);
-        pin_text_format(&target).await?;
+        let (source, target) = (self.source(cx).await?, cx.operator_reader(&self.to).await?);
         let resolved = self.resolve(cx, &source, &target).await?;
         let (mut last, mut absent) = (None, 0);
         loop {
@@ -287,14 +285,11 @@ impl Restore {
             Source::Database(name) => name,
             Source::Archive { .. } => &self.to,
         };
-        let session = cx.reader(name).await?;
-        pin_text_format(&session).await?;
-        Ok(session)
+        cx.operator_reader(name).await
     }
 
     async fn writer(&self, cx: &Context) -> Result<Session> {
-        let session = cx.writer(&self.to).await?;
-        pin_text_format(&session).await?;
+        let session = cx.operator_writer(&self.to).await?;
         session.set("idle_in_transaction_session_timeout", "30s").await?;
         Ok(session)
     }

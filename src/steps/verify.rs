@@ -156,7 +156,7 @@ impl StepKind for Verify {
         }
         sides.extend(self.after.iter().map(|name| (name, false)));
         for (database, before) in sides {
-            let session = cx.reader(database).await?;
+            let session = cx.operator_reader(database).await?;
             for invariant in &self.invariants {
                 let wrapped = if before { invariant.before_sql() } else { invariant.after_sql() };
                 let Some(wrapped) = wrapped else { continue };

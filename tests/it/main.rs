@@ -43,6 +43,7 @@ mod replicate_large_objects;
 mod replicate_resume;
 mod restore;
 mod secrets;
+mod sessions;
 mod support;
 mod sync;
 mod verify;

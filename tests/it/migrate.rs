@@ -4,6 +4,7 @@ use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
 use handover::event::{Emitter, RunId, StepId};
+use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, connect::Target};
 use handover::steps::migrate::Migrate;
 use handover::steps::{Context, Ledger, StepKind};
@@ -342,6 +343,7 @@ fn looking(world: &World) -> Context {
     let target = Target {
         url: Secret::new(world.blue.reader_url()),
         reader: Some(Secret::new(world.blue.reader_url())),
+        search_path: SearchPath::default(),
     };
     Context {
         run: RunId::new(),

@@ -128,7 +128,7 @@ fn a_file_that_is_not_there_or_not_text_is_named() {
 }
 
 fn targets(urls: &[(&str, String)]) -> Databases {
-    let target = |url: &String| Target { url: Secret::new(url.as_str()), reader: None };
+    let target = |url: &String| Target::new(Secret::new(url.as_str()));
     Databases::new(
         urls.iter().map(|(name, url)| ((*name).to_owned(), target(url))).collect::<BTreeMap<_, _>>(),
     )

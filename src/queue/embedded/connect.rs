@@ -2,6 +2,7 @@
 
 use crate::error::{Class, Error, Result};
 use crate::postgres::address::{Address, Wire};
+use crate::postgres::profile::{self, Profile};
 use crate::queue::{Options, QueueUrl};
 use crate::value::Secret;
 use std::error::Error as _;
@@ -30,7 +31,13 @@ impl Target {
         let place = format!("{}/{}", url.authority(), url.name());
         let mut address = Address::parse(&Secret::new(url.secret()))
             .map_err(|e| e.context(format!("the queue at {place}")))?;
-        address.config.connect_timeout(options.connect_timeout).application_name(&options.name);
+        let settings =
+            Profile::Catalog.options(address.config.get_options().unwrap_or_default(), false, None);
+        address
+            .config
+            .options(settings)
+            .connect_timeout(options.connect_timeout)
+            .application_name(&options.name);
         Ok(Self { address, place, options })
     }
 
@@ -57,16 +64,12 @@ impl Target {
             Ok(Ok((client, wire))) => drive(client, wire),
             Ok(Err(refused)) => return Err(refused.into_error(|e| self.error(e, "connect"))),
         };
-        // A confirmed message must survive a crash of the server, whatever the database's default is; a stronger
-        // setting such as remote_apply is left alone. A client that vanished must give up its partition soon.
+        profile::begin(&session.client).await.map_err(|e| self.error(&e, "set the session up"))?;
+        // A client that vanished must give up its partition soon.
         let timeout = self.options.operation_timeout.as_millis();
         let setup = format!(
-            "select set_config('synchronous_commit', 'on', false)
-               where current_setting('synchronous_commit') in ('off', 'local');
-             set statement_timeout = {timeout};
-             set lock_timeout = 0;
+            "set statement_timeout = {timeout};
              set idle_in_transaction_session_timeout = '60s';
-             set search_path = pg_catalog;
              set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3;"
         );
         session.client.batch_execute(&setup).await.map_err(|e| self.error(&e, "set the session up"))?;

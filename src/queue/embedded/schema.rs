@@ -2,6 +2,7 @@
 
 use super::connect::Target;
 use crate::error::{Class, Error, Result};
+use crate::postgres::install;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,6 +41,12 @@ pub async fn install(target: &Target) -> Result<()> {
             .hint("see who holds the advisory lock in pg_locks"));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let owner = install::owner_of(&session.client, install::QUEUE_SCHEMA, None).await;
+    if let Some(owner) = owner.map_err(|e| target.error(&e, "look at schema handover_queue"))? {
+        owner
+            .assert_ours(install::QUEUE_SCHEMA)
+            .map_err(|e| e.context(format!("the queue at {}", target.place())))?;
     }
     session
         .client

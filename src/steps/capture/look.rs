@@ -159,6 +159,7 @@ pub(super) fn obstacles(
 /// Says what the step would do.
 pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Description> {
     let session = cx.reader(&capture.from).await?;
+    let asking = cx.operator_reader(&capture.from).await?;
     let mut out = Description::default();
     let role =
         cx.databases.url(&capture.from).ok().and_then(|url| {
@@ -174,7 +175,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
             let when = condition.map_or(String::new(), |c| format!(" when {c}"));
             out.action(format!("create a trigger after {operation} on {name} for each row{when}"));
             if let Some(condition) = condition
-                && let Err(error) = session.prepare(&as_select(name, operation, condition)).await
+                && let Err(error) = asking.prepare(&as_select(name, operation, condition)).await
             {
                 out.blocker(format!("the condition for {operation} on {name}: {}", error.message()));
             }

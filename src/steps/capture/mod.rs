@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::outbox::catalog::{Form, TableFacts, inspect};
 use crate::outbox::trigger::{FIND, Operation, Spec, function_pattern};
 use crate::outbox::{Stream, books};
+use crate::postgres::profile::SearchPath;
 use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::{Problems, Segment};
 use crate::queue::{self, Queue};
@@ -185,6 +186,7 @@ impl StepKind for Capture {
         tx.commit().await?;
         connect_queue(cx).await?.declare(&stream.name, stream.partitions).await?;
         session.set("lock_timeout", &format!("{}ms", self.lock_timeout.0.as_millis())).await?;
+        let path = cx.databases.search_path(&self.from)?;
         for (index, (name, table)) in self.tables.iter().enumerate() {
             cx.proceed()?;
             let facts = inspect(&session, name).await?;
@@ -193,7 +195,7 @@ impl StepKind for Capture {
             let spec = self.spec(&stream, index, name, table, &key, &forms);
             let begun = Instant::now();
             let mut rest = std::time::Duration::from_millis(200);
-            while let Err(error) = install(&mut session, &spec).await {
+            while let Err(error) = install(&mut session, &spec, path).await {
                 if error.class() != Class::Contention || begun.elapsed() > PATIENCE {
                     let holders = look::holders(&session, name).await.unwrap_or_default();
                     let place = format!("creating triggers on {name}");
@@ -356,7 +358,7 @@ impl Capture {
 }
 
 /// Makes a table's function and triggers in one transaction, unless they are there.
-async fn install(session: &mut Session, spec: &Spec<'_>) -> Result<()> {
+async fn install(session: &mut Session, spec: &Spec<'_>, path: &SearchPath) -> Result<()> {
     let there = session.query(FIND, &[&function_pattern(spec.capture)]).await?;
     let ours = |row: &tokio_postgres::Row| {
         (row.get::<_, &str>(0), row.get::<_, &str>(1))
@@ -368,6 +370,8 @@ async fn install(session: &mut Session, spec: &Spec<'_>) -> Result<()> {
     }
     let tx = session.transaction().await?;
     tx.execute(&spec.function_sql(), &[]).await?;
+    // `when` is the plan's own: its names are looked up here, once.
+    tx.execute("select set_config('search_path', $1, true)", &[&path.sql()]).await?;
     for sql in spec.trigger_sql() {
         tx.execute(&sql, &[]).await?;
     }

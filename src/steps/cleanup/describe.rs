@@ -78,8 +78,7 @@ pub(super) fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Proble
 }
 
 pub(super) async fn describe(step: &Cleanup, cx: &Context) -> Result<Description> {
-    let session = cx.reader(&step.on).await?;
-    super::pin_text_format(&session).await?;
+    let session = cx.operator_reader(&step.on).await?;
     let mut out = Description::default();
     if let Err(e) = fill(step, cx, &session, &mut out).await {
         // What the catalog or the SQL rules out is the finding; a lost connection is not.
@@ -102,6 +101,11 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
     }
     let table = Table::load(Catalog::Session(session), &step.table, step.key.as_deref()).await?;
     step.validate(session, &table).await?;
+    if table.row_security {
+        // Counting them would be refused.
+        out.blocker(format!("row security hides rows of {} from this role", table.name));
+        return Ok(());
+    }
     let moved = step.maybe_moved(session).await?;
     let work = step.work(session, &table, moved.as_ref())?;
     let key: Vec<&str> = table.key.iter().map(|c| c.name.as_str()).collect();
@@ -138,9 +142,6 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
         key.join(", ")
     ));
     out.action(format!("the rows: select * {}", base.replace('\n', " ")));
-    if table.row_security {
-        out.blocker(format!("row security hides rows of {} from this role", table.name));
-    }
     for trigger in &table.triggers {
         out.warning(format!("this trigger fires for each row, also on undo: {trigger}"));
     }

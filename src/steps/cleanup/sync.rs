@@ -10,6 +10,7 @@ use super::{MoveTo, batch};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
+use crate::postgres::profile::ROUTINE_FORMAT;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use serde_json::json;
@@ -217,7 +218,8 @@ impl Move {
             }
             tx.save_checkpoint(cx.run, step, "begun", &true).await?;
         }
-        tx.batch(&self.triggers(cx, step)).await?;
+        let path = cx.databases.search_path(tx.database())?.sql_of_routine();
+        tx.batch(&self.triggers(cx, step, &path)).await?;
         tx.save_checkpoint(cx.run, step, "sync", &json!({ "triggers": name(cx, step) })).await?;
         tx.commit().await?;
         failpoint::at(failpoint::CLEANUP_SYNCED)?;
@@ -369,21 +371,25 @@ impl Move {
         Ok(row.get::<_, i64>(0) == if two { 2 } else { 1 })
     }
 
-    fn triggers(&self, cx: &Context, step: &StepId) -> String {
+    /// The functions run in the sessions of whoever writes: their `path` has the plan's schemas between the server's
+    /// own and the writer's temporary one.
+    fn triggers(&self, cx: &Context, step: &StepId, path: &str) -> String {
         let name = name(cx, step);
+        let settings = format!("set search_path = {path} {ROUTINE_FORMAT}");
         match &self.shape {
-            Shape::Columns(set) => self.same_table(cx, &name, set),
+            Shape::Columns(set) => self.same_table(cx, &name, &settings, set),
             Shape::Table { target, key, columns } => {
-                let mut sql = self.forth(cx, &name, target, key);
+                let mut sql = self.forth(cx, &name, &settings, target, key);
                 if !self.back.is_empty() {
-                    sql.push_str(&self.back(cx, &format!("{name}_back"), &name, target, key, columns));
+                    let names = (format!("{name}_back"), name);
+                    sql.push_str(&self.back(cx, (&names.0, &names.1), &settings, target, key, columns));
                 }
                 sql
             }
         }
     }
 
-    fn same_table(&self, cx: &Context, name: &str, set: &[(Column, String)]) -> String {
+    fn same_table(&self, cx: &Context, name: &str, settings: &str, set: &[(Column, String)]) -> String {
         let row = |which: &str| format!("from (select {which}.*) as {}", quote_ident(&self.source.name.name));
         let assign: Vec<String> = set
             .iter()
@@ -393,8 +399,9 @@ impl Move {
         let forth = select(set);
         let mut body = String::new();
         if !self.back.is_empty() {
-            let targets =
-                |which: &str| format!("row({})::text", idents(set, &format!("{which}.")).join(", "));
+            let targets = |which: &str| {
+                format!("row({})::pg_catalog.text", idents(set, &format!("{which}.")).join(", "))
+            };
             let given: Vec<String> = idents(set, "new.").iter().map(|c| format!("{c} is not null")).collect();
             let derive: Vec<String> = self
                 .back
@@ -405,11 +412,11 @@ impl Move {
             // Old code never names the new columns, so a value in an insert, or a change while what they are
             // derived from stays, is the word of new code.
             body = format!(
-                "if current_setting('handover.batch', true) is distinct from 'on' then
+                "if pg_catalog.current_setting('handover.batch', true) is distinct from 'on' then
                    if tg_op = 'UPDATE' then
                      select {forth} into handover_was {old};
                      select {forth} into handover_f {new};
-                     handover_back := handover_was::text is not distinct from handover_f::text
+                     handover_back := handover_was::pg_catalog.text is not distinct from handover_f::pg_catalog.text
                        and {new_values} is distinct from {old_values};
                    else
                      handover_back := {given};
@@ -430,7 +437,7 @@ impl Move {
             );
         }
         format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql set search_path from current as $handover_body$
+            "create or replace function handover.{name}() returns trigger language plpgsql {settings} as $handover_body$
              #variable_conflict use_column
              declare handover_f record; handover_was record; handover_back boolean;
              begin
@@ -452,18 +459,25 @@ impl Move {
     }
 
     /// Old table to new. SECURITY DEFINER: the old code's role need not know the new table.
-    fn forth(&self, cx: &Context, name: &str, target: &Table, key: &[(Column, String)]) -> String {
+    fn forth(
+        &self,
+        cx: &Context,
+        name: &str,
+        settings: &str,
+        target: &Table,
+        key: &[(Column, String)],
+    ) -> String {
         let row = |which: &str| format!("(select {which}.*) as {}", quote_ident(&self.source.name.name));
         let keys: Vec<String> = key.iter().map(|(_, e)| format!("({e}\n)")).collect();
         let old_key = format!("select {} from {}", keys.join(", "), row("old"));
         let new_key = format!("select {} from {} where ({}\n)", keys.join(", "), row("new"), self.condition);
         let list = idents(key, "handover_t.").join(", ");
         format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql security definer set search_path from current as $handover_body$
+            "create or replace function handover.{name}() returns trigger language plpgsql security definer {settings} as $handover_body$
              #variable_conflict use_column
              begin
-               if current_setting('handover.sync', true) = {marker} then return null; end if;
-               perform set_config('handover.sync', {marker}, true);
+               if pg_catalog.current_setting('handover.sync', true) = {marker} then return null; end if;
+               perform pg_catalog.set_config('handover.sync', {marker}, true);
                if tg_op = 'DELETE' then
                  delete from {target} as handover_t where ({list}) in ({old_key});
                elsif tg_op = 'UPDATE' then
@@ -472,7 +486,7 @@ impl Move {
                if tg_op <> 'DELETE' then
                  {upsert};
                end if;
-               perform set_config('handover.sync', '', true);
+               perform pg_catalog.set_config('handover.sync', '', true);
                return null;
              end $handover_body$;
              comment on function handover.{name}() is {comment};
@@ -491,8 +505,8 @@ impl Move {
     fn back(
         &self,
         cx: &Context,
-        name: &str,
-        marker: &str,
+        (name, marker): (&str, &str),
+        settings: &str,
         target: &Table,
         key: &[(Column, String)],
         columns: &[(Column, String)],
@@ -514,24 +528,26 @@ impl Move {
                 format!("handover_f.f{i}")
             });
         let empty: Vec<String> = self.back.iter().map(|(c, _)| format!("{} = null", c.ident())).collect();
-        let values = |which: &str| format!("row({})::text", idents(columns, &format!("{which}.")).join(", "));
+        let values = |which: &str| {
+            format!("row({})::pg_catalog.text", idents(columns, &format!("{which}.")).join(", "))
+        };
         format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql security definer set search_path from current as $handover_body$
+            "create or replace function handover.{name}() returns trigger language plpgsql security definer {settings} as $handover_body$
              #variable_conflict use_column
              declare handover_f record;
              begin
-               if current_setting('handover.sync', true) = {marker} or current_setting('handover.batch', true) = 'on' then
+               if pg_catalog.current_setting('handover.sync', true) = {marker} or pg_catalog.current_setting('handover.batch', true) = 'on' then
                  return null;
                end if;
                if tg_op = 'UPDATE' and {new_values} is not distinct from {old_values} then return null; end if;
-               perform set_config('handover.sync', {marker}, true);
+               perform pg_catalog.set_config('handover.sync', {marker}, true);
                if tg_op = 'DELETE' then
                  update {source} set {empty} where {old_matches};
                else
                  select {back} into handover_f from (select new.*) as {target_name};
                  update {source} set {set} where {new_matches} and ({differs});
                end if;
-               perform set_config('handover.sync', '', true);
+               perform pg_catalog.set_config('handover.sync', '', true);
                return null;
              end $handover_body$;
              comment on function handover.{name}() is {comment};

@@ -106,24 +106,6 @@ pub(in crate::steps) struct Table {
     pub row_security: bool,
 }
 
-/// Settings under which values are written as text and read back: the ones pg_dump pins, for the same reason.
-pub(in crate::steps) async fn pin_text_format(session: &Session) -> Result<()> {
-    for (name, value) in [
-        // The order of day and month stays as the operator's SQL expects it; only the output is pinned.
-        ("datestyle", "ISO"),
-        // Rows that a policy hides are an error, and not rows that are missing.
-        ("row_security", "off"),
-        ("intervalstyle", "postgres"),
-        ("extra_float_digits", "3"),
-        ("bytea_output", "hex"),
-        ("lc_monetary", "C"),
-        ("xmloption", "content"),
-    ] {
-        session.set(name, value).await?;
-    }
-    Ok(())
-}
-
 impl Table {
     /// Reads the catalog. `key`: the columns the plan names, checked to be unique and not null; none picks the
     /// primary key, or else the narrowest unique index over not-null columns.

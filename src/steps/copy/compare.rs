@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 impl Copy {
     /// Green's catalog against what blue's was.
     pub(super) async fn compare_catalogs(&self, green: &Session, state: &State) -> Result<()> {
-        // Types are named as the source's sessions name them.
-        green.set("search_path", "").await?;
         let there = source::inventory(green, &self.selection()).await?;
         let describe = |f: &state::Fact| {
             let name = TableName::new(&f.schema, if f.relation.is_empty() { "*" } else { &f.relation });

@@ -35,10 +35,7 @@ pub async fn record(tx: &Tx<'_>, cx: &Context, before: &[(u32, u32)], unit: &str
 /// # Errors
 /// What the server says; a schema of ours in which others have made something.
 pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u64> {
-    session.set("statement_timeout", "0").await?;
     session.set("lock_timeout", "30s").await?;
-    // Names in full, whatever the search path.
-    session.set("search_path", "").await?;
     let state = state::load(session, cx.run, &cx.step).await?;
     let begun = state.is_some();
     let before: BTreeSet<(u32, u32)> =

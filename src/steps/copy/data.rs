@@ -1,7 +1,6 @@
 //! The rows: COPY from the one snapshot into one transaction per chunk.
 
 use super::cut;
-use super::source::text_settings;
 use super::state;
 use super::state::{Chunk, Loaded, Table};
 use crate::error::Result;
@@ -56,15 +55,8 @@ fn share(table: &Table) -> u64 {
 /// # Errors
 /// What the server says.
 pub async fn prepare_writer(writer: &Session) -> Result<()> {
-    text_settings(writer).await?;
     // A chunk's checkpoint commits with its rows, so a crash of the server loses both or none.
-    for (name, value) in [
-        ("statement_timeout", "0"),
-        ("synchronous_commit", "off"),
-        ("row_security", "off"),
-        ("jit", "off"),
-        ("search_path", ""),
-    ] {
+    for (name, value) in [("synchronous_commit", "off"), ("jit", "off")] {
         writer.set(name, value).await?;
     }
     Ok(())

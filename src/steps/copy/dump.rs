@@ -79,14 +79,14 @@ impl Program {
         })
     }
 
-    /// The schema in `snapshot` (or as it is now), without the rows.
+    /// The schema in `snapshot` (or as it is now) of a server of version `major`, without the rows.
     ///
     /// # Errors
     /// What pg_dump says.
     pub async fn dump(
         &self,
         url: &Secret,
-        database: &str,
+        (database, major): (&str, u32),
         snapshot: Option<&str>,
         options: &[String],
     ) -> Result<Dump> {
@@ -102,7 +102,7 @@ impl Program {
             .stdin(Stdio::null())
             .env("LC_ALL", "C")
             .kill_on_drop(true);
-        programs::connect_through_environment(&mut command, url, database, "handover/pg_dump")?;
+        programs::connect_through_environment(&mut command, url, database, "handover/pg_dump", major)?;
         let output = command
             .output()
             .await

@@ -65,23 +65,12 @@ impl Holder {
         tables: impl Iterator<Item = &TableName>,
     ) -> Result<Locked> {
         let session = databases.read_only(database).await?;
-        let major = super::source::major(&session).await?;
-        let mut settings = vec![
-            ("application_name", application_name(run, step)),
-            ("statement_timeout", "0".into()),
-            ("idle_in_transaction_session_timeout", "0".into()),
-            ("lock_timeout", LOCK_TIMEOUT.into()),
-            ("row_security", "off".into()),
-        ];
-        if major >= 14 {
-            settings.push(("client_connection_check_interval", "0".into()));
+        // A broken connection is found by what it is told next; the holder is to outlive ours.
+        if super::source::major(&session).await? >= 14 {
+            session.set("client_connection_check_interval", "0").await?;
         }
-        if major >= 17 {
-            settings.push(("transaction_timeout", "0".into()));
-        }
-        for (name, value) in settings {
-            session.set(name, &value).await?;
-        }
+        session.set("application_name", &application_name(run, step)).await?;
+        session.set("lock_timeout", LOCK_TIMEOUT).await?;
         session.query("begin isolation level repeatable read, read only", &[]).await?;
         for tables in tables.collect::<Vec<_>>().chunks(200) {
             let list: Vec<String> = tables.iter().map(|t| t.sql()).collect();

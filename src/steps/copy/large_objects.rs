@@ -174,9 +174,7 @@ async fn work(shared: Arc<Shared>) -> Result<()> {
     let databases = cx.databases.labelled(cx.step.as_str());
     let reader = Source::reader(&databases, &shared.copy.from, &shared.exported).await?;
     let mut writer = cx.writer(&shared.copy.to).await?;
-    for (name, value) in [("statement_timeout", "0"), ("synchronous_commit", "off")] {
-        writer.set(name, value).await?;
-    }
+    writer.set("synchronous_commit", "off").await?;
     loop {
         let next = lock(&shared.queue).pop_front();
         let Some(unit) = next else { return Ok(()) };

@@ -3,7 +3,6 @@
 //! Only reads, and only for a moment: a dry run may neither write nor be in anybody's way. So a load into the target is
 //! not among what is measured; its processor is, by a query that needs no table.
 
-use super::source;
 use super::state::Table;
 use crate::error::Result;
 use crate::postgres::{Session, TableName, quote_ident};
@@ -83,8 +82,6 @@ pub async fn measure(
     }
     // Its own sort must not spill where the index build, with more memory, would not.
     blue.set("work_mem", "64MB").await?;
-    blue.set("row_security", "off").await?;
-    source::text_settings(blue).await?;
     let mut out = Measured { together: together(blue, green).await?, ..Measured::default() };
     let latency = latency(blue).await?;
     let begun = Instant::now();

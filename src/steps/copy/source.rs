@@ -63,7 +63,7 @@ impl Source {
         let databases = cx.databases.labelled(cx.step.as_str());
         // A process that died before it wrote down what it holds may have left a holder.
         super::holder::release(&databases, &copy.from, cx.run, &cx.step).await?;
-        let looker = reader(&databases, &copy.from).await?;
+        let looker = databases.read_only(&copy.from).await?;
         let wanted = lockable(&looker, &copy.selection()).await?;
         let operations = operations(&looker).await?;
         let writes = operations.iter().map(|(table, n)| (table.clone(), n.iter().sum())).collect();
@@ -124,7 +124,7 @@ impl Source {
     /// # Errors
     /// No connection, or the snapshot is gone.
     pub async fn reader(databases: &Databases, database: &str, exported: &str) -> Result<Session> {
-        let session = reader(databases, database).await?;
+        let session = databases.read_only(database).await?;
         session.query("begin isolation level repeatable read, read only", &[]).await?;
         let sql = format!("set transaction snapshot {}", quote_literal(exported));
         session.query(&sql, &[]).await?;
@@ -223,39 +223,6 @@ impl Source {
         }
         Ok(out)
     }
-}
-
-/// A read-only session on blue in which nothing is hidden, nothing times out, and text is unambiguous.
-async fn reader(databases: &Databases, database: &str) -> Result<Session> {
-    let session = databases.read_only(database).await?;
-    // With row_security off, a policy that would hide rows is an error instead.
-    for (name, value) in [
-        ("row_security", "off"),
-        ("statement_timeout", "0"),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("synchronize_seqscans", "off"),
-        // Names of objects in values are written in full, for a target that reads them the same way.
-        ("search_path", ""),
-    ] {
-        session.set(name, value).await?;
-    }
-    text_settings(&session).await?;
-    Ok(session)
-}
-
-/// Settings that decide how values look as text; the same on both sides.
-pub async fn text_settings(session: &Session) -> Result<()> {
-    for (name, value) in [
-        ("datestyle", "ISO, YMD"),
-        ("intervalstyle", "postgres"),
-        ("timezone", "UTC"),
-        ("extra_float_digits", "1"),
-        ("bytea_output", "hex"),
-        ("lc_monetary", "C"),
-    ] {
-        session.set(name, value).await?;
-    }
-    Ok(())
 }
 
 /// How often rows of each table were written so far, as far as the server's statistics have heard of it.

@@ -86,7 +86,7 @@ impl StepKind for Lever {
         }
         self.describe_needs(&cx.base, &mut out);
         if let Some(lever) = &self.sql {
-            let session = cx.reader(&lever.on).await?;
+            let session = cx.operator_reader(&lever.on).await?;
             lever.limit(&session).await?;
             if let Some(query) = &lever.read {
                 let row = session.query_opt(&sql::as_text(query)?, &[]).await?;

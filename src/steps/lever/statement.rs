@@ -20,7 +20,7 @@ const LOWERED: &str = "lowered";
 impl SqlLever {
     /// Raises it. `owner` is the lever's own step, which may not be the one that acts.
     pub(super) async fn apply(&self, cx: &Context, owner: &StepId) -> Result<()> {
-        let mut session = cx.writer(&self.on).await?;
+        let mut session = cx.operator_writer(&self.on).await?;
         self.limit(&session).await?;
         let statement = sql::single(&self.apply)?;
         if !self.in_transaction() {
@@ -52,7 +52,7 @@ impl SqlLever {
 
     /// Restores it.
     pub(super) async fn restore(&self, cx: &Context, hold: &Hold, owner: &StepId) -> Result<()> {
-        let mut session = cx.writer(&self.on).await?;
+        let mut session = cx.operator_writer(&self.on).await?;
         self.limit(&session).await?;
         let statement = |previous: Option<&str>| {
             sql::single(&self.revert).map(|revert| sql::with_previous(revert, previous))

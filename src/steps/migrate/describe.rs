@@ -4,7 +4,7 @@ use super::folder::{Loaded, Migration};
 use super::lint::{created_table, heavy};
 use super::settle::{Settled, few, files};
 use super::vendor::Tool;
-use super::{History, Migrate, history, quoted_path};
+use super::{History, Migrate, history};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::steps::{Context, Description};
@@ -12,11 +12,9 @@ use std::collections::BTreeSet;
 
 /// Describes the step through a read-only session, with queries of ours only.
 pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Result<Description> {
-    let session = cx.reader(&step.on).await?;
+    let session = cx.operator_reader(&step.on).await?;
+    session.set("search_path", &step.path(cx)?.sql()).await?;
     let mut out = Description::default();
-    if let Some(path) = &step.search_path {
-        session.set("search_path", &quoted_path(path)).await?;
-    }
     let table = history::table_name(&cx.plan, cx.step.as_str());
     let read = Settled::read(&session, None, step, &cx.base, &table, loaded.migrations.clone()).await;
     let settled = match read {
@@ -59,7 +57,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     if let Some(role) = &step.role {
         check_role(&session, role, &mut out).await?;
     }
-    warn_of_locks(&session, step, pending.iter().copied(), &mut out).await?;
+    warn_of_locks(&session, pending.iter().copied(), &mut out).await?;
     let statements: usize = pending.iter().map(|m| m.up.statements().count()).sum();
     out.estimate = Some(format!(
         "{statements} statements in {} files; how long each takes depends on the data",
@@ -145,7 +143,6 @@ async fn check_role(session: &Session, role: &str, out: &mut Description) -> Res
 
 async fn warn_of_locks(
     session: &Session,
-    step: &Migrate,
     files: impl Iterator<Item = &Migration>,
     out: &mut Description,
 ) -> Result<()> {
@@ -157,13 +154,11 @@ async fn warn_of_locks(
                 if created.contains(&lint.relation) {
                     continue;
                 }
-                let name = step.qualify(&lint.relation);
                 let found = session
                     .query_opt(
                         "select pg_size_pretty(pg_table_size(c.oid)), c.reltuples::float8, pg_table_size(c.oid)
-                         from pg_class c where c.oid = any (array(select to_regclass(n) from unnest($1::text[]) n))
-                         limit 1",
-                        &[&name],
+                         from pg_class c where c.oid = to_regclass($1)",
+                        &[&lint.relation],
                     )
                     .await?;
                 let Some(found) = found else { continue };

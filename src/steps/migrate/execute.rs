@@ -87,7 +87,8 @@ impl<'a> Worker<'a> {
     /// # Errors
     /// Lease lost, or no connection.
     pub async fn open(cx: &'a Context, step: &'a Migrate) -> Result<Self> {
-        let session = cx.writer(&step.on).await?;
+        let session = cx.operator_writer(&step.on).await?;
+        session.set("search_path", &step.path(cx)?.sql()).await?;
         let pid = session.backend_pid().await?;
         let table = super::history::table_name(&cx.plan, cx.step.as_str());
         let (queue, recording) = (VecDeque::new(), Vec::new());
@@ -111,16 +112,16 @@ impl<'a> Worker<'a> {
         let millis = |d: Option<crate::value::Duration>| d.map_or(0, |d| d.0.as_millis()).to_string();
         self.session.set("lock_timeout", &millis(Some(self.step.lock_timeout))).await?;
         self.session.set("statement_timeout", &millis(self.step.statement_timeout)).await?;
-        if let Some(path) = &self.step.search_path {
-            self.session.set("search_path", &super::quoted_path(path)).await?;
-        }
+        // The files are written for the tool of their vendor, which leaves policies on.
+        self.session.set("row_security", "on").await?;
+        self.session.set("search_path", &self.step.path(self.cx)?.sql()).await?;
         Ok(())
     }
 
     /// A new session, after a file that changed settings of its own.
     pub(super) async fn renew(&mut self, after: &Script) -> Result<()> {
         if after.changes_session() {
-            self.session = self.cx.writer(&self.step.on).await?;
+            self.session = self.cx.operator_writer(&self.step.on).await?;
             self.pid = self.session.backend_pid().await?;
         }
         Ok(())

@@ -307,18 +307,15 @@ fn unknown_tool(folder: &str, candidates: &[Tool]) -> Error {
 
 /// Looks for a tool's table on the search path.
 async fn look(session: &Session, step: &Migrate, tool: Tool) -> Result<Option<Vendor>> {
-    let names = step.qualify(step.history_table.as_deref().unwrap_or(tool.table()));
+    let name = step.history_table.as_deref().unwrap_or(tool.table());
     let row = session
         .query_opt(
             "select n.nspname::text, c.relname::text,
                     array(select attname::text || ' ' || format_type(atttypid, null) from pg_attribute
                           where attrelid = c.oid and attnum > 0 and not attisdropped)
-             from unnest($1::text[]) with ordinality u (name, at)
-             join pg_class c on c.oid = to_regclass(u.name)
-             join pg_namespace n on n.oid = c.relnamespace
-             where c.relkind in ('r', 'p') and n.nspname <> 'handover'
-             order by u.at limit 1",
-            &[&names],
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where c.oid = to_regclass($1) and c.relkind in ('r', 'p') and n.nspname <> 'handover'",
+            &[&name],
         )
         .await?;
     let Some(row) = row else { return Ok(None) };
@@ -337,7 +334,7 @@ async fn missing(session: &Session, step: &Migrate, tool: Tool) -> Result<Vendor
     let (schema, name) = match wanted.split_once('.') {
         Some((schema, name)) => (schema.to_owned(), name),
         None => {
-            let first = step.search_path.as_ref().and_then(|path| path.first().cloned());
+            let first = step.search_path.as_ref().and_then(|path| path.0.first().cloned());
             let current = session.query_one("select coalesce(current_schema()::text, 'public')", &[]).await?;
             let current: String = current.get(0);
             // Ours is never the application's.

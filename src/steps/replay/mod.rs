@@ -269,7 +269,7 @@ impl StepKind for Replay {
         let (id, capture) = self.source(cx)?;
         let mode = self.mode(earlier(cx));
         let blue = cx.reader(&capture.from).await?;
-        let green = cx.reader(&self.to).await?;
+        let green = cx.operator_reader(&self.to).await?;
         for (name, mapping) in &self.events {
             let facts = inspect(&blue, name).await?;
             for (place, text, already) in mapping.texts() {

@@ -147,9 +147,7 @@ impl<'a> Pool<'a> {
     async fn consume(&self, partition: u32, queue: &Arc<dyn Queue>) -> Result<()> {
         let part = self.part(partition)?;
         let number = i32::try_from(partition).unwrap_or(i32::MAX);
-        let mut green = self.cx.writer(&self.replay.to).await?;
-        // The outbox is trimmed on the strength of these commits.
-        green.set("synchronous_commit", "on").await?;
+        let mut green = self.cx.operator_writer(&self.replay.to).await?;
         let mut applier = Applier {
             stream: &self.stream,
             copied: &self.copied,

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::postgres::address::Address;
 use crate::postgres::catalog::{application, is_ours};
 use crate::postgres::connect::open_as;
+use crate::postgres::profile::Profile;
 use crate::postgres::{Databases, Session, TableName, programs};
 use crate::problem::few;
 use crate::steps::Description;
@@ -145,7 +146,9 @@ async fn publisher(
 /// Whether `connection:` leads to the database that is copied. It may be an address that only the subscriber can
 /// use: then this machine cannot tell.
 async fn elsewhere(replicate: &Replicate, url: &Secret, blue: &Session, out: &mut Description) -> Result<()> {
-    let Ok(client) = open_as(url, &replicate.from, "handover/look", true).await else { return Ok(()) };
+    let Ok(client) = open_as(url, &replicate.from, "handover/look", &Profile::Catalog, true).await else {
+        return Ok(());
+    };
     let sql = "select system_identifier, current_database()::text from pg_control_system()";
     let Ok(there) = client.query_one(sql, &[]).await else { return Ok(()) };
     let here = blue.query_one(sql, &[]).await?;

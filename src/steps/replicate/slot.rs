@@ -87,17 +87,8 @@ async fn ask(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, application)?;
-    // Waiting is what it is for.
-    let mut settings =
-        String::from("-c lock_timeout=0 -c statement_timeout=0 -c idle_in_transaction_session_timeout=0");
-    if major >= 14 {
-        settings.push_str(" -c idle_session_timeout=0");
-    }
-    if major >= 17 {
-        settings.push_str(" -c transaction_timeout=0");
-    }
-    command.env("PGOPTIONS", settings);
+    // Its settings let it wait: that is what it is for.
+    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, application, major)?;
     let broken = |e: std::io::Error| Error::external(format!("cannot run {} ({e})", program.path.display()));
     let mut child = command.spawn().map_err(broken)?;
     let (Some(mut input), Some(output), Some(mut errors)) =

@@ -201,14 +201,15 @@ impl Verify {
             found.differences.dedup();
             failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
+        if self.invariants.is_empty() {
+            return Ok((found, agreed));
+        }
+        let (asking, answering) = tokio::try_join!(before.join_for_operator(), after.join_for_operator())?;
         for invariant in &self.invariants {
             cx.proceed()?;
             let (Some(one), Some(two)) = (invariant.before_sql(), invariant.after_sql()) else { continue };
             let result = async {
-                let (one, two) = tokio::try_join!(
-                    rows::fetch(before.session(), &one),
-                    rows::fetch(after.session(), &two)
-                )?;
+                let (one, two) = tokio::try_join!(rows::fetch(&asking, &one), rows::fetch(&answering, &two))?;
                 rows::compare(one, two, invariant.matching(), invariant.tolerance).await
             }
             .await
@@ -278,13 +279,17 @@ impl Verify {
             found.compared += compared;
             failpoint::at(failpoint::VERIFY_COMPARED)?;
         }
+        if self.invariants.is_empty() {
+            return Ok(found);
+        }
+        let answering = after.join_for_operator().await?;
         for invariant in &self.invariants {
             cx.proceed()?;
             let Some(now) = invariant.after_sql() else { continue };
             let kept_sql = recorded_sql(cx, &recorded.from_step, &invariant.name);
             let result = async {
                 let (one, two) =
-                    tokio::try_join!(rows::recorded(&kept, &kept_sql), rows::fetch(after.session(), &now))?;
+                    tokio::try_join!(rows::recorded(&kept, &kept_sql), rows::fetch(&answering, &now))?;
                 rows::compare(one, two, invariant.matching(), invariant.tolerance).await
             }
             .await
@@ -326,11 +331,12 @@ impl Verify {
             }
             baseline.counts = Some(counts);
         }
+        let asking = side.join_for_operator().await?;
         for invariant in &self.invariants {
             cx.proceed()?;
             let Some(wrapped) = invariant.before_sql() else { continue };
             let rows = async {
-                let mut pieces = rows::fetch(side.session(), &wrapped).await?.try_chunks(PIECE);
+                let mut pieces = rows::fetch(&asking, &wrapped).await?.try_chunks(PIECE);
                 let (mut n, mut total) = (0_u32, 0_u64);
                 while let Some(piece) = pieces.try_next().await.map_err(|e| e.1)? {
                     total += piece.len() as u64;

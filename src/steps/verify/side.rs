@@ -76,6 +76,19 @@ impl Side {
         Ok(session)
     }
 
+    /// Another session with the same snapshot, for the plan's own queries. Both sides write times alike.
+    ///
+    /// # Errors
+    /// No connection, or what the server says.
+    pub async fn join_for_operator(&self) -> Result<Session> {
+        let session = prepare(&self.databases.for_operator(), &self.database, self.timeout).await?;
+        for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, YMD")] {
+            session.set(name, value).await?;
+        }
+        self.import(&session).await?;
+        Ok(session)
+    }
+
     async fn import(&self, session: &Session) -> Result<()> {
         session.query(BEGIN, &[]).await?;
         session.query(&format!("set transaction snapshot {}", quote_literal(&self.exported)), &[]).await?;
@@ -93,14 +106,9 @@ pub const BEGIN: &str = "begin isolation level repeatable read, read only";
 /// No connection, or what the server says.
 pub async fn summing(databases: &Databases, database: &str, timeout: Duration) -> Result<Session> {
     let session = prepare(databases, database, timeout).await?;
-    for (name, value) in [
-        ("search_path", "pg_catalog"),
-        ("quote_all_identifiers", "off"),
-        // A query over one piece of a table: compiling it costs more than it saves, and the pieces are what runs
-        // in parallel.
-        ("jit", "off"),
-        ("max_parallel_workers_per_gather", "0"),
-    ] {
+    // A query over one piece of a table: compiling it costs more than it saves, and the pieces are what runs in
+    // parallel.
+    for (name, value) in [("jit", "off"), ("max_parallel_workers_per_gather", "0")] {
         session.set(name, value).await?;
     }
     Ok(session)
@@ -108,20 +116,6 @@ pub async fn summing(databases: &Databases, database: &str, timeout: Duration) -
 
 async fn prepare(databases: &Databases, database: &str, timeout: Duration) -> Result<Session> {
     let session = databases.read_only(database).await?;
-    // Row security off: rows that a policy would hide are an error, not a difference.
-    for (name, value) in [
-        ("row_security", "off"),
-        ("statement_timeout", &format!("{}ms", timeout.as_millis())),
-        ("idle_in_transaction_session_timeout", "0"),
-        ("timezone", "UTC"),
-        ("datestyle", "ISO, YMD"),
-        ("intervalstyle", "postgres"),
-        ("extra_float_digits", "1"),
-        ("bytea_output", "hex"),
-        ("lc_monetary", "C"),
-        ("xmloption", "content"),
-    ] {
-        session.set(name, value).await?;
-    }
+    session.set("statement_timeout", &format!("{}ms", timeout.as_millis())).await?;
     Ok(session)
 }

@@ -6,6 +6,7 @@ use handover::event::{Emitter, Event, RunId, StepId};
 use handover::postgres::connect::Target;
 use handover::postgres::fence::take_over;
 use handover::postgres::install::{Part, install};
+use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, Lease};
 use handover::steps::context::Request;
 use handover::steps::{Context, KINDS, Ledger, Step};
@@ -80,6 +81,7 @@ impl Bench {
         let target = |d: &Database| Target {
             url: Secret::new(d.handover_url()),
             reader: Some(Secret::new(d.reader_url())),
+            search_path: SearchPath::default(),
         };
         let targets: BTreeMap<String, Target> =
             [("blue".to_owned(), target(&blue)), ("green".to_owned(), target(&green))].into();

@@ -54,10 +54,8 @@ pub async fn context(
 ) -> (Context, tokio::sync::mpsc::UnboundedReceiver<Event>) {
     let plan = super::servers::unique("plan");
     let lease = Lease::granted(&plan, 1, Instant::now(), Duration::from_secs(600));
-    let targets: BTreeMap<String, Target> = urls
-        .iter()
-        .map(|(name, url)| ((*name).to_owned(), Target { url: Secret::new(url), reader: None }))
-        .collect();
+    let targets: BTreeMap<String, Target> =
+        urls.iter().map(|(name, url)| ((*name).to_owned(), Target::new(Secret::new(url)))).collect();
     let databases = Databases::new(targets).under(lease.clone());
     for name in written {
         let mut session = databases.writer(name).await.unwrap();
