@@ -5,6 +5,8 @@
 //! is dropped and built again, somebody else's is only reported.
 //! (<https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY>)
 
+mod wanted;
+
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -18,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use wanted::Verdict;
 
 /// How often a wait is reported.
 const REPORT_AGAIN: Duration = Duration::from_secs(15);
@@ -136,12 +139,36 @@ impl StepKind for CreateIndex {
                 continue;
             }
             match find(&session, &index.table, &index.name).await? {
-                Found::Absent => out.action(index.statement()),
-                Found::Valid => out.action(format!(
-                    "nothing: index {} exists already ({})",
-                    index.name,
-                    definition(&session, &index.table, &index.name).await?
-                )),
+                Found::Absent => match wanted::judge(&session, index, false).await? {
+                    Verdict::Refused(why) => out.blocker(format!("the server refuses index {}: {why}", index.name)),
+                    Verdict::Unknown(why) => out
+                        .action(index.statement())
+                        .warning(format!("index {} could not be tried: {why}", index.name)),
+                    Verdict::Fits | Verdict::Differs => out.action(index.statement()),
+                },
+                Found::Valid => {
+                    let there = definition(&session, &index.table, &index.name).await?;
+                    match wanted::judge(&session, index, true).await? {
+                        Verdict::Fits => {
+                            out.action(format!("nothing: index {} exists already ({there})", index.name))
+                        }
+                        Verdict::Refused(why) => {
+                            out.blocker(format!("the server refuses index {}: {why}", index.name))
+                        }
+                        Verdict::Differs => out.blocker(format!(
+                            "an index {} exists with another definition: {there}; choose another name, or drop or \
+                             rename the one that is there",
+                            index.name
+                        )),
+                        Verdict::Unknown(why) => out
+                            .action(format!("nothing: index {} exists already ({there})", index.name))
+                            .warning(format!(
+                                "index {} could not be compared with the plan's ({why}): the run compares it, and \
+                                 halts if it differs",
+                                index.name
+                            )),
+                    }
+                }
                 Found::Invalid => out.blocker(format!(
                     "an INVALID index {0} was left by an earlier failed build; drop it: drop index concurrently {1}",
                     index.name,
