@@ -189,6 +189,13 @@ impl Error {
         &self.0.place
     }
 
+    /// Words what to do next anew, for a caller that knows what has changed since it was worded.
+    #[must_use]
+    pub fn with_next(mut self, next: impl Into<String>) -> Self {
+        self.0.hint = Some(next.into());
+        self
+    }
+
     /// What to do next.
     #[must_use]
     pub fn next_step(&self) -> Option<&str> {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The identity of one execution of a plan: time-ordered, unique across hosts.
@@ -109,6 +110,17 @@ impl fmt::Display for Holder {
     }
 }
 
+/// What a digest was made of, so that a change can be named, and the plan be found when its file cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reviewed {
+    /// The plan's file, on the host that ran it.
+    pub file: String,
+    /// The plan's text. References to the environment stand in it as they are, and passwords are refused there.
+    pub text: String,
+    /// A fingerprint of each file that the plan names, and what each database said it is, by name.
+    pub parts: BTreeMap<String, String>,
+}
+
 /// Something that became true of a run. Records are only ever appended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
@@ -121,6 +133,9 @@ pub enum Record {
         digest: String,
         /// Version of Handover.
         version: String,
+        /// What the digest was made of; journals of older versions do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reviewed: Option<Box<Reviewed>>,
     },
     /// A runner took the lease and acts from here on.
     Attached {
@@ -131,6 +146,9 @@ pub enum Record {
         /// The digest it runs with, when the operator accepted another than the run began with.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         accepted_digest: Option<String>,
+        /// What that digest was made of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        accepted: Option<Box<Reviewed>>,
     },
     /// The intention to run a step (written before anything is done).
     StepStarted {
@@ -321,6 +339,8 @@ pub enum Event {
         /// One sentence.
         text: String,
     },
+    /// The operator or the system asked for a stop; the step in work goes on to its next safe place.
+    Stopping,
     /// The state of a standing task.
     Standing {
         /// The step that left it.

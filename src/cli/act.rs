@@ -1,11 +1,14 @@
 //! The commands that act on runs: `run`, `resume`, `rollback`, `abort`, `finish`, `approve`.
 
-use crate::engine::{self, Ended, Options, Outcome};
+use super::which::Which;
+use crate::engine::decide::known_step;
+use crate::engine::{self, Ended, Options, Outcome, advice};
 use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, StepId};
 use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
-use crate::steps::Critical;
+use crate::steps::approve::Approve;
+use crate::steps::{Critical, of_kind};
 use crate::ui::{self, Format, out};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -53,8 +56,8 @@ After this there is no rollback.";
 /// What every command that takes the lease has in common.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// The plan.
-    plan: PathBuf,
+    #[command(flatten)]
+    plan: Which,
     /// Wait this long for a lease that another runner holds.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -162,7 +165,7 @@ pub async fn finish(format: Format, args: FinishArgs) -> Result<ExitCode> {
 
 /// `handover abort`: asks a living runner to stop, or records it when there is none.
 pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.common.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = args.common.plan.load(format, "abort").await? else { return Ok(ExitCode::from(2)) };
     let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
     if let Some(lease) = journal.lease(&plan.name).await?
         && let (Some(holder), Some(run)) = (&lease.holder, lease.run)
@@ -185,9 +188,20 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
 pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
     let step = StepId(args.step);
-    if !plan.steps.iter().any(|s| s.id == step && s.kind_name == "approve") {
-        return Err(Error::usage(format!("plan `{}` has no `approve` step `{step}`", plan.name))
-            .hint("see `handover status` for the steps"));
+    let waits = of_kind::<Approve>(&plan.steps);
+    known_step(waits.clone().map(|(id, _)| id), &step)
+        .map_err(|e| e.context(format!("plan `{}` has no `approve` step of that name", plan.name)))?;
+    let by = args.by.unwrap_or_else(|| this_process().user);
+    if let Some((_, asked)) = waits.clone().find(|(id, asked)| **id == step && !asked.may(&by)) {
+        return Err(Error::usage(format!(
+            "the word of {by} does not count for step `{step}`: the plan asks for {}; nothing was approved",
+            asked.whose()
+        ))
+        .hint(format!(
+            "ask {} for it; who may approve stands under `by:` of the step in {}",
+            asked.whose(),
+            args.plan.display()
+        )));
     }
     let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
     let run = journal.runs(Some(&plan.name)).await?.into_iter().next().ok_or_else(|| {
@@ -202,7 +216,6 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
         Status::Done => return Err(Error::usage(format!("step `{step}` is approved already")).hint(hint)),
         _ => return Err(Error::usage(format!("step `{step}` does not wait for an approval yet")).hint(hint)),
     }
-    let by = args.by.unwrap_or_else(|| this_process().user);
     journal.request(run.run, "approve", Some(step.as_str()), &by, args.note.as_deref()).await?;
     out(match format {
         Format::Text => format!("{by} approved step `{step}` of run {}", run.run),
@@ -212,7 +225,16 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
 }
 
 async fn act(format: Format, common: Common, command: engine::Command) -> Result<ExitCode> {
-    let Some(plan) = load(format, &common.plan) else { return Ok(ExitCode::from(2)) };
+    if command == engine::Command::Run && common.plan.file().is_none() {
+        return Err(Error::usage("a run begins from a plan's file").hint("`handover run PLAN`"));
+    }
+    let verb = match &command {
+        engine::Command::Run | engine::Command::Resume => "resume",
+        engine::Command::Rollback { .. } => "rollback",
+        engine::Command::Finish => "finish",
+        engine::Command::Abort => "abort",
+    };
+    let Some(plan) = common.plan.load(format, verb).await? else { return Ok(ExitCode::from(2)) };
     let options = Options {
         lease_ttl: common.lease_ttl.max(Duration::from_secs(1)),
         wait: common.wait,
@@ -225,22 +247,29 @@ async fn act(format: Format, common: Common, command: engine::Command) -> Result
     let stop = CancellationToken::new();
     let watcher = tokio::spawn(watch_signals(stop.clone(), options.critical.clone(), emitter.clone()));
     let result = engine::execute(&plan, command, options, emitter, stop).await;
+    // It has an end of the channel that the screen waits for.
     watcher.abort();
+    let _ = watcher.await;
     let _ = screen.await;
-    let Outcome { run, ended } = result?;
+    let outcome = result?;
     out(match format {
-        Format::Text => format!("run {run}: {}", word(ended)),
-        Format::Json => serde_json::json!({ "run": run, "ended": ended }).to_string(),
+        Format::Text => format!("run {}: {}", outcome.run, word(&outcome, &plan)),
+        Format::Json => serde_json::json!({ "run": outcome.run, "ended": outcome.ended }).to_string(),
     });
     Ok(ExitCode::SUCCESS)
 }
 
-fn word(ended: Ended) -> &'static str {
-    match ended {
-        Ended::Done => "done; `handover finish` drops what is kept for rollback",
-        Ended::RolledBack => "rolled back",
-        Ended::Aborted => "aborted; `handover rollback` undoes it, `handover finish` leaves it as it is",
-        Ended::Finished => "finished",
+/// How it ended, and what can be done next; the command that ends every way back comes last.
+fn word(outcome: &Outcome, plan: &Plan) -> String {
+    let file = plan.file.display();
+    let way_back = advice::way_back(&file.to_string(), "it", &outcome.rollback_loses);
+    match outcome.ended {
+        Ended::Done => format!(
+            "done; {way_back}; `handover finish {file}` later drops what is kept for that and ends every way back"
+        ),
+        Ended::RolledBack => "rolled back".into(),
+        Ended::Aborted => format!("aborted; {way_back}; `handover finish {file}` leaves it as it is"),
+        Ended::Finished => "finished".into(),
     }
 }
 
@@ -260,7 +289,11 @@ pub(super) async fn watch_signals(stop: CancellationToken, critical: Critical, e
             _ = hangup.recv() => {}
         }
         match critical.words() {
-            _ if !stop.is_cancelled() => stop.cancel(),
+            _ if !stop.is_cancelled() => {
+                stop.cancel();
+                // At once: the next safe place may be minutes away.
+                emitter.emit(Event::Stopping);
+            }
             None => std::process::exit(130),
             Some(words) => emitter.emit(Event::Note {
                 step: None,

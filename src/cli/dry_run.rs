@@ -3,6 +3,7 @@
 use super::act::load;
 use crate::engine::dry_run::dry_run;
 use crate::error::Result;
+use crate::event::Emitter;
 use crate::ui::{self, Format, out};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,7 +25,12 @@ pub struct Args {
 /// Looks.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
     let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
-    let answer = dry_run(&plan).await?;
+    let (emitter, events) = Emitter::channel();
+    let screen = tokio::spawn(ui::dry_run::watch(events));
+    let answer = dry_run(&plan, &emitter).await;
+    drop(emitter);
+    let _ = screen.await;
+    let answer = answer?;
     match format {
         Format::Json => ui::object(&answer)?,
         Format::Text => out(ui::dry_run::text(&answer)),

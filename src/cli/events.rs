@@ -1,12 +1,11 @@
 //! `handover events`: the journal of a run as it was written.
 
-use super::act::load;
 use super::select;
+use super::which::Which;
 use crate::error::Result;
 use crate::event::Event;
 use crate::journal::{Phase, RunState};
 use crate::ui::{self, Format, out};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,8 +21,8 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Arguments of `events`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The plan.
-    plan: PathBuf,
+    #[command(flatten)]
+    plan: Which,
     /// An older run: its id, or enough of the beginning.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
@@ -34,7 +33,7 @@ pub struct Args {
 
 /// Prints. As JSON, one object a line, the same that `run --format json` prints for records.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = args.plan.load(format, "events").await? else { return Ok(ExitCode::from(2)) };
     let journal = select::journal(&plan).await?.ok_or_else(|| select::never(&plan))?;
     let run = select::run(&journal, &plan, args.run.as_deref()).await?;
     let mut state = RunState::new();

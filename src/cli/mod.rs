@@ -14,6 +14,7 @@ mod runs;
 mod schema;
 mod select;
 mod status;
+mod which;
 
 use crate::error::{Error, Result};
 use crate::ui::{self, Format};

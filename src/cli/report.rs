@@ -1,7 +1,7 @@
 //! `handover report`: what happened in a run, for those who were not there.
 
-use super::act::load;
 use super::select;
+use super::which::Which;
 use crate::error::{Error, Result};
 use crate::ui::report::{self, Format};
 use crate::ui::{self, out};
@@ -17,8 +17,8 @@ pub const EXAMPLES: &str = "Examples:
 /// Arguments of `report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The plan.
-    plan: PathBuf,
+    #[command(flatten)]
+    plan: Which,
     /// An older run: its id, or enough of the beginning.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
@@ -39,7 +39,9 @@ impl Args {
 
 /// Writes the report.
 pub async fn run(args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(args.error_format(), &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = args.plan.load(args.error_format(), "report").await? else {
+        return Ok(ExitCode::from(2));
+    };
     let journal = select::journal(&plan).await?.ok_or_else(|| select::never(&plan))?;
     let run = select::run(&journal, &plan, args.run.as_deref()).await?;
     let (entries, requests) = (journal.entries(run).await?, journal.requests(run).await?);

@@ -1,11 +1,10 @@
 //! `handover status`: where a run stands.
 
-use super::act::load;
 use super::select;
+use super::which::Which;
 use crate::engine::status::status;
 use crate::error::Result;
 use crate::ui::{self, Format, out};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Shown under `--help`.
@@ -17,8 +16,8 @@ pub const EXAMPLES: &str = "Examples:
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The plan.
-    plan: PathBuf,
+    #[command(flatten)]
+    plan: Which,
     /// An older run: its id, or enough of the beginning.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
@@ -26,7 +25,7 @@ pub struct Args {
 
 /// Looks.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = args.plan.load(format, "status").await? else { return Ok(ExitCode::from(2)) };
     let run = match (&args.run, select::journal(&plan).await?) {
         (Some(_), None) => return Err(select::never(&plan)),
         (Some(prefix), Some(journal)) => Some(select::run(&journal, &plan, Some(prefix)).await?),

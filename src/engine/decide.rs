@@ -3,12 +3,28 @@
 //! State is kept by step id; the order of the outline decides which of the undecided steps comes first, and
 //! nothing is ever computed from a position.
 
+use super::advice;
 use super::policy::{Verdict, verdict};
 use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
 use crate::steps::{AtStake, OnFailure, Retry, Step, Undo};
 use std::time::Duration;
+
+/// What a rollback would lose or could not do.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Loss {
+    /// The step whose undo it is.
+    pub step: StepId,
+    /// In words: `loses …` or `cannot be undone: …`.
+    pub what: String,
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "step `{}` {}", self.step, self.what)
+    }
+}
 
 /// What `decide` needs to know of a step.
 #[derive(Debug, Clone)]
@@ -30,6 +46,11 @@ pub struct Outline {
 }
 
 impl Outline {
+    /// What its undo loses, with its id.
+    fn loss(&self) -> Option<Loss> {
+        Some(Loss { step: self.id.clone(), what: self.undo.loss()? })
+    }
+
     /// Whether an undo would lose nothing although it is lossy, since the step never came to that.
     fn is_harmless(&self, state: &RunState) -> bool {
         self.at_stake.is_some_and(|at_stake| !state.facts.get(&self.id).is_some_and(at_stake))
@@ -194,15 +215,57 @@ pub fn to_undo<'a>(
 
 /// What a rollback to `to` would lose or could not do, by step, in words.
 #[must_use]
-pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<(StepId, String)> {
+pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<Loss> {
     to_undo(plan, state, to)
-        .filter_map(|o| match &o.undo {
-            Undo::Exact { .. } | Undo::Nothing => None,
-            Undo::Lossy { .. } if o.is_harmless(state) => None,
-            Undo::Lossy { loses, .. } => Some((o.id.clone(), format!("loses {loses}"))),
-            Undo::Impossible { why } => Some((o.id.clone(), format!("cannot be undone: {why}"))),
-        })
+        .filter(|o| !(matches!(o.undo, Undo::Lossy { .. }) && o.is_harmless(state)))
+        .filter_map(Outline::loss)
         .collect()
+}
+
+/// What rolling everything back will lose once the step `last` is done, as far as the plan tells. Whether a step came
+/// to where something is at stake is a question of a run; a plan says what it is there to do.
+#[must_use]
+pub fn losses_ahead(plan: &[Outline], last: &StepId) -> Vec<Loss> {
+    let upto = plan.iter().position(|o| o.id == *last).map_or(0, |at| at + 1);
+    plan.iter().take(upto).filter_map(Outline::loss).collect()
+}
+
+/// Refuses a rollback that cannot be begun as it was asked for: see [`rollback_fits`]; or one that loses what nobody
+/// accepted.
+///
+/// # Errors
+/// [`Class::Usage`], with what would be lost.
+pub fn rollback_is_accepted(
+    plan: &[Outline],
+    state: &RunState,
+    to: Option<&StepId>,
+    accept_loss: bool,
+) -> Result<()> {
+    rollback_fits(plan, state, to)?;
+    let lost = losses(plan, state, to);
+    if lost.is_empty() || accept_loss {
+        return Ok(());
+    }
+    Err(Error::usage(format!("this rollback is not free: {}", advice::all(&lost)))
+        .hint("roll back only `--to` a later step, or accept it with `--accept-loss`"))
+}
+
+/// Refuses a step's id that the plan does not have, naming the one that was probably meant.
+///
+/// # Errors
+/// [`Class::Usage`].
+pub fn known_step<'a>(ids: impl Iterator<Item = &'a StepId> + Clone, asked: &StepId) -> Result<()> {
+    if ids.clone().any(|id| id == asked) {
+        return Ok(());
+    }
+    let error = Error::usage(format!("the plan has no step `{asked}`"));
+    Err(match crate::problem::suggest(asked.as_str(), ids.clone().map(StepId::as_str)) {
+        Some(close) => error.hint(format!("did you mean `{close}`?")),
+        None => {
+            let all: Vec<&str> = ids.map(StepId::as_str).collect();
+            error.hint(format!("its steps are {}", crate::problem::few(&all)))
+        }
+    })
 }
 
 /// Why a rollback to `to` cannot be begun, with a hint; none when it can. What it would lose is another
@@ -212,10 +275,8 @@ pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<(S
 /// A step that is not there, was never begun, or is only half there; a step to undo that has no undo.
 pub fn rollback_fits(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Result<()> {
     if let Some(to) = to {
-        let Some(at) = plan.iter().position(|o| o.id == *to) else {
-            return Err(Error::usage(format!("the plan has no step `{to}`"))
-                .hint("see `handover status` for the steps"));
-        };
+        known_step(plan.iter().map(|o| &o.id), to)?;
+        let at = plan.iter().position(|o| o.id == *to).unwrap_or_default();
         if matches!(state.status(to), Status::Pending | Status::Undone) {
             return Err(Error::usage(format!("step `{to}` is not done, so it cannot be what stays"))
                 .hint("name the last step that is to stay done; see `handover status`"));
@@ -224,7 +285,10 @@ pub fn rollback_fits(plan: &[Outline], state: &RunState, to: Option<&StepId>) ->
         let half = |o: &&Outline| matches!(state.status(&o.id), Status::Undoing | Status::UndoFailed { .. });
         if let Some(half) = plan.iter().take(at + 1).find(half) {
             return Err(Error::usage(format!("step `{}` is being undone already", half.id))
-                .hint("`handover resume` goes on with that; or roll back `--to` a step before it"));
+                .hint(
+                    "mend what its undo failed with, then `handover resume` goes on; or roll back `--to` a step before \
+                     it; `handover abort` leaves everything as it is",
+                ));
         }
     }
     for outline in to_undo(plan, state, to) {

@@ -4,10 +4,10 @@
 //! `COPY … TO PROGRAM`, so a plan can name a role for each database that holds no right to any of that; without
 //! one, the dry run says so. There is no lease here, and without a lease no connection that writes is opened.
 
-use super::decide::{Outline, losses};
+use super::decide::{Loss, Outline, losses_ahead};
 use crate::error::{Class, Error, Result};
-use crate::event::{Emitter, Entry, Record, RunId, StepId};
-use crate::journal::{Journal, Phase, RunState, Status, StepState};
+use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
+use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::address::Address;
@@ -17,7 +17,7 @@ use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +85,17 @@ pub enum Outlook {
     Blocked,
 }
 
+/// What a step needs of an earlier one that has not run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Depends {
+    /// The earlier step.
+    pub step: StepId,
+    /// The database that was asked instead, where the earlier step copies it.
+    pub asked_of: Option<String>,
+    /// What could not be looked at.
+    pub unseen: Vec<String>,
+}
+
 /// A step as the dry run sees it.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepLook {
@@ -98,6 +109,8 @@ pub struct StepLook {
     pub outlook: Outlook,
     /// Why not, for [`Outlook::Later`].
     pub why: Option<String>,
+    /// The earlier step that is to make what is not there yet, and the database that was asked in its place.
+    pub depends: Option<Depends>,
     /// Actions, warnings, blockers and the estimate.
     #[serde(flatten)]
     pub description: Description,
@@ -110,21 +123,12 @@ pub struct StepLook {
     pub rollback_loses: Vec<Loss>,
 }
 
-/// What a rollback would lose or could not do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Loss {
-    /// The step whose undo it is.
-    pub step: StepId,
-    /// In words: `loses …` or `cannot be undone: …`.
-    pub what: String,
-}
-
 /// Looks.
 ///
 /// # Errors
 /// An environment variable that is not set. What the databases say is part of the answer.
-pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
-    let databases = Databases::new(plan.targets()?);
+pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
+    let databases = Databases::new(plan.targets_to_look()?);
     let control = plan.control.resolve()?;
     let mut out = DryRun {
         plan: plan.name.clone(),
@@ -176,11 +180,14 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
     if let (Some(digest), true) = (&out.digest, out.unfinished.is_some())
         && *digest != state.digest
     {
-        out.warnings.push(
-            "the plan, a file it names, or a database is not what the unfinished run began with; it goes on only \
-             with `--accept-changes`"
-                .into(),
-        );
+        let changed = match (&state.reviewed, plan.reviewed(&databases).await) {
+            (Some(then), Ok(now)) => format!(" ({})", crate::plan::differences(then, &now).join("; ")),
+            _ => String::new(),
+        };
+        out.warnings.push(format!(
+            "the plan, a file it names, or a database is not what the unfinished run began with{changed}; it goes on \
+             only with `--accept-changes`"
+        ));
     }
     let ledger = Arc::new(Frozen {
         run: out.unfinished.as_ref().map_or_else(RunId::new, |unfinished| unfinished.run),
@@ -188,6 +195,9 @@ pub async fn dry_run(plan: &Plan) -> Result<DryRun> {
         precedents,
     });
     for (place, step) in plan.steps.iter().enumerate() {
+        let (done, total) = (place as u64 + 1, Some(plan.steps.len() as u64));
+        let unit = "dry run".to_owned();
+        emitter.emit(Event::Progress { step: step.id.clone(), unit, done, total, measure: Measure::Items });
         let look = look_at_step(plan, place, step, &databases, &unreachable, &ledger).await;
         out.steps.push(look);
     }
@@ -286,6 +296,7 @@ async fn look_at_step(
         kind: step.kind_name,
         outlook: Outlook::Described,
         why: None,
+        depends: None,
         description: Description::default(),
         stands: step.kind.stands(),
         undo,
@@ -308,9 +319,35 @@ async fn look_at_step(
         Err(e) => drop(look.description.blocker(with_hint(&e))),
     }
     let makers = makers(plan, place, ledger);
+    let only_absence = |description: &Description| {
+        !description.blockers.is_empty() && description.blockers.iter().all(|text| speaks_of_absence(text))
+    };
+    if let Some(maker) = makers.last() {
+        let (unseen, rest): (Vec<_>, Vec<_>) = look
+            .description
+            .warnings
+            .drain(..)
+            .partition(|text| speaks_of_absence(text) || speaks_of_now(text));
+        look.description.warnings = rest;
+        if !unseen.is_empty() || only_absence(&look.description) {
+            look.depends = Some(Depends { step: (*maker).clone(), asked_of: None, unseen });
+        }
+    }
+    // What a copy is yet to bring is there now on the side that it copies.
+    if look.depends.is_some()
+        && let Some((copy, from, moved)) = origin(plan, place, databases, ledger)
+    {
+        let cx = context(plan, step, &moved, ledger);
+        if let Ok(mut description) = step.kind.describe(&cx).await
+            && description.blockers.iter().all(|text| !speaks_of_absence(text))
+        {
+            description.warnings.retain(|text| !speaks_of_absence(text) && !speaks_of_now(text));
+            look.description = description;
+            look.depends = Some(Depends { step: copy.clone(), asked_of: Some(from), unseen: Vec::new() });
+        }
+    }
     if let Some(maker) = makers.last()
-        && !look.description.blockers.is_empty()
-        && look.description.blockers.iter().all(|text| speaks_of_absence(text))
+        && only_absence(&look.description)
     {
         look.outlook = Outlook::Later;
         look.why = Some(format!(
@@ -343,6 +380,30 @@ fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> 
         .collect()
 }
 
+/// For a step that only uses the target of an earlier copy which has not run: that copy's id, its source's name, and
+/// the databases with the source in the target's place.
+fn origin<'a>(
+    plan: &'a Plan,
+    place: usize,
+    databases: &Databases,
+    ledger: &Frozen,
+) -> Option<(&'a StepId, String, Databases)> {
+    const ASKED: &[&str] = &["cleanup", "create_index", "monitor"];
+    let step = plan.steps.get(place)?;
+    if !ASKED.contains(&step.kind_name) {
+        return None;
+    }
+    let used: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
+    let (id, copy) = crate::steps::of_kind::<crate::steps::copy::Copy>(plan.steps.get(..place)?)
+        .find(|(id, copy)| used.contains(copy.to.as_str()) && *ledger.state.status(id) != Status::Done)?;
+    Some((id, copy.from.clone(), databases.with_in_place_of(&copy.from, &copy.to)?))
+}
+
+/// Whether a warning says that something cannot be looked at as things are now.
+fn speaks_of_now(text: &str) -> bool {
+    [" as it is now", "cannot be asked now", "cannot be checked on"].iter().any(|words| text.contains(words))
+}
+
 /// Whether a blocker only says that something is not there: what an earlier step is yet to make.
 fn speaks_of_absence(text: &str) -> bool {
     // Undefined table, column, function, object, schema.
@@ -356,11 +417,8 @@ fn speaks_of_absence(text: &str) -> bool {
 /// What rolling everything back would lose once the steps up to `place` are done.
 fn losses_after(plan: &Plan, place: usize) -> Vec<Loss> {
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
-    let mut state = RunState::new();
-    for step in plan.steps.iter().take(place + 1) {
-        state.steps.insert(step.id.clone(), StepState { status: Status::Done, ..StepState::default() });
-    }
-    losses(&outline, &state, None).into_iter().map(|(step, what)| Loss { step, what }).collect()
+    let Some(step) = plan.steps.get(place) else { return Vec::new() };
+    losses_ahead(&outline, &step.id)
 }
 
 fn with_hint(error: &Error) -> String {

@@ -1,8 +1,10 @@
 //! The engine: one pure decision, one loop that acts on it, and the guards around them.
 
+pub mod advice;
 pub mod decide;
 pub mod dry_run;
 mod heartbeat;
+mod held;
 pub mod policy;
 mod recorder;
 pub mod run;

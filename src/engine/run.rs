@@ -1,9 +1,11 @@
 //! What can be done with a plan's runs, and the lease that it takes.
 
-use super::decide::Outline;
+use super::advice;
+use super::decide::{Loss, Outline, known_step, losses, rollback_is_accepted};
 use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
+use super::status::{LeaseLook, LeaseStatus};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Level, RunId, StepId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
@@ -11,6 +13,7 @@ use crate::plan::Plan;
 use crate::postgres::clock::Moment;
 use crate::postgres::{Databases, Lease};
 use crate::steps::Critical;
+use crate::value::Secret;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -84,6 +87,8 @@ pub struct Outcome {
     pub run: RunId,
     /// How it ended.
     pub ended: Ended,
+    /// What rolling it back would lose now.
+    pub rollback_loses: Vec<Loss>,
 }
 
 /// Does what was asked. `stop` asks it to stop at the next safe place (Ctrl-C, SIGTERM).
@@ -99,6 +104,8 @@ pub async fn execute(
 ) -> Result<Outcome> {
     let databases = Databases::new(plan.targets()?);
     let control = plan.control.resolve()?;
+    let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
+    admit(plan, &outline, &command, control.clone()).await?;
     if matches!(command, Command::Run | Command::Resume) {
         for text in plan.compare_readers(&databases).await? {
             emitter.emit(Event::Note { step: None, level: Level::Warning, text });
@@ -114,14 +121,14 @@ pub async fn execute(
     let heart = tokio::spawn(beat(pulse, lease.clone(), run, options.lease_ttl, done.clone(), abort.clone()));
 
     let result = async {
-        let state = begin(&journal, run, plan, &command).await?;
+        let state = begin(&journal, run, plan, &outline, &command).await?;
         let recorder = Recorder::new(journal.clone(), run, lease.clone(), emitter.clone(), state);
         let scribe = tokio::spawn(recorder.clone().write_notes());
         let (failed, failures) = mpsc::unbounded_channel();
         let mut runner = Runner {
             run,
             plan,
-            outline: plan.steps.iter().map(Outline::from).collect(),
+            outline: outline.clone(),
             databases: databases.under(lease.clone()),
             recorder,
             emitter,
@@ -135,7 +142,11 @@ pub async fn execute(
         runner.recorder.standing.end_all().await;
         scribe.abort();
         runner.recorder.flush_notes().await;
-        result
+        let rollback_loses = runner.recorder.with(|state| losses(&outline, state, None));
+        match result {
+            Ok(ended) => Ok(Outcome { run, ended, rollback_loses }),
+            Err(error) => Err(honest(error, &rollback_loses)),
+        }
     }
     .await;
 
@@ -146,11 +157,55 @@ pub async fn execute(
         let _ = journal.release(&plan.name, lease.token()).await;
     }
     // A lease that ran out because the journal was silent is a lost journal: that is what can be mended.
-    let result = match (result, silence) {
+    match (result, silence) {
         (Err(error), Some(journal)) if error.class() == Class::LeaseLost => Err(journal),
         (result, _) => result,
+    }
+}
+
+/// An error that halted a run: what it says to do next knows how far the run has come.
+fn honest(error: Error, losses: &[Loss]) -> Error {
+    if losses.is_empty() {
+        return error;
+    }
+    match error.next_step() {
+        Some(next) => {
+            let next = advice::honest(next, losses);
+            error.with_next(next)
+        }
+        // The general advice for these would offer a rollback.
+        None if matches!(error.class(), Class::Data | Class::Invariant) => error.with_next(format!(
+            "mend it, then `handover resume`; rolling back now is not free: {}",
+            advice::all(losses)
+        )),
+        None => error,
+    }
+}
+
+/// Refuses what cannot be done before the lease is asked for and before anything is made or written: a command that
+/// is refused leaves no trace. What is decided here is decided again under the lease.
+async fn admit(plan: &Plan, outline: &[Outline], command: &Command, control: Secret) -> Result<()> {
+    if let Command::Rollback { to: Some(to), .. } = command {
+        known_step(outline.iter().map(|o| &o.id), to)?;
+    }
+    let newest = async {
+        let Some(journal) = Journal::look(control, Duration::from_secs(5)).await? else { return Ok(None) };
+        let newest = journal.runs(Some(&plan.name)).await?.into_iter().next();
+        Ok::<_, Error>(newest.map(|row| (journal, row.run)))
     };
-    result.map(|ended| Outcome { run, ended })
+    let Some((journal, run)) = newest.await? else {
+        return if *command == Command::Run { Ok(()) } else { Err(never_run(plan)) };
+    };
+    // While somebody acts, where the run stands is theirs to say: the lease is refused, or waited for.
+    if LeaseLook::new(journal.lease(&plan.name).await?).status == LeaseStatus::Held {
+        return Ok(());
+    }
+    begin(&journal, run, plan, outline, command).await.map(drop)
+}
+
+fn never_run(plan: &Plan) -> Error {
+    Error::usage(format!("plan `{}` was never run from this control database", plan.name))
+        .hint(format!("begin with `handover run {}`", plan.file.display()))
 }
 
 /// Takes the lease for the run that the command is about.
@@ -164,13 +219,7 @@ async fn take_lease(
     let run = match (command, journal.runs(Some(&plan.name)).await?.first()) {
         (Command::Run, _) => RunId::new(),
         (_, Some(row)) => row.run,
-        (_, None) => {
-            return Err(Error::usage(format!(
-                "plan `{}` was never run from this control database",
-                plan.name
-            ))
-            .hint("begin with `handover run`"));
-        }
+        (_, None) => return Err(never_run(plan)),
     };
     let holder = this_process();
     let begun = Instant::now();
@@ -192,42 +241,59 @@ async fn take_lease(
     }
 }
 
-/// Folds the run's journal and refuses a command that does not fit where it stands. Called under the lease.
-async fn begin(journal: &Journal, run: RunId, plan: &Plan, command: &Command) -> Result<RunState> {
+/// Folds the run's journal and refuses a command that does not fit where it stands.
+async fn begin(
+    journal: &Journal,
+    run: RunId,
+    plan: &Plan,
+    outline: &[Outline],
+    command: &Command,
+) -> Result<RunState> {
+    let file = plan.file.display().to_string();
+    let way_back = |state: &RunState| advice::way_back(&file, "it", &losses(outline, state, None));
     if *command == Command::Run {
         if let Some(last) = journal.runs(Some(&plan.name)).await?.first() {
             let state = RunState::fold(&journal.entries(last.run).await?)?;
             if state.seq > 0 && !state.phase.is_over() {
+                let way_back = way_back(&state);
                 return Err(Error::usage(format!("run {} of this plan is {}", last.run, state.phase.word()))
                     .hint(match state.phase {
-                        Phase::Done => "`handover finish` ends it for good, `handover rollback` undoes it",
+                        Phase::Done => format!("{way_back}; `handover finish {file}` ends it for good"),
                         Phase::Aborted => {
-                            "`handover rollback` undoes it, `handover finish` leaves it as it is"
+                            format!("{way_back}; `handover finish {file}` leaves it as it is")
                         }
-                        _ => "`handover resume` goes on with it, `handover rollback` undoes it",
+                        _ => format!("`handover resume {file}` goes on with it; {way_back}"),
                     }));
             }
         }
         return Ok(RunState::new());
     }
     let state = RunState::fold(&journal.entries(run).await?)?;
-    let refuse =
-        |hint: &str| Err(Error::usage(format!("run {run} is {}", state.phase.word())).hint(hint.to_owned()));
+    let refuse = |hint: String| Err(Error::usage(format!("run {run} is {}", state.phase.word())).hint(hint));
     match (command, &state.phase) {
-        (_, Phase::Finished | Phase::RolledBack { to: None }) => refuse("begin anew with `handover run`"),
-        (Command::Resume, Phase::Done) => refuse("nothing is left to do; `handover finish` ends it for good"),
+        (_, Phase::Finished | Phase::RolledBack { to: None }) => {
+            refuse(format!("begin anew with `handover run {file}`"))
+        }
+        (Command::Resume, Phase::Done) => {
+            refuse(format!("nothing is left to do; `handover finish {file}` ends it for good"))
+        }
         (Command::Resume, Phase::Aborted) => {
-            refuse("`handover rollback` undoes it, `handover finish` leaves it as it is")
+            refuse(format!("{}; `handover finish {file}` leaves it as it is", way_back(&state)))
         }
         (Command::Rollback { .. }, _) if state.finishing => {
-            refuse("`handover finish` has begun to drop what a rollback needs: let it go on")
+            refuse("`handover finish` has begun to drop what a rollback needs: let it go on".into())
         }
         (Command::Abort, Phase::Done | Phase::Aborted) => {
-            refuse("use `handover rollback` or `handover finish`")
+            refuse(format!("{}; `handover finish {file}` leaves it as it is", way_back(&state)))
         }
         (Command::Finish, Phase::Forward | Phase::Back { .. } | Phase::RolledBack { .. }) => refuse(
-            "only a run that is done or aborted can be finished; see `handover resume`, `rollback` and `abort`",
+            "only a run that is done or aborted can be finished; see `handover resume`, `rollback` and `abort`"
+                .into(),
         ),
+        (Command::Rollback { to, accept_loss }, _) => {
+            rollback_is_accepted(outline, &state, to.as_ref(), *accept_loss)?;
+            Ok(state)
+        }
         _ => Ok(state),
     }
 }

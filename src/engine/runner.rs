@@ -1,6 +1,7 @@
 //! The loop: fence the databases, then do what `decide` says until there is nothing left.
 
-use super::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
+use super::advice;
+use super::decide::{Next, Outline, decide, plan_fits, rollback_is_accepted};
 use super::recorder::Recorder;
 use super::run::{Command, Ended, Options};
 use crate::error::{Class, Error, Result};
@@ -76,17 +77,18 @@ impl Runner<'_> {
         }
         // Before the first write: two names for one database, or a wrong database, must not be touched.
         let digest = self.plan.digest(&self.databases).await?;
+        let reviewed = Box::new(self.plan.reviewed(&self.databases).await?);
         // And what is not what was reviewed is left alone: no schema is made, no connection ended, no fence moved.
-        let accepted_digest = match &known {
-            None => None,
-            Some(known) if *known == digest => None,
-            Some(_) if self.options.accept_changes => Some(digest.clone()),
+        let accepts = match &known {
+            None => false,
+            Some(known) if *known == digest => false,
+            Some(_) if self.options.accept_changes => true,
             Some(_) => {
-                return Err(Error::new(
-                    Class::Changed,
+                return Err(advice::changed(
                     "the plan, a file it names, or a database is not what this run began with",
-                )
-                .hint("see what changed; `--accept-changes` goes on with what is there now"));
+                    self.recorder.with(|state| state.reviewed.clone()).as_deref(),
+                    &reviewed,
+                ));
             }
         };
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
@@ -96,7 +98,7 @@ impl Runner<'_> {
         for (name, _) in self.written() {
             self.fence(name, &lease).await?;
         }
-        if known.is_none() {
+        let (accepted_digest, accepted) = if known.is_none() {
             // Not before: a run that could not even reach its databases leaves nothing behind.
             self.recorder.create_run().await?;
             self.recorder
@@ -104,10 +106,17 @@ impl Runner<'_> {
                     plan: self.plan.name.clone(),
                     digest,
                     version: env!("CARGO_PKG_VERSION").into(),
+                    reviewed: Some(reviewed),
                 })
                 .await?;
-        }
-        let attached = Record::Attached { token: lease.token(), holder: this_process(), accepted_digest };
+            (None, None)
+        } else if accepts {
+            (Some(digest), Some(reviewed))
+        } else {
+            (None, None)
+        };
+        let attached =
+            Record::Attached { token: lease.token(), holder: this_process(), accepted_digest, accepted };
         self.recorder.append(attached).await
     }
 
@@ -126,7 +135,9 @@ impl Runner<'_> {
             }
         }
         let holder = this_process();
-        self.recorder.append(Record::Attached { token: lease.token(), holder, accepted_digest: None }).await
+        self.recorder
+            .append(Record::Attached { token: lease.token(), holder, accepted_digest: None, accepted: None })
+            .await
     }
 
     /// The databases that some step writes to.
@@ -150,13 +161,7 @@ impl Runner<'_> {
     }
 
     async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
-        self.recorder.with(|state| rollback_fits(&self.outline, state, to.as_ref()))?;
-        let lost = self.recorder.with(|state| losses(&self.outline, state, to.as_ref()));
-        if !lost.is_empty() && !accept_loss {
-            let list: Vec<String> = lost.iter().map(|(step, what)| format!("step `{step}` {what}")).collect();
-            return Err(Error::usage(format!("this rollback is not free: {}", list.join("; ")))
-                .hint("roll back only `--to` a later step, or accept it with `--accept-loss`"));
-        }
+        self.recorder.with(|state| rollback_is_accepted(&self.outline, state, to.as_ref(), accept_loss))?;
         let reason = format!("asked for by {}", this_process());
         self.recorder.append(Record::RollbackStarted { to, reason, accept_loss }).await
     }

@@ -1,7 +1,10 @@
 //! Where a run stands, who acts on it, what it still holds, and what to do next.
 
+use super::advice;
+use super::decide::{Loss, Outline, losses};
+use super::held::{self, Whose};
 use crate::error::{Class, Result};
-use crate::event::{RunId, StepId};
+use crate::event::{Entry, Failure, Record, RunId, StepId};
 use crate::journal::state::Halt;
 use crate::journal::{Journal, LeaseRow, Phase, RunState, Status, StepState};
 use crate::plan::Plan;
@@ -39,8 +42,24 @@ pub struct RunStatus {
     pub held: Vec<Held>,
     /// What could not be looked at.
     pub unknown: Vec<String>,
+    /// What rolling the whole run back would lose now.
+    pub rollback_loses: Vec<Loss>,
+    /// Set while a cutover is decided and its participants have not all committed: the old side refuses writes,
+    /// and the new side may not be reached yet.
+    pub refusing: Option<Refusing>,
     /// What to do next.
     pub next: String,
+}
+
+/// A cutover that has been decided and is not complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusing {
+    /// The cutover's step.
+    pub step: StepId,
+    /// The side that refuses writes; none where only participants flip.
+    pub database: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// Whether anybody acts.
@@ -148,6 +167,9 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
     let lease = LeaseLook::new(lease);
     let acts = lease.status == LeaseStatus::Held && lease.row.as_ref().and_then(|row| row.run) == run;
     let steps = plan.steps.iter().map(|step| line(step, &state, acts)).collect();
+    let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
+    let rollback_loses = losses(&outline, &state, None);
+    let refusing = refusing(plan, &state, &entries);
     let mut out = RunStatus {
         plan: plan.name.clone(),
         run,
@@ -157,15 +179,26 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
         digest: run.map(|_| state.digest.clone()),
         halted: state.halted.clone(),
         no_return: state.no_return.clone(),
-        next: next(plan, run, &state, &lease, acts),
+        next: next(plan, run, &state, &lease, acts, &rollback_loses, refusing.as_ref()),
+        rollback_loses,
+        refusing,
         lease,
         steps,
         held: levers(plan, &state),
         unknown: Vec::new(),
     };
-    let databases = Databases::new(plan.targets()?).labelled("status");
+    let databases = Databases::new(plan.targets_to_look()?).labelled("status");
+    let runs: Vec<RunId> = match &journal {
+        Some(journal) => journal.runs(Some(&plan.name)).await?.into_iter().map(|row| row.run).collect(),
+        None => Vec::new(),
+    };
+    let steps: Vec<&str> = plan.steps.iter().map(|step| step.id.as_str()).collect();
+    let whose = Whose { plan: &plan.name, runs: &runs, steps: &steps };
     for name in plan.databases.keys() {
-        let found = async { leftovers::find(&databases.reader(name).await?).await };
+        let found = async {
+            let session = databases.reader(name).await?;
+            held::only(&session, &whose, leftovers::find(&session).await?).await
+        };
         match found.await {
             Ok(found) => out.held.extend(found.iter().map(|l| Held { place: name.clone(), what: words(l) })),
             Err(e) => out.unknown.push(format!("{e}")),
@@ -181,6 +214,9 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
         _ if acts => Some(Timestamp::now()),
         _ => state.updated,
     };
+    // Of one that was interrupted, nobody knows how long it worked after its last record.
+    let interrupted = matches!(known.status, Status::Running | Status::Undoing) && !acts;
+    let until = until.filter(|_| !interrupted);
     let seconds = known.started.zip(until).map(|(from, to)| to.duration_since(from).as_secs_f64().max(0.0));
     let standing = step.kind.stands().then(|| match known.status {
         Status::Pending | Status::Running | Status::Failed { .. } => StandingStatus::NotYet,
@@ -241,14 +277,44 @@ pub fn words(leftover: &Leftover) -> String {
     }
 }
 
-fn next(plan: &Plan, run: Option<RunId>, state: &RunState, lease: &LeaseLook, acts: bool) -> String {
-    let file = plan.file.display();
+/// A cutover whose decision is in the journal while its step is not done.
+fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing> {
+    let step = state.no_return.as_ref()?;
+    if matches!(state.status(step), Status::Done | Status::Undone | Status::Pending) {
+        return None;
+    }
+    let (_, cutover) =
+        crate::steps::of_kind::<crate::steps::cutover::Cutover>(&plan.steps).find(|(id, _)| *id == step)?;
+    let since = entries.iter().rev().find_map(|entry| match &entry.record {
+        Record::PointOfNoReturn { step: decided } if decided == step => Some(entry.at),
+        _ => None,
+    })?;
+    Some(Refusing { step: step.clone(), database: cutover.freeze.clone(), since })
+}
+
+fn next(
+    plan: &Plan,
+    run: Option<RunId>,
+    state: &RunState,
+    lease: &LeaseLook,
+    acts: bool,
+    losses: &[Loss],
+    refusing: Option<&Refusing>,
+) -> String {
+    let file = plan.file.display().to_string();
     if acts {
-        return match state.steps.iter().find(|(id, s)| {
+        let waits = state.steps.iter().find(|(id, s)| {
             s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind_name == "approve")
-        }) {
-            Some((id, _)) => format!("it waits for an approval: `handover approve {file} {id}`"),
-            None => format!("it is being worked on; follow it with `handover events {file} --follow`"),
+        });
+        return match (waits, refusing) {
+            (Some((id, _)), _) => format!("it waits for an approval: `handover approve {file} {id}`"),
+            (None, Some(_)) => format!(
+                "only forward is safe: the participants are tried again by themselves; see what fails with \
+                 `handover events {file} --follow` and mend it"
+            ),
+            (None, None) => {
+                format!("it is being worked on; follow it with `handover events {file} --follow`")
+            }
         };
     }
     if run.is_none() {
@@ -265,25 +331,43 @@ fn next(plan: &Plan, run: Option<RunId>, state: &RunState, lease: &LeaseLook, ac
             matches!(state.status(&step.id), Status::Failed { failure } if failure.class == Class::Waiting);
         step.kind_name == "approve" && waits
     });
+    let way_back = |what: &str| advice::way_back(&file, what, losses);
     let text = match (&state.phase, asks) {
         (Phase::Forward, Some(step)) => {
             format!("`handover approve {file} {}`, then `handover resume {file}`", step.id)
         }
+        (Phase::Forward, None) if refusing.is_some() => {
+            format!(
+                "only forward is safe: `handover resume {file}` lets the participants commit; {}",
+                way_back("it")
+            )
+        }
         (Phase::Forward | Phase::Back { .. }, _) => {
-            format!("`handover resume {file}` goes on, `handover rollback {file}` undoes it")
+            let mended = failure(plan, state)
+                .and_then(|failure| failure.hint.as_deref())
+                .map_or_else(String::new, |hint| format!("{}; ", advice::honest(hint, losses)));
+            format!("{mended}`handover resume {file}` goes on; {}", way_back("it"))
         }
         (Phase::Done, _) => format!(
-            "`handover finish {file}` drops what is kept for rollback, `handover rollback {file}` undoes the run"
+            "nothing has to be done; {}; `handover finish {file}` later drops what is kept for that and ends every \
+             way back",
+            way_back("the run")
         ),
         (Phase::RolledBack { to: Some(_) }, _) => {
-            format!("`handover resume {file}` goes forward again, `handover rollback {file}` undoes the rest")
+            format!("`handover resume {file}` goes forward again; {}", way_back("the rest"))
         }
-        (Phase::Aborted, _) => {
-            format!("`handover rollback {file}` undoes it, `handover finish {file}` leaves it as it is")
-        }
+        (Phase::Aborted, _) => format!("{}; `handover finish {file}` leaves it as it is", way_back("it")),
         (Phase::RolledBack { to: None } | Phase::Finished, _) => {
             format!("nothing is left to do; `handover run {file}` begins anew")
         }
     };
     text + &wait
+}
+
+/// The failure that a run stands at.
+fn failure<'a>(plan: &Plan, state: &'a RunState) -> Option<&'a Failure> {
+    plan.steps.iter().find_map(|step| match state.status(&step.id) {
+        Status::Failed { failure } | Status::UndoFailed { failure } => Some(failure),
+        _ => None,
+    })
 }

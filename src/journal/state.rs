@@ -2,7 +2,7 @@
 //! the journal was damaged or two runners wrote it, and acting on a guess would be worse than stopping.
 
 use crate::error::{Class, Error, Result};
-use crate::event::{Entry, Failure, Record, StepId};
+use crate::event::{Entry, Failure, Record, Reviewed, StepId};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -117,6 +117,9 @@ pub struct RunState {
     pub plan: String,
     /// The digest it was begun with, or the last one that the operator accepted.
     pub digest: String,
+    /// What that digest was made of, unless an older version began the run.
+    #[serde(skip)]
+    pub reviewed: Option<Box<Reviewed>>,
     /// Which way it is going.
     #[serde(flatten)]
     pub phase: Phase,
@@ -149,6 +152,7 @@ impl RunState {
         RunState {
             plan: String::new(),
             digest: String::new(),
+            reviewed: None,
             phase: Phase::Forward,
             steps: BTreeMap::new(),
             facts: BTreeMap::new(),
@@ -272,13 +276,15 @@ impl RunState {
 
     fn take(&mut self, entry: &Entry) {
         match &entry.record {
-            Record::RunStarted { plan, digest, .. } => {
+            Record::RunStarted { plan, digest, reviewed, .. } => {
+                self.reviewed.clone_from(reviewed);
                 self.plan.clone_from(plan);
                 self.digest.clone_from(digest);
                 self.started = Some(entry.at);
             }
-            Record::Attached { accepted_digest, .. } => {
+            Record::Attached { accepted_digest, accepted, .. } => {
                 if let Some(digest) = accepted_digest {
+                    self.reviewed.clone_from(accepted);
                     self.digest.clone_from(digest);
                 }
                 self.halted = None;

@@ -5,6 +5,7 @@ mod digest;
 mod file;
 mod locate;
 mod render;
+mod reviewed;
 mod schema;
 mod secrets;
 mod whole;
@@ -14,6 +15,7 @@ pub use digest::{DatabaseIdentity, compare_reader, digest, files_digest, refuse_
 pub use file::DatabaseSpec;
 pub use locate::Place;
 pub use render::{Diagnostic, PlanErrors};
+pub use reviewed::differences;
 pub use schema::schema;
 
 use crate::error::{Error, Result};
@@ -156,6 +158,26 @@ impl Plan {
             .collect()
     }
 
+    /// The databases' URLs for commands that only look: where the plan names a reader, the working role's variable
+    /// need not be set.
+    ///
+    /// # Errors
+    /// A variable that is not set.
+    pub fn targets_to_look(&self) -> Result<BTreeMap<String, Target>> {
+        self.databases
+            .iter()
+            .map(|(name, spec)| {
+                let resolve = |url: &EnvString| url.resolve().map_err(|e| e.on_database(name));
+                let reader = spec.reader.as_ref().map(resolve).transpose()?;
+                let url = match (resolve(&spec.url), &reader) {
+                    (Err(_), Some(reader)) => reader.clone(),
+                    (url, _) => url?,
+                };
+                Ok((name.clone(), Target { url, reader }))
+            })
+            .collect()
+    }
+
     /// A step by its id.
     #[must_use]
     pub fn step(&self, id: &StepId) -> Option<&Step> {
@@ -177,11 +199,17 @@ impl Plan {
     /// The first step after which a rollback loses something or stops, and what.
     #[must_use]
     pub fn point_of_no_return(&self) -> Option<(&Step, Undo)> {
-        self.steps.iter().find_map(|step| match step.kind.reversibility() {
-            undo @ (Undo::Impossible { .. } | Undo::Lossy { .. }) => Some((step, undo)),
-            Undo::Exact { .. } | Undo::Nothing => None,
+        self.steps.iter().find_map(|step| {
+            let undo = step.kind.reversibility();
+            undo.loss().is_some().then_some((step, undo))
         })
     }
+}
+
+/// Whether a literal password stands in a connection string.
+#[must_use]
+pub fn has_password(url: &str) -> bool {
+    !secrets::in_urls(url).is_empty() || !secrets::in_parameters(url).is_empty()
 }
 
 fn single(path: &Path, text: &str, place: Place, message: &str, help: &str) -> PlanErrors {

@@ -5,7 +5,7 @@ use super::file::DatabaseSpec;
 use super::secrets;
 use crate::postgres::profile::SearchPath;
 use crate::problem::{Path, Problems, Segment};
-use crate::steps::{OnFailure, Undo};
+use crate::steps::OnFailure;
 use crate::value::EnvString;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -188,12 +188,8 @@ pub fn rollbacks(plan: &Checked, problems: &mut Problems) {
                 )
                 .hint("use `on_failure: halt` and decide then, or move the step before that one");
         }
-        match step.kind.reversibility() {
-            Undo::Impossible { why } => barrier = barrier.or(Some((step.id.clone(), why))),
-            Undo::Lossy { loses, .. } => {
-                barrier = barrier.or(Some((step.id.clone(), format!("it would lose {loses}"))));
-            }
-            Undo::Exact { .. } | Undo::Nothing => {}
+        if let (None, Some(loss)) = (&barrier, step.kind.reversibility().loss()) {
+            barrier = Some((step.id.clone(), format!("its undo {loss}")));
         }
     }
 }

@@ -195,6 +195,18 @@ impl Databases {
         if self.for_operator { Profile::Operator(target.search_path.clone()) } else { Profile::Catalog }
     }
 
+    /// The same databases for looking, where one name leads to another database of the plan. None when there is no
+    /// such database, or a lease: nothing is ever written in another's place.
+    #[must_use]
+    pub fn with_in_place_of(&self, there: &str, name: &str) -> Option<Self> {
+        if self.lease.is_some() || !self.targets.contains_key(name) {
+            return None;
+        }
+        let mut targets = (*self.targets).clone();
+        targets.insert(name.to_owned(), self.targets.get(there)?.clone());
+        Some(Databases { targets: Arc::new(targets), ..self.clone() })
+    }
+
     /// The lease writers are bound to.
     ///
     /// # Errors

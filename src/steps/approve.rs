@@ -95,11 +95,15 @@ fn summary(granted: &Granted) -> Value {
 }
 
 impl Approve {
-    fn may(&self, name: &str) -> bool {
+    /// Whether the word of `name` counts.
+    #[must_use]
+    pub fn may(&self, name: &str) -> bool {
         self.by.is_empty() || self.by.iter().any(|allowed| allowed == name)
     }
 
-    fn whose(&self) -> String {
+    /// Whose word counts, in words.
+    #[must_use]
+    pub fn whose(&self) -> String {
         if self.by.is_empty() { "anybody".to_owned() } else { self.by.join(" or ") }
     }
 

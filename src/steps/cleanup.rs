@@ -79,6 +79,10 @@ pub struct Cleanup {
     pub children: Children,
 }
 
+/// Memory for the conditions of a plan: `not in (select …)` is only looked up in a hash table while that fits, and
+/// beyond it reads the whole list once a row.
+const WORK_MEM: &str = "128MB";
+
 fn default_batch() -> u32 {
     5000
 }
@@ -281,6 +285,7 @@ impl Cleanup {
         let session = cx.operator_writer(&self.on).await?;
         // A runner that is stopped or cut off in a batch must not sit on locked rows.
         session.set("idle_in_transaction_session_timeout", "30s").await?;
+        session.set("work_mem", WORK_MEM).await?;
         Ok(session)
     }
 
@@ -421,7 +426,14 @@ impl Cleanup {
     }
 
     async fn undo_backfill(&self, cx: &Context, session: &mut Session) -> Result<Value> {
-        let moved = self.moved(session).await?;
+        let moved = match self.moved(session).await {
+            Ok(moved) => moved,
+            // What it names is not there, and it never came to anything: there is nothing to take back.
+            Err(e) if e.class() == Class::Data && !sync::touched(cx, session).await? => {
+                return Ok(json!({ "removed": 0 }));
+            }
+            Err(e) => return Err(e),
+        };
         sync::remove(cx, session, &cx.step).await?;
         let Some(effect) = moved.undo_effect() else {
             return put_back(cx, session, Guard::Always).await;

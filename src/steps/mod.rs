@@ -150,6 +150,19 @@ pub enum Undo {
     },
 }
 
+impl Undo {
+    /// What taking it back loses, or that it cannot be taken back, in words: `loses …`, `cannot be undone: …`. None
+    /// where it is free. The checker, the dry run, `decide` and every screen say it in these words.
+    #[must_use]
+    pub fn loss(&self) -> Option<String> {
+        match self {
+            Undo::Exact { .. } | Undo::Nothing => None,
+            Undo::Lossy { loses, .. } => Some(format!("loses {loses}")),
+            Undo::Impossible { why } => Some(format!("cannot be undone: {why}")),
+        }
+    }
+}
+
 /// What a step means to do with a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -308,7 +321,7 @@ impl dyn StepKind {
 }
 
 /// The steps of one kind with their ids, in plan order.
-pub fn of_kind<T: StepKind>(steps: &[Step]) -> impl Iterator<Item = (&StepId, &T)> {
+pub fn of_kind<T: StepKind>(steps: &[Step]) -> impl Iterator<Item = (&StepId, &T)> + Clone {
     steps.iter().filter_map(|step| Some((&step.id, step.kind.downcast::<T>()?)))
 }
 

@@ -3,8 +3,9 @@
 //! Bars are drawn on standard error. Lines that stay go there too, unless standard output is not the terminal
 //! (`handover run plan.yaml > log`): then the log gets them.
 
-use super::words::{duration, sentence, summary_words};
+use super::words::{duration, sentence, stopping, summary_words};
 use super::{Listener, out};
+use crate::error::Class;
 use crate::event::{Event, Level, Measure, Record, StepId};
 use console::{Term, style};
 use indicatif::{
@@ -13,7 +14,7 @@ use indicatif::{
 use jiff::Timestamp;
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bars shown at once; what more there is in work is only counted.
 const SHOWN: usize = 8;
@@ -47,6 +48,8 @@ struct Header {
     bar: ProgressBar,
     /// The control database's clock, as for all times of a run.
     since: Timestamp,
+    /// The same by this process's clock.
+    begun: Instant,
     finished: usize,
 }
 
@@ -95,7 +98,7 @@ impl Bars {
         bar.set_message(verb.to_owned());
         let bar = self.area.insert(0, bar);
         bar.enable_steady_tick(TICK);
-        self.header = Some(Header { step: step.clone(), bar, since: at, finished: 0 });
+        self.header = Some(Header { step: step.clone(), bar, since: at, begun: Instant::now(), finished: 0 });
     }
 
     /// Takes the step's bars away; says how long it took.
@@ -232,6 +235,10 @@ impl Bars {
                 let took = self.finish(at);
                 self.line(&format!("{ok} {} undone, {took}", style(step).bold()));
             }
+            Record::StepFailed { step, failure } if failure.class == Class::Waiting => {
+                let took = self.finish(at);
+                self.line(&format!("… {} {took}: {}", style(step).bold(), failure.message));
+            }
             Record::StepFailed { step, failure } | Record::UndoFailed { step, failure } => {
                 let took = self.finish(at);
                 self.line(&format!("{bad} {} {took}: {}", style(step).bold(), failure.message));
@@ -273,6 +280,10 @@ impl Listener for Bars {
                 });
             }
             Event::Standing { step, text, .. } => self.standing(step, text),
+            Event::Stopping => {
+                let work = self.header.as_ref().map(|header| (&header.step, header.begun.elapsed()));
+                self.line(&format!("{} {}", style("!").yellow().bold(), stopping(work)));
+            }
         }
     }
 

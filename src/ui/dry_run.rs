@@ -2,9 +2,34 @@
 
 use super::words::count;
 use crate::engine::dry_run::{DryRun, Outlook, StepLook};
+use crate::event::Event;
 use crate::steps::Undo;
 use console::style;
 use std::fmt::Write;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// How long a step may be looked at in silence.
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Says which step is being looked at when that takes a while, on standard error.
+pub async fn watch(mut events: UnboundedReceiver<Event>) {
+    let mut at = None;
+    loop {
+        let next = match tokio::time::timeout(SILENCE, events.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(_) => {
+                if let Some((step, done, total)) = at.take() {
+                    super::remark(format_args!("looking at step {done} of {total}, `{step}` …"));
+                }
+                continue;
+            }
+        };
+        if let Event::Progress { step, done, total: Some(total), .. } = next {
+            at = Some((step, done, total));
+        }
+    }
+}
 
 /// The whole answer.
 #[must_use]
@@ -64,6 +89,21 @@ fn one(out: &mut String, number: usize, step: &StepLook) {
             let _ = writeln!(out, "     later: {}", step.why.as_deref().unwrap_or_default());
         }
         Outlook::Described | Outlook::Blocked => {}
+    }
+    if let Some(depends) = &step.depends {
+        let words = match (&depends.asked_of, depends.unseen.as_slice()) {
+            (Some(from), _) => format!("asked of {from} instead: `{}` has not run", depends.step),
+            (None, []) => String::new(),
+            (None, [one]) => format!("after `{}`: {one}", depends.step),
+            (None, [first, ..]) => format!(
+                "after `{}`: {} that can only be looked at then, e.g. {first}",
+                depends.step,
+                count(depends.unseen.len(), "thing")
+            ),
+        };
+        if !words.is_empty() {
+            let _ = writeln!(out, "     … {}", indented(&words, "     "));
+        }
     }
     let description = &step.description;
     lines(out, "     ", &description.actions, &description.warnings, &description.blockers);

@@ -1,8 +1,8 @@
 //! Plain lines, for logs and pipes: what became true, and progress now and then.
 
-use super::words::{amount, sentence};
+use super::words::{amount, sentence, stopping};
 use super::{Listener, out};
-use crate::event::{Event, Level, Record};
+use crate::event::{Event, Level, Record, StepId};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ const EVERY: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub struct Plain {
     last: HashMap<String, Instant>,
+    work: Option<(StepId, Instant)>,
 }
 
 impl Plain {
@@ -36,7 +37,21 @@ impl Plain {
 impl Listener for Plain {
     fn on(&mut self, event: &Event) {
         match event {
+            Event::Stopping => {
+                let work = self.work.as_ref().map(|(step, since)| (step, since.elapsed()));
+                out(format_args!("         {}", stopping(work)));
+            }
             Event::Recorded { entry, .. } => {
+                match &entry.record {
+                    Record::StepStarted { step, .. } | Record::UndoStarted { step, .. } => {
+                        self.work = Some((step.clone(), Instant::now()));
+                    }
+                    Record::StepDone { .. }
+                    | Record::StepFailed { .. }
+                    | Record::UndoDone { .. }
+                    | Record::UndoFailed { .. } => self.work = None,
+                    _ => {}
+                }
                 // A note was told already when it was recorded.
                 if !matches!(entry.record, Record::Note { .. })
                     && let Some(text) = sentence(&entry.record)

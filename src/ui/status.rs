@@ -2,6 +2,7 @@
 
 use super::words::{duration, sentence, summary_words, time};
 use crate::engine::status::{LeaseLook, LeaseStatus, RunStatus, StandingStatus, StepLine};
+use crate::error::Class;
 use crate::event::Entry;
 use crate::journal::Status;
 use console::style;
@@ -11,6 +12,21 @@ use std::fmt::Write;
 #[must_use]
 pub fn text(status: &RunStatus) -> String {
     let mut out = String::new();
+    if let Some(refusing) = &status.refusing {
+        let what = match &refusing.database {
+            Some(name) => format!("WRITES ARE REFUSED ON {}", name.to_uppercase()),
+            None => "THE CUTOVER IS DECIDED AND NOT COMPLETE".to_owned(),
+        };
+        let long = jiff::Timestamp::now().duration_since(refusing.since).as_secs_f64();
+        let _ = writeln!(
+            out,
+            "{} since {} ({}): step `{}` is decided, and not every participant has committed",
+            style(what).red().bold(),
+            time(refusing.since),
+            duration(long),
+            refusing.step
+        );
+    }
     match (&status.run, &status.phase) {
         (Some(run), Some(phase)) => {
             let _ = writeln!(out, "plan `{}`, run {run}: {}", status.plan, style(phase.word()).bold());
@@ -24,16 +40,24 @@ pub fn text(status: &RunStatus) -> String {
     }
     let _ = writeln!(out, "{}", lease(&status.lease));
     if let Some(halt) = &status.halted {
-        let _ = writeln!(out, "{} {}", style("halted:").red().bold(), halt.reason);
+        let mark = match halt.class {
+            Class::Waiting | Class::Cancelled => style("stopped:").yellow(),
+            _ => style("halted:").red().bold(),
+        };
+        let _ = writeln!(out, "{mark} {}", halt.reason);
     }
     if let Some(step) = &status.no_return {
         let _ = writeln!(out, "{} passed in step `{step}`", style("point of no return").yellow());
+    }
+    if !status.rollback_loses.is_empty() {
+        let lost = crate::engine::advice::all(&status.rollback_loses);
+        let _ = writeln!(out, "{} is not free: {lost}", style("rolling back now").yellow());
     }
     let width = status.steps.iter().map(|s| s.id.as_str().len()).max().unwrap_or(0);
     if status.run.is_some() {
         let _ = writeln!(out);
         for step in &status.steps {
-            let _ = writeln!(out, "{}", line(step, width));
+            let _ = writeln!(out, "{}", line(step, width, status.lease.status));
         }
     }
     if !status.held.is_empty() {
@@ -64,12 +88,26 @@ fn lease(look: &LeaseLook) -> String {
     }
 }
 
-fn line(step: &StepLine, width: usize) -> String {
+fn line(step: &StepLine, width: usize, lease: LeaseStatus) -> String {
     let state = &step.state;
     let took = step.seconds.map_or_else(String::new, |s| format!(", {}", duration(s)));
+    let began = state.started.map_or_else(String::new, |at| format!("; it began {}", time(at)));
+    // Whether the runner died or was asked to stop is said above.
+    let interrupted = || match lease {
+        LeaseStatus::Expired | LeaseStatus::HolderDead => format!("interrupted, its runner died{began}"),
+        LeaseStatus::Free | LeaseStatus::Held => format!("interrupted{began}"),
+    };
     let (mark, mut text) = match &state.status {
         Status::Pending => (style("·").dim(), "not begun".to_owned()),
-        Status::Running => (style("▸").cyan(), format!("begun{took}")),
+        Status::Running if step.seconds.is_none() => (style("▸").yellow(), interrupted()),
+        Status::Undoing if step.seconds.is_none() => (style("◂").yellow(), format!("undo {}", interrupted())),
+        Status::Running if step.kind == "approve" => {
+            (style("…").yellow(), format!("waiting for an approval{took}"))
+        }
+        Status::Running => (style("▸").cyan(), format!("at work{took}")),
+        Status::Failed { failure } if failure.class == Class::Waiting => {
+            (style("…").yellow(), failure.message.clone())
+        }
         Status::Failed { failure } => (style("✗").red(), format!("failed: {}", failure.message)),
         Status::Done => (style("✓").green(), format!("done{took}")),
         Status::Undoing => (style("◂").cyan(), "being undone".into()),

@@ -1,6 +1,7 @@
 //! Records and amounts in words.
 
-use crate::event::{Measure, Record};
+use crate::error::Class;
+use crate::event::{Measure, Record, StepId};
 use indicatif::{BinaryBytes, HumanCount};
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::RunStarted { plan, digest, .. } => {
             format!("run of plan `{plan}` started (digest {})", short(digest))
         }
-        Record::Attached { holder, token, accepted_digest } => match accepted_digest {
+        Record::Attached { holder, token, accepted_digest, .. } => match accepted_digest {
             Some(digest) => {
                 format!("{holder} acts (token {token}), accepting the changed digest {}", short(digest))
             }
@@ -30,6 +31,10 @@ pub fn sentence(record: &Record) -> Option<String> {
             words if words.is_empty() => format!("{step}: done"),
             words => format!("{step}: done ({words})"),
         },
+        // Waiting for a person is no failure.
+        Record::StepFailed { step, failure } if failure.class == Class::Waiting => {
+            format!("{step}: {}", failure.message)
+        }
         Record::StepFailed { step, failure } => format!("{step}: failed: {}", failure.message),
         Record::StandingEnded { step, .. } => format!("{step}: standing task ended"),
         Record::PointOfNoReturn { step } => format!("{step}: point of no return passed"),
@@ -39,6 +44,7 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::UndoStarted { step, attempt } => format!("{step}: undoing again (attempt {attempt})"),
         Record::UndoDone { step, .. } => format!("{step}: undone"),
         Record::UndoFailed { step, failure } => format!("{step}: undo failed: {}", failure.message),
+        Record::Halted { reason, class: Class::Waiting | Class::Cancelled } => format!("stopped: {reason}"),
         Record::Halted { reason, .. } => format!("halted: {reason}"),
         Record::RunDone => "run done".into(),
         Record::RunRolledBack { to: None } => "run rolled back".into(),
@@ -47,6 +53,21 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::FinishStarted => "dropping what was kept for rollback".into(),
         Record::Finished => "run finished".into(),
     })
+}
+
+/// That a stop was asked for, and what it waits for: the step in work and how long it has been.
+#[must_use]
+pub fn stopping(work: Option<(&StepId, std::time::Duration)>) -> String {
+    let after = match work {
+        Some((step, long)) => {
+            format!(
+                "step `{step}` (at work for {}) goes on to its next safe place",
+                duration(long.as_secs_f64())
+            )
+        }
+        None => "the run ends at its next safe place".to_owned(),
+    };
+    format!("stopping: {after}; Ctrl-C again ends it at once, which `handover resume` survives too")
 }
 
 fn short(digest: &str) -> &str {

@@ -52,7 +52,16 @@ async fn only_a_named_person_and_only_a_new_word_counts() {
     let ended = world.handover("run", &["--no-wait"]).await.code(7);
     assert!(ended.stderr.contains("waiting for the approval of alice or bob: cut over now"), "{ended}");
     assert!(ended.stderr.contains("handover approve"), "{ended}");
-    world.handover("approve", &["go", "--by", "mallory"]).await.success();
+    let refused = world.handover("approve", &["go", "--by", "mallory"]).await.code(2);
+    assert!(refused.stderr.contains("the word of mallory does not count"), "{refused}");
+    // One that another program left is not taken for a word that counts.
+    world
+        .control
+        .admin()
+        .await
+        .batch_execute("insert into handover.request (run, kind, step, by) select id, 'approve', 'go', 'mallory' from handover.run")
+        .await
+        .unwrap();
     let ended = world.handover("resume", &["--no-wait"]).await.code(7);
     assert!(ended.stdout.contains("mallory"), "{ended}");
 

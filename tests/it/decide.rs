@@ -83,7 +83,7 @@ impl Simulation<'_> {
     fn attach(&mut self) {
         let holder =
             Holder { host: "h".into(), user: "u".into(), pid: 1, incarnation: String::new(), started: 0 };
-        self.record(Record::Attached { token: 1, holder, accepted_digest: None });
+        self.record(Record::Attached { token: 1, holder, accepted_digest: None, accepted: None });
     }
 
     fn position(&self, step: &StepId) -> usize {
@@ -122,7 +122,7 @@ proptest! {
     #[test]
     fn every_history_ends_well(plan in outline(), fates in prop::collection::vec(fate(), 0..40)) {
         let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new() };
-        sim.record(Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() });
+        sim.record(Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into(), reviewed: None });
         sim.attach();
         // When the random fates run out everything succeeds, so a run that can end must end.
         let mut fates = fates.into_iter();
@@ -240,7 +240,8 @@ proptest! {
 #[test]
 fn damaged_journals_are_refused() {
     let entry = |seq, record| Entry { seq, at: jiff::Timestamp::UNIX_EPOCH, record };
-    let start = || Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() };
+    let start =
+        || Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into(), reviewed: None };
     let done = || Record::StepDone { step: "a".into(), summary: serde_json::Value::Null };
     assert!(RunState::fold(&[entry(1, done())]).is_err(), "no beginning");
     assert!(RunState::fold(&[entry(1, start()), entry(3, done())]).is_err(), "a gap");
@@ -267,7 +268,8 @@ fn outlined(ids: &[&str]) -> Vec<Outline> {
 }
 
 fn folded(records: Vec<Record>) -> RunState {
-    let start = Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into() };
+    let start =
+        Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into(), reviewed: None };
     let entries: Vec<Entry> = std::iter::once(start)
         .chain(records)
         .zip(1..)

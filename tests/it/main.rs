@@ -46,6 +46,7 @@ mod secrets;
 mod sessions;
 mod support;
 mod sync;
+mod terminal;
 mod verify;
 mod verify_checksums;
 mod verify_moving;

@@ -50,6 +50,19 @@ fn name(cx: &Context, step: &StepId) -> String {
     format!("zz_handover_sync_{}", crate::value::fingerprint(&format!("{}/{step}", cx.plan), 5))
 }
 
+/// Whether this step has left anything in the database: a checkpoint, an archived row or a trigger.
+pub async fn touched(cx: &Context, session: &Session) -> Result<bool> {
+    let row = session
+        .query_one(
+            "select exists (select from handover.checkpoint where run = $1 and step = $2)
+                 or exists (select from handover.archive where run = $1 and step = $2)
+                 or exists (select from pg_catalog.pg_trigger where tgname in ($3::text, $3::text || '_back'))",
+            &[&cx.run.0, &cx.step.as_str(), &name(cx, &cx.step)],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
 impl Shape {
     pub fn resolve(
         database: &str,

@@ -70,7 +70,7 @@ impl Gate {
                 "{SHUT}
 begin
     raise exception using message = {}, errcode = 'read_only_sql_transaction',
-        hint = 'Connect to the successor.';
+        hint = 'Connect to the successor. Opening this side again loses what was written on the successor since.';
 end",
                 quote_literal(&format!(
                     "this database was handed over to its successor by plan \"{}\"",

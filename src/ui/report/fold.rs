@@ -1,5 +1,7 @@
 //! From records to a report.
 
+use crate::engine::advice;
+use crate::engine::decide::{Loss, Outline, losses};
 use crate::error::{Class, Result};
 use crate::event::{Entry, Failure, Holder, Record, RunId, StepId};
 use crate::journal::{Phase, RequestRow, RunState, Status};
@@ -34,6 +36,8 @@ pub struct Report {
     pub write_pause_ms: Option<f64>,
     /// The step that passed the point of no return.
     pub no_return: Option<StepId>,
+    /// What rolling the whole run back would lose now.
+    pub rollback_loses: Vec<Loss>,
     /// Who acted, when.
     pub actors: Vec<Actor>,
     /// Approvals and requests to abort.
@@ -160,18 +164,21 @@ pub fn report(plan: &Plan, run: RunId, entries: &[Entry], requests: Vec<RequestR
         (Some(from), Some(to)) => between(from, to),
         _ => 0.0,
     };
+    let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
+    let rollback_loses = losses(&outline, &state, None);
     Ok(Report {
         plan: state.plan.clone(),
         run,
         version,
         digest,
-        verdict: verdict(&state),
+        verdict: verdict(&state, &rollback_loses),
         phase: state.phase.clone(),
         started: state.started,
         updated: state.updated,
         seconds,
         write_pause_ms,
         no_return: state.no_return.clone(),
+        rollback_loses,
         actors: actors(entries),
         requests,
         steps,
@@ -183,29 +190,42 @@ fn between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
 }
 
-fn verdict(state: &RunState) -> String {
+fn verdict(state: &RunState, losses: &[Loss]) -> String {
     let failed = state.steps.iter().find_map(|(id, s)| match &s.status {
+        Status::Failed { failure } if failure.class == Class::Waiting => {
+            Some(format!("; step `{id}` is {}", failure.message))
+        }
         Status::Failed { failure } => Some(format!("; step `{id}` failed: {}", failure.message)),
         Status::UndoFailed { failure } => Some(format!("; the undo of `{id}` failed: {}", failure.message)),
         _ => None,
     });
     let base = match &state.phase {
+        Phase::Forward if state.halted.as_ref().is_some_and(|halt| halt.class == Class::Waiting) => {
+            "Stopped where it waits for a person".to_owned()
+        }
         Phase::Forward if state.halted.is_some() => "Halted before its end".to_owned(),
         Phase::Forward => "Not ended: at work, or its runner died".to_owned(),
         Phase::Back { .. } => "Being rolled back".to_owned(),
-        Phase::Done => "Every step is done; it can still be rolled back".to_owned(),
+        Phase::Done if losses.is_empty() => {
+            "Every step is done; it can still be rolled back without loss".to_owned()
+        }
+        Phase::Done => "Every step is done".to_owned(),
         Phase::RolledBack { to: None } => "Rolled back as a whole".to_owned(),
         Phase::RolledBack { to: Some(to) } => format!("Rolled back to step `{to}`"),
         Phase::Aborted => "Given up where it stood".to_owned(),
         Phase::Finished => "Finished for good".to_owned(),
     };
-    base + &failed.unwrap_or_default()
+    let lost = match (&state.phase, losses) {
+        (Phase::Finished | Phase::RolledBack { .. }, _) | (_, []) => String::new(),
+        _ => format!("; rolling back now is not free: {}", advice::all(losses)),
+    };
+    format!("{base}{}{lost}", failed.unwrap_or_default())
 }
 
 fn actors(entries: &[Entry]) -> Vec<Actor> {
     let mut out: Vec<Actor> = Vec::new();
     for entry in entries {
-        if let Record::Attached { token, holder, accepted_digest } = &entry.record {
+        if let Record::Attached { token, holder, accepted_digest, .. } = &entry.record {
             out.push(Actor {
                 holder: holder.clone(),
                 token: *token,
@@ -248,7 +268,9 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepRep
         if let Some(last) = attempts.last_mut().filter(|last| last.outcome == Outcome::Open) {
             last.outcome = outcome;
             last.ended = Some(at);
-            last.seconds = Some(between(last.started, at));
+            // Of one that was killed before it recorded anything, nobody knows how long it worked.
+            let unknown = outcome == Outcome::Interrupted && at <= last.started;
+            last.seconds = (!unknown).then(|| between(last.started, at));
             last.failure = failure.cloned();
         }
     };
@@ -318,7 +340,8 @@ impl StepReport {
     pub fn word(&self) -> &'static str {
         match self.status {
             Status::Pending => "not begun",
-            Status::Running => "begun",
+            Status::Running => "not ended",
+            Status::Failed { ref failure } if failure.class == Class::Waiting => "waiting",
             Status::Failed { .. } => "failed",
             Status::Done => "done",
             Status::Undoing => "being undone",
@@ -334,6 +357,7 @@ impl Attempt {
     pub fn words(&self) -> String {
         let way = if self.way == Way::Run { "run" } else { "undo" };
         let outcome = match self.outcome {
+            Outcome::Failed if self.failure.as_ref().is_some_and(|f| f.class == Class::Waiting) => "stopped",
             Outcome::Done => "done",
             Outcome::Failed => "failed",
             Outcome::Interrupted => "interrupted",

@@ -1,0 +1,103 @@
+//! Which plan a command is about: a file, or what the journal kept of it.
+
+use super::act::load;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, RunState};
+use crate::plan::{Plan, has_password};
+use crate::ui::{self, Format};
+use crate::value::EnvString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Which plan.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Which {
+    /// The plan.
+    #[arg(value_name = "PLAN", required_unless_present = "kept")]
+    file: Option<PathBuf>,
+    /// With `--plan`: the control database, as a reference to the environment, e.g. '${CONTROL_URL}' in single quotes.
+    #[arg(long, value_name = "REFERENCE", requires = "kept", conflicts_with = "file")]
+    control: Option<String>,
+    /// Without a file: the plan of this name as the journal of its newest run has it.
+    #[arg(long = "plan", id = "kept", value_name = "NAME", requires = "control", conflicts_with = "file")]
+    kept: Option<String>,
+}
+
+impl Which {
+    /// The plan's file, when one was named.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Reads the plan; prints its problems and returns none when it is refused.
+    ///
+    /// # Errors
+    /// No such plan in the journal, or no connection to it.
+    pub async fn load(&self, format: Format, verb: &str) -> Result<Option<Plan>> {
+        if let (Some(control), Some(name)) = (&self.control, &self.kept) {
+            return kept(control, name).await.map(Some);
+        }
+        let Some(file) = &self.file else { return Err(Error::usage("no plan is named")) };
+        let plan = load(format, file);
+        if plan.is_none()
+            && let Some((name, control)) = std::fs::read_to_string(file).ok().and_then(|text| guess(&text))
+        {
+            ui::remark(format_args!(
+                "\nA run that has begun does not need the file: `handover {verb} --control '{control}' --plan {name}`"
+            ));
+        }
+        Ok(plan)
+    }
+}
+
+/// The plan as the journal has it: the text that its newest run began with, or that was accepted last.
+async fn kept(control: &str, name: &str) -> Result<Plan> {
+    if has_password(control) {
+        return Err(Error::usage(
+            "a password stands on the command line, where every user of this machine can read it",
+        )
+        .hint("name the variable that holds the URL, in single quotes: `--control '${CONTROL_URL}'`"));
+    }
+    let variable = !control.is_empty() && control.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let control = EnvString(if variable { format!("${{{control}}}") } else { control.to_owned() });
+    let never = || {
+        Error::usage(format!("plan `{name}` was never run from this control database"))
+            .hint("look at the name, and at where `--control` leads")
+    };
+    let journal = Journal::look(control.resolve()?, Duration::from_secs(5)).await?.ok_or_else(never)?;
+    let run = journal.runs(Some(name)).await?.first().map(|row| row.run).ok_or_else(never)?;
+    let state = RunState::fold(&journal.entries(run).await?)?;
+    let reviewed = state.reviewed.ok_or_else(|| {
+        Error::usage(format!(
+            "run {run} of plan `{name}` was begun by a Handover that did not keep the plan's text"
+        ))
+        .hint("name the plan's file")
+    })?;
+    let mut plan = Plan::parse(Path::new(&reviewed.file), reviewed.text)?;
+    plan.control = control;
+    Ok(plan)
+}
+
+/// Name and control database of a plan that cannot be read as one.
+fn guess(text: &str) -> Option<(String, String)> {
+    let value = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix(':'))?;
+        let value = line.split(" #").next()?.trim().trim_matches(['"', '\'']);
+        let plain = !value.is_empty() && !value.contains(['"', '\'', ' ']) && !has_password(value);
+        plain.then(|| value.to_owned())
+    };
+    Some((value("name")?, value("control")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_plan_still_tells_its_name_and_control() {
+        let found = guess("handover: 1\nname: shop  # ours\ncontrol: ${CONTROL_URL}\nsteps:\n  - {{{\n");
+        assert_eq!(found, Some(("shop".into(), "${CONTROL_URL}".into())));
+        assert_eq!(guess("name: shop\ncontrol: postgres://u:pw@h/d\n"), None);
+        assert_eq!(guess("steps: []"), None);
+    }
+}
