@@ -59,7 +59,7 @@ pub async fn limits(
 ) -> Result<()> {
     let ms = |limit: Duration| format!("{}ms", limit.0.as_millis());
     session.set("statement_timeout", &ms(timeout.unwrap_or(TIMEOUT))).await?;
-    session.set("lock_timeout", &ms(lock_timeout.unwrap_or(LOCK_TIMEOUT))).await
+    session.wait_for_locks(lock_timeout.unwrap_or(LOCK_TIMEOUT).0).await.map(drop)
 }
 
 /// Reports text that is not exactly one statement of a kind that we can execute.

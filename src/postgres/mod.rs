@@ -13,6 +13,7 @@ pub mod index;
 pub mod install;
 pub mod leftovers;
 pub mod locks;
+pub mod patience;
 pub mod prepared;
 pub mod profile;
 pub mod programs;

@@ -17,14 +17,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 mod apply;
+mod culprit;
 mod describe;
 mod execute;
 mod folder;
 mod history;
 mod lex;
 mod lint;
+mod locks;
 mod names;
 mod overrides;
+mod place;
 mod probe;
 mod script;
 mod sections;
@@ -59,8 +62,9 @@ pub struct Migrate {
     /// Names of `.sql` files that are no migrations; `*` stands for any text.
     #[serde(default)]
     pub ignore: Vec<String>,
-    /// How long a statement waits for a lock before everything is rolled back and tried again. Kept short,
-    /// because all traffic on a table queues behind a waiting ALTER TABLE.
+    /// How long a file waits for its locks before everything is rolled back and tried again. Kept short, because
+    /// all traffic on a table queues behind a waiting ALTER TABLE; never more than four fifths of the server's
+    /// `deadlock_timeout`, so that no statement of the application's is chosen as the victim of a deadlock.
     #[serde(default = "default_lock_timeout")]
     pub lock_timeout: Duration,
     /// How often a file is tried for its locks, with growing pauses.

@@ -28,6 +28,7 @@ pub mod monitor;
 pub mod replay;
 pub mod replicate;
 pub mod restore;
+mod turns;
 pub mod verify;
 
 pub use context::{Context, Ledger, Precedent};

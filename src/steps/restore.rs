@@ -22,6 +22,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// How long a batch waits for a row that somebody changes.
+const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Brings selected rows back.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -201,7 +204,7 @@ impl StepKind for Restore {
             self.throttle.wait(cx, &target).await?;
             let (rows, last) = self.read(&source, &resolved, progress.last.as_deref()).await?;
             let tx = target.transaction().await?;
-            tx.batch("set local lock_timeout = '5s'").await?;
+            tx.wait_for_locks(LOCK_TIMEOUT).await?;
             if rows.is_empty() {
                 progress.done = true;
             } else {

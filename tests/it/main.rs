@@ -29,6 +29,8 @@ mod lease;
 mod lever;
 mod local;
 mod migrate;
+mod migrate_hints;
+mod migrate_locks;
 mod migrate_vendors;
 mod monitor;
 mod peers;

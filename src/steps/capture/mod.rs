@@ -185,7 +185,7 @@ impl StepKind for Capture {
                 .await?;
         tx.commit().await?;
         connect_queue(cx).await?.declare(&stream.name, stream.partitions).await?;
-        session.set("lock_timeout", &format!("{}ms", self.lock_timeout.0.as_millis())).await?;
+        session.wait_for_locks(self.lock_timeout.0).await?;
         let path = cx.databases.search_path(&self.from)?;
         for (index, (name, table)) in self.tables.iter().enumerate() {
             cx.proceed()?;
@@ -314,7 +314,7 @@ impl Capture {
     }
 
     async fn remove(&self, cx: &Context, session: &mut Session, stream: &Stream) -> Result<usize> {
-        session.set("lock_timeout", &format!("{}ms", self.lock_timeout.0.as_millis())).await?;
+        session.wait_for_locks(self.lock_timeout.0).await?;
         let found = session.query(FIND, &[&function_pattern(stream.id)]).await?;
         for row in &found {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));

@@ -10,11 +10,14 @@ use crate::event::Measure;
 use crate::failpoint;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
+use crate::steps::turns::Turns;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows put back in one transaction.
 const BATCH: i64 = 1000;
+/// How long a batch waits for a row that somebody changes.
+const LOCK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// One archived row of a batch.
 struct Entry {
@@ -54,6 +57,8 @@ pub(in crate::steps) async fn put_back(
     let total = count(cx, session, "conflict is null").await?;
     let mut tables: BTreeMap<String, Table> = BTreeMap::new();
     let (mut restored, mut altered) = (0_u64, 0_u64);
+    let putting = "putting rows back";
+    let mut turns = Turns::new(putting);
     loop {
         cx.proceed()?;
         let next = upcoming(cx, session).await?;
@@ -76,8 +81,13 @@ pub(in crate::steps) async fn put_back(
             Err(e) if e.class() == Class::Data => {
                 batch(cx, session, table, &first.action, &ids, guard, true).await?
             }
+            Err(e) if e.class() == Class::Contention => {
+                turns.again(cx, e).await?;
+                continue;
+            }
             other => other?,
         };
+        turns = Turns::new(putting);
         restored += done;
         altered += changed;
         cx.progress("rows put back", restored, Some(total), Measure::Rows);
@@ -166,7 +176,7 @@ async fn batch(
     one_by_one: bool,
 ) -> Result<(u64, u64)> {
     let tx = session.transaction().await?;
-    tx.batch("set local lock_timeout = '5s'").await?;
+    tx.wait_for_locks(LOCK_TIMEOUT).await?;
     let (mut restored, mut altered) = (Vec::new(), 0);
     let mut refused: BTreeMap<i64, String> = BTreeMap::new();
     if one_by_one {

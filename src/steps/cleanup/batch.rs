@@ -131,7 +131,7 @@ impl Work<'_> {
     /// One transaction: a stretch of keys that is looked at, and at most a batch of rows in it changed.
     async fn one(&self, cx: &Context, session: &mut Session, pace: &Pace) -> Result<Progress> {
         let tx = session.transaction().await?;
-        tx.batch(&format!("set local lock_timeout = {}", self.lock_timeout.as_millis().max(1))).await?;
+        tx.wait_for_locks(self.lock_timeout).await?;
         // Read under the fence, so that it is this runner's word and nobody else's.
         let mut progress: Progress = tx.checkpoint(cx.run, &cx.step, self.unit).await?.unwrap_or_default();
         if progress.done {

@@ -10,11 +10,17 @@ use super::{MoveTo, batch};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
+use crate::postgres::patience::Patience;
 use crate::postgres::profile::ROUTINE_FORMAT;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
+use crate::steps::turns::Turns;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long an attempt at the triggers waits for the tables.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a backfill moves, resolved against the catalog.
 #[derive(Debug)]
@@ -85,17 +91,24 @@ impl Shape {
 
 /// Drops the triggers; the functions go with them.
 pub(super) async fn remove(cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
+    let mut turns = Turns::new("dropping the triggers that keep columns in step");
+    while let Err(error) = remove_once(cx, session, step).await {
+        turns.again(cx, error).await?;
+    }
+    Ok(())
+}
+
+async fn remove_once(cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
     let tx = session.transaction().await?;
-    tx.batch("set local lock_timeout = '3s'").await?;
+    let mut patience = Patience::of(&tx, LOCK_TIMEOUT).await?;
+    tx.batch("set local client_min_messages = warning").await?;
     let name = name(cx, step);
-    let back = quote_ident(&format!("{name}_back"));
-    let name = quote_ident(&name);
     // CASCADE reaches exactly the triggers that call these functions, on tables that may be gone by now.
-    tx.batch(&format!(
-        "set local client_min_messages = warning;
-         drop function if exists handover.{name}() cascade; drop function if exists handover.{back}() cascade"
-    ))
-    .await?;
+    for name in [name.clone(), format!("{name}_back")] {
+        patience.apply(&tx).await?;
+        tx.batch(&format!("drop function if exists handover.{}() cascade", quote_ident(&name))).await?;
+        patience.begin();
+    }
     tx.execute(
         "delete from handover.checkpoint where run = $1 and step = $2 and unit = 'sync'",
         &[&cx.run.0, &step.as_str()],
@@ -214,14 +227,23 @@ impl Move {
 
     /// Creates the triggers, unless the checkpoint says that they are there.
     pub async fn install(&self, cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
+        let mut turns = Turns::new("creating the triggers that keep columns in step");
+        while let Err(error) = self.install_once(cx, session, step).await {
+            turns.again(cx, error).await?;
+        }
+        Ok(())
+    }
+
+    async fn install_once(&self, cx: &Context, session: &mut Session, step: &StepId) -> Result<()> {
         let tx = session.transaction().await?;
         if tx.checkpoint::<serde_json::Value>(cx.run, step, "sync").await?.is_some() {
             return self.enable_always(cx, tx, step).await;
         }
-        tx.batch("set local lock_timeout = '3s'").await?;
+        let mut patience = Patience::of(&tx, LOCK_TIMEOUT).await?;
         if let Shape::Table { target, .. } = &self.shape {
             // Writers wait until the triggers are there; a row that came before them could not be told from ours.
             tx.batch(&format!("lock table {} in share row exclusive mode", target.name.sql())).await?;
+            patience.begin();
             let sql = format!("select exists (select 1 from {})", target.name.sql());
             let resumed: bool = tx.checkpoint::<bool>(cx.run, step, "begun").await?.is_some();
             if !resumed && tx.query_one(&sql, &[]).await?.get(0) {
@@ -232,6 +254,7 @@ impl Move {
             tx.save_checkpoint(cx.run, step, "begun", &true).await?;
         }
         let path = cx.databases.search_path(tx.database())?.sql_of_routine();
+        patience.apply(&tx).await?;
         tx.batch(&self.triggers(cx, step, &path)).await?;
         tx.save_checkpoint(cx.run, step, "sync", &json!({ "triggers": name(cx, step) })).await?;
         tx.commit().await?;
@@ -249,7 +272,7 @@ impl Move {
                 &[&name(cx, step)],
             )
             .await?;
-        tx.batch("set local lock_timeout = '3s'").await?;
+        tx.wait_for_locks(LOCK_TIMEOUT).await?;
         for row in ordinary {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
             tx.batch(&format!(

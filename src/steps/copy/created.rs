@@ -5,8 +5,13 @@ use super::{catalog, large_objects, rights, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, Tx};
+use crate::steps::turns::Turns;
 use crate::steps::{Context, migrate};
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long an attempt to drop an object waits for who uses it.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Objects on green now, before the copy makes any.
 ///
@@ -35,7 +40,6 @@ pub async fn record(tx: &Tx<'_>, cx: &Context, before: &[(u32, u32)], unit: &str
 /// # Errors
 /// What the server says; a schema of ours in which others have made something.
 pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u64> {
-    session.set("lock_timeout", "30s").await?;
     let state = state::load(session, cx.run, &cx.step).await?;
     let begun = state.is_some();
     let before: BTreeSet<(u32, u32)> =
@@ -68,7 +72,14 @@ pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u
             if before.contains(&object) {
                 continue;
             }
-            if drop_object(session, object, schemas && !all).await? {
+            let mut turns = Turns::new("dropping what the copy made");
+            let gone = loop {
+                match drop_object(session, object, schemas && !all).await {
+                    Ok(gone) => break gone,
+                    Err(error) => turns.again(cx, error).await?,
+                }
+            };
+            if gone {
                 dropped += 1;
                 failpoint::at(failpoint::COPY_UNDO_DROPPED)?;
             }
@@ -141,6 +152,7 @@ async fn drop_object(session: &mut Session, object: (u32, u32), alone: bool) -> 
         None => format!("drop {} if exists {identity}", kind.replace('-', " ")),
     };
     let cascade = if alone { "" } else { " cascade" };
+    tx.wait_for_locks(LOCK_TIMEOUT).await?;
     let result = tx.batch(&format!("{words}{cascade}")).await;
     if let Err(e) = result {
         let e = e.context(words);

@@ -120,9 +120,6 @@ fn needs() -> String {
 /// # Errors
 /// What the server says.
 pub async fn read(session: &Session, selection: &Selection<'_>) -> Result<Vec<Definition>> {
-    // Constants are written as the session writes values.
-    super::source::text_settings(session).await?;
-    session.set("search_path", "").await?;
     session.set("quote_all_identifiers", "on").await?;
     let (rows, needs) = (session.query(&definitions(), &[]).await?, session.query(&needs(), &[]).await?);
     session.set("quote_all_identifiers", "off").await?;

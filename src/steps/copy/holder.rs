@@ -22,7 +22,7 @@ const LOCK_CLASS: i32 = 0x6861_6e64;
 /// How long a holder may take to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a table is waited for that somebody alters.
-const LOCK_TIMEOUT: &str = "2s";
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The holder, seen from an engine that uses it.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Holder {
             session.set("client_connection_check_interval", "0").await?;
         }
         session.set("application_name", &application_name(run, step)).await?;
-        session.set("lock_timeout", LOCK_TIMEOUT).await?;
+        session.wait_for_locks(LOCK_TIMEOUT).await?;
         session.query("begin isolation level repeatable read, read only", &[]).await?;
         for tables in tables.collect::<Vec<_>>().chunks(200) {
             let list: Vec<String> = tables.iter().map(|t| t.sql()).collect();

@@ -9,7 +9,7 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
 use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
@@ -39,8 +39,7 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result
             .hint("is `freeze:` the right database?"));
     }
     let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
-    let deadlock = deadlock_timeout(tx).await?;
-    let patience = (budget / 2).min(deadlock * 4 / 5).max(Duration::from_millis(10));
+    let patience = tx.wait_for_locks((budget / 2).max(Duration::from_millis(10))).await?;
     tx.batch(&format!("set local statement_timeout = '{}ms'", patience.as_millis())).await?;
     tx.batch(&format!("lock table {} in share row exclusive mode", list.join(", "))).await.map_err(|e| {
         if e.message().contains("42P01") {
@@ -50,16 +49,6 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result
         e
     })?;
     tx.batch(&format!("set local statement_timeout = '{}ms'", budget.as_millis())).await
-}
-
-/// How long a waiter waits until the server looks for a deadlock, and may end somebody for it.
-///
-/// # Errors
-/// What the server says.
-pub async fn deadlock_timeout(tx: &Tx<'_>) -> Result<Duration> {
-    let setting: String =
-        tx.query_one("select setting from pg_settings where name = 'deadlock_timeout'", &[]).await?.get(0);
-    Ok(setting.parse().map_or(Duration::from_secs(1), Duration::from_millis))
 }
 
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
@@ -105,7 +94,7 @@ pub async fn bolt(cx: &Context, cutover: &Cutover) {
 
 /// Opens the old side again and takes the decision back, in one transaction.
 pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
-    session.set("lock_timeout", "5s").await?;
+    session.wait_for_locks(Duration::from_secs(5)).await?;
     let earlier = gate::earlier(session).await?;
     let tx = session.transaction().await?;
     Gate::of(cx).open(&tx, &earlier).await?;

@@ -241,9 +241,7 @@ end"
     ) -> Result<()> {
         let tx = session.transaction().await?;
         let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.table.sql())).collect();
-        let deadlock = super::freeze::deadlock_timeout(&tx).await?;
-        let patience = PATIENCE.min(deadlock * 4 / 5);
-        tx.batch(&format!("set local lock_timeout = '{}ms'", patience.as_millis().max(1))).await?;
+        tx.wait_for_locks(PATIENCE).await?;
         tx.batch(&format!("lock table {} in share row exclusive mode {wait}", list.join(", "))).await?;
         let mut sql = String::new();
         for Lacking { table, disabled } in tables {

@@ -2,9 +2,11 @@
 
 use super::folder::{Loaded, Migration};
 use super::lint::{created_table, heavy};
+use super::locks;
+use super::script::Script;
 use super::settle::{Settled, few, files};
 use super::vendor::Tool;
-use super::{History, Migrate, history};
+use super::{History, Migrate, UndoBy, history};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::steps::{Context, Description};
@@ -43,6 +45,12 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
         out = refused(out, &error);
     }
     vendors(step, &settled, &pending, &mut out);
+    for file in &pending {
+        warn_of_several(&session, &file.up, "", &mut out).await?;
+        if let (UndoBy::Down | UndoBy::DownWithLoss, Some(down)) = (step.undo, &file.down) {
+            warn_of_several(&session, down, "a rollback: ", &mut out).await?;
+        }
+    }
     if loaded.passed_over > 0 {
         out.action(format!("nothing for {} files that are for other databases", loaded.passed_over));
     }
@@ -57,12 +65,20 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     if let Some(role) = &step.role {
         check_role(&session, role, &mut out).await?;
     }
-    warn_of_locks(&session, pending.iter().copied(), &mut out).await?;
+    warn_of_locks(&session, step, pending.iter().copied(), Way::Forward, &mut out).await?;
     let statements: usize = pending.iter().map(|m| m.up.statements().count()).sum();
-    out.estimate = Some(format!(
+    let mut estimate = format!(
         "{statements} statements in {} files; how long each takes depends on the data",
         pending.len()
-    ));
+    );
+    if matches!(step.undo, UndoBy::Down | UndoBy::DownWithLoss) {
+        // A rollback runs under the same traffic.
+        warn_of_locks(&session, step, pending.iter().rev().copied(), Way::Back, &mut out).await?;
+        let back: usize =
+            pending.iter().filter_map(|m| m.down.as_ref()).map(|down| down.statements().count()).sum();
+        estimate.push_str(&format!("; a rollback runs {back} statements of the down files"));
+    }
+    out.estimate = Some(estimate);
     Ok(out)
 }
 
@@ -141,35 +157,99 @@ async fn check_role(session: &Session, role: &str, out: &mut Description) -> Res
     Ok(())
 }
 
+/// Tables that one transaction holds against the application at once.
+async fn warn_of_several(
+    session: &Session,
+    script: &Script,
+    when: &str,
+    out: &mut Description,
+) -> Result<()> {
+    for unit in &script.units {
+        let held = locks::seen(session, unit.statements().iter()).await?;
+        if let [first, _, ..] = &held[..] {
+            let names: Vec<String> = held.iter().map(|lock| lock.table.to_string()).collect();
+            out.warning(format!(
+                "{when}{}:{}: one transaction locks {}: all are locked together at its beginning, and who writes to any of them waits until it ends; safer: a file for each",
+                script.path,
+                held.iter().map(|lock| lock.line).min().unwrap_or(first.line),
+                names.join(" and ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether one of these functions is volatile here. What the server does not know yet is made by these files, and
+/// volatile unless it says otherwise.
+async fn is_volatile(session: &Session, functions: &[String]) -> Result<bool> {
+    let row = session
+        .query_one(
+            "select coalesce(bool_or(volatile), false)
+             from (select coalesce(bool_or(p.provolatile = 'v'), true) as volatile
+                   from unnest($1::text[]) f (name) left join pg_proc p on p.proname = f.name group by f.name) x",
+            &[&functions],
+        )
+        .await?;
+    Ok(row.get(0))
+}
+
+/// Which way a file is gone through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Forward,
+    Back,
+}
+
 async fn warn_of_locks(
     session: &Session,
     files: impl Iterator<Item = &Migration>,
+    way: Way,
     out: &mut Description,
 ) -> Result<()> {
     let mut created = BTreeSet::new();
     for file in files {
-        for statement in file.up.statements() {
-            created.extend(created_table(&statement.words));
+        let script = match way {
+            Way::Forward => Some(&file.up),
+            Way::Back => file.down.as_ref(),
+        };
+        let when = if way == Way::Back { "a rollback: " } else { "" };
+        let Some(script) = script else { continue };
+        for statement in script.statements() {
+            if let Some(name) = created_table(&statement.words) {
+                // With IF NOT EXISTS a table that is there stays what it is.
+                let is_new = !statement.words.has(&["if", "not", "exists"])
+                    || size(session, step, &name).await?.is_none();
+                created.extend(is_new.then_some(name));
+            }
             for lint in heavy(&statement.words) {
-                if created.contains(&lint.relation) {
+                if created.contains(&lint.relation)
+                    || (!lint.if_volatile.is_empty() && !is_volatile(session, &lint.if_volatile).await?)
+                {
                     continue;
                 }
-                let found = session
-                    .query_opt(
-                        "select pg_size_pretty(pg_table_size(c.oid)), c.reltuples::float8, pg_table_size(c.oid)
-                         from pg_class c where c.oid = to_regclass($1)",
-                        &[&lint.relation],
-                    )
-                    .await?;
-                let Some(found) = found else { continue };
-                let (size, rows): (String, f64) = (found.get(0), found.get(1));
-                let rows = if rows >= 0.0 { format!("about {rows:.0} rows, {size}") } else { size };
+                let Some(rows) = size(session, step, &lint.relation).await? else { continue };
                 out.warning(format!(
-                    "{}:{}: {} ({rows}) {}; safer: {}",
-                    file.up.path, statement.line, lint.relation, lint.what, lint.instead
+                    "{when}{}:{}: {} ({rows}) {}; safer: {}",
+                    script.path, statement.line, lint.relation, lint.what, lint.instead
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// How large a table is, in words; none if it is not there.
+async fn size(session: &Session, step: &Migrate, name: &str) -> Result<Option<String>> {
+    let found = session
+        .query_opt(
+            "select pg_size_pretty(pg_table_size(c.oid)), c.reltuples::float8
+             from pg_class c where c.oid = any (array(select to_regclass(n) from unnest($1::text[]) n))
+             limit 1",
+            &[&step.qualify(name)],
+        )
+        .await?;
+    Ok(found.map(|found| {
+        let (size, rows): (String, f64) = (found.get(0), found.get(1));
+        if rows >= 0.0 { format!("about {rows:.0} rows, {size}") } else { size }
+    }))
 }

@@ -1,20 +1,24 @@
 //! Executes a file's units, with short waits for locks, and says where in the file something failed.
 
 use super::Migrate;
+use super::culprit;
 use super::folder::Migration;
+use super::locks::{self, Lock};
+use super::place::{place, role_error, unknown};
 use super::probe::{self, Effect};
-use super::script::{Script, Statement, Unit, line_of};
+use super::script::{Script, Statement, Unit};
 use super::vendor::Vendors;
 use super::watch::{Blockers, watched};
-use crate::error::{Class, Error, Result};
+use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
+use crate::postgres::patience::Patience;
 use crate::postgres::{Session, Tx, quote_ident};
 use crate::steps::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-use tokio_postgres::error::{ErrorPosition, SqlState};
+use tokio_postgres::error::SqlState;
 
 /// The longest wait between two attempts to get a lock.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -34,6 +38,8 @@ pub struct Worker<'a> {
     pub(super) baseline: bool,
     /// Whether a file's row has another checksum than the file, as it may.
     pub(super) diverges: bool,
+    /// What statements waited for in vain, to be locked at the beginning of the next attempt.
+    learned: Vec<Lock>,
     /// The vendors' tables, in which what is applied is recorded too.
     pub(super) vendors: Vendors,
 }
@@ -72,12 +78,12 @@ fn digest(text: &str) -> String {
     crate::value::fingerprint(text, 16)
 }
 
-/// An error, and the server's code for it if it was the server's.
-struct Failed(Error, Option<SqlState>);
+/// An error, the server's code for it if it was the server's, and the statement that failed if it was one.
+struct Failed(Error, Option<SqlState>, Option<usize>);
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Failed(error, None)
+        Failed(error, None, None)
     }
 }
 
@@ -103,6 +109,7 @@ impl<'a> Worker<'a> {
             recording,
             baseline: false,
             diverges: false,
+            learned: Vec::new(),
             vendors,
         })
     }
@@ -110,7 +117,7 @@ impl<'a> Worker<'a> {
     /// Gives the next file a session with the plan's settings, whatever the last one set.
     pub(super) async fn prepare(&mut self) -> Result<()> {
         let millis = |d: Option<crate::value::Duration>| d.map_or(0, |d| d.0.as_millis()).to_string();
-        self.session.set("lock_timeout", &millis(Some(self.step.lock_timeout))).await?;
+        self.session.wait_for_locks(self.step.lock_timeout.0).await?;
         self.session.set("statement_timeout", &millis(self.step.statement_timeout)).await?;
         // The files are written for the tool of their vendor, which leaves policies on.
         self.session.set("row_security", "on").await?;
@@ -137,17 +144,42 @@ impl<'a> Worker<'a> {
         half_done: bool,
     ) -> Result<()> {
         let mut pause = Duration::from_millis(500);
+        self.learned.clear();
         for attempt in 1.. {
             self.cx.proceed()?;
-            let blockers = Blockers::default();
-            let Failed(error, code) = match self.attempt(script, statements, tail, half_done, &blockers).await
-            {
-                Ok(()) => return Ok(()),
-                Err(failed) => failed,
+            let blockers = Blockers::new(attempt > 1);
+            let Failed(error, code, at) =
+                match self.attempt(script, statements, tail, half_done, &blockers).await {
+                    Ok(()) => return Ok(()),
+                    Err(failed) => failed,
+                };
+            let error = match (at, &code) {
+                (Some(at), Some(code)) => self.with_row(error, statements, at, code).await,
+                _ => error,
             };
             pause = self.wait_for_lock(script, attempt, pause, error, code.as_ref(), &blockers).await?;
+            for lock in blockers.wanted() {
+                if !self.learned.iter().any(|known| known.table == lock.table && known.mode >= lock.mode) {
+                    self.learned.push(lock);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Names the row at which a statement failed, where it can be found.
+    async fn with_row(&self, error: Error, statements: &[Statement], at: usize, code: &SqlState) -> Error {
+        if !(code.code().starts_with("22") || code.code().starts_with("23")) {
+            return error;
+        }
+        let Some(row) = culprit::find(self.cx, self.step, statements, at, code).await else { return error };
+        let named = Error::new(error.class(), format!("{}; the first such row is {row}", error.message()))
+            .in_file(error.place().file.as_deref().unwrap_or(""), error.place().line)
+            .on_database(&self.step.on);
+        match error.next_step() {
+            Some(hint) => named.hint(hint),
+            None => named,
+        }
     }
 
     /// Waits before the next attempt at a lock, or gives up with the error.
@@ -169,7 +201,7 @@ impl<'a> Worker<'a> {
             return Err(Error::new(error.class(), format!("{} after {attempt} attempts{who}", error.message()))
                 .in_file(&script.path, error.place().line)
                 .on_database(&self.step.on)
-                .hint("end or wait for the session that holds the lock, or raise `lock_timeout`; then `handover resume`"));
+                .hint("end or wait for the session that holds the lock, or raise `lock_attempts`; then `handover resume`"));
         }
         let wait = humantime::format_duration(pause);
         self.cx.warn(format!("{error}{who}; rolled back, attempt {} follows in {wait}", attempt + 1));
@@ -196,8 +228,34 @@ impl<'a> Worker<'a> {
                 .await
                 .map_err(|e| role_error(&e, role))?;
         }
+        let mut patience = Patience::of(&tx, step.lock_timeout.0).await?;
+        let mut wanted = locks::of(&tx, statements).await?;
+        for known in &self.learned {
+            match wanted.iter_mut().find(|lock| lock.table == known.table) {
+                Some(lock) => lock.mode = lock.mode.max(known.mode),
+                None => wanted.push(known.clone()),
+            }
+        }
+        wanted.sort();
+        for lock in &wanted {
+            patience.apply(&tx).await?;
+            let sql = format!("lock table {} in {} mode", lock.table.sql(), lock.mode.sql());
+            let run = tx.try_batch(&sql);
+            if let Err(e) = watched(cx, &step.on, pid, &label, lock.line, blockers, run).await? {
+                let error = tx.error(&e).in_file(&script.path, Some(lock.line));
+                let error = error.context(format!("locking {}", lock.table));
+                return Err(Failed(error, e.code().cloned(), None));
+            }
+            patience.begin();
+        }
         for (i, statement) in statements.iter().enumerate() {
             cx.progress(&label, i as u64, Some(statements.len() as u64), Measure::Items);
+            if locks::is_opaque(&statement.words) {
+                patience.apply_late(&tx).await?;
+            } else {
+                patience.apply(&tx).await?;
+            }
+            patience.begin();
             if half_done {
                 tx.batch("savepoint handover_statement").await?;
             }
@@ -210,7 +268,8 @@ impl<'a> Worker<'a> {
                 cx.note(format!("{}:{}: there was nothing to take back ({e})", script.path, statement.line));
                 continue;
             }
-            return Err(Failed(place(script, statement, &e, tx.error(&e), whole), e.code().cloned()));
+            let error = place(script, statement, &e, tx.error(&e), whole);
+            return Err(Failed(error, e.code().cloned(), Some(i)));
         }
         // What follows is ours, whatever role or path the file left in this transaction.
         tx.batch("set local role none").await?;
@@ -475,59 +534,4 @@ fn names_nothing(code: &SqlState) -> bool {
         SqlState::INVALID_SCHEMA_NAME,
     ]
     .contains(code)
-}
-
-/// Puts an error at its line of the file. The server's position counts characters of the statement we sent.
-fn place(
-    script: &Script,
-    statement: &Statement,
-    error: &tokio_postgres::Error,
-    ours: Error,
-    together: bool,
-) -> Error {
-    let line = match error.as_db_error().and_then(|db| db.position()) {
-        Some(ErrorPosition::Original(position)) => {
-            let before = statement
-                .sql
-                .chars()
-                .take((*position as usize).saturating_sub(1))
-                .map(char::len_utf8)
-                .sum::<usize>();
-            line_of(&script.sql, statement.start + before)
-        }
-        _ => statement.line,
-    };
-    let hint = match error.code() {
-        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Some(
-            "let the statement run as the owner of what it changes: set `role:` to that role, and grant it to the plan's user",
-        ),
-        Some(&SqlState::ACTIVE_SQL_TRANSACTION) => Some(
-            "put `-- handover: no-transaction` on the file's first line (in a copy under `override:` if it is a vendor's)",
-        ),
-        _ => None,
-    };
-    let ours = match hint {
-        Some(hint) => Error::new(ours.class(), ours.message())
-            .on_database(ours.place().database.as_deref().unwrap_or(""))
-            .hint(hint),
-        None => ours,
-    };
-    ours.in_file(&script.path, Some(line)).hint(if together {
-        "nothing of it was kept; mend the file, or put a corrected copy into `override:`, then `handover resume`"
-    } else {
-        "the statements before it stay done; mend this one (in a copy under `override:` if it is a vendor's), then `handover resume`"
-    })
-}
-
-fn role_error(error: &Error, role: &str) -> Error {
-    Error::new(Class::Privilege, format!("cannot act as role `{role}`: {}", error.message()))
-        .on_database(error.place().database.as_deref().unwrap_or(""))
-        .hint(format!("grant it to the plan's user: grant {} to …", quote_ident(role)))
-}
-
-fn unknown(script: &Script, statement: &Statement, why: &str, database: &str) -> Error {
-    Error::data(format!("this statement was interrupted, and it cannot be told whether it took effect ({why})"))
-        .in_file(&script.path, Some(statement.line))
-        .on_database(database)
-        .hint("look at the database; then put `-- handover: repeatable` on the line before the statement if it may run again, or `-- handover: done-if select …` with a query that is true when its effect is there, and `handover resume`")
 }

@@ -13,6 +13,8 @@ pub struct Lint {
     pub what: &'static str,
     /// How to do without.
     pub instead: &'static str,
+    /// It is only so if one of these functions is volatile, which the server knows.
+    pub if_volatile: Vec<String>,
 }
 
 /// The table that a statement creates, as SQL: what is done to it afterwards locks nobody out.
@@ -92,7 +94,11 @@ pub fn heavy(words: &Words) -> Vec<Lint> {
 }
 
 fn one(words: &Words, at: usize, what: &'static str, instead: &'static str) -> Vec<Lint> {
-    words.name(at).map(|(relation, _)| Lint { relation, what, instead }).into_iter().collect()
+    words
+        .name(at)
+        .map(|(relation, _)| Lint { relation, what, instead, if_volatile: Vec::new() })
+        .into_iter()
+        .collect()
 }
 
 fn create_index(words: &Words) -> Option<Lint> {
@@ -106,6 +112,7 @@ fn create_index(words: &Words) -> Option<Lint> {
         relation,
         what: "is locked against writes while the index is built",
         instead: "CREATE INDEX CONCURRENTLY, or a `create_index` step",
+        if_volatile: Vec::new(),
     })
 }
 
@@ -113,7 +120,8 @@ fn alter_table(words: &Words) -> Vec<Lint> {
     let at = words.skip(2, &[&["if", "exists"], &["only"]]);
     let Some((relation, from)) = words.name(at) else { return Vec::new() };
     let mut out = Vec::new();
-    let mut add = |what, instead| out.push(Lint { relation: relation.clone(), what, instead });
+    let mut add =
+        |what, instead| out.push(Lint { relation: relation.clone(), what, instead, if_volatile: Vec::new() });
     let has = |w: &[&str]| (from..words.len()).any(|i| words.at(i, w));
     if has(&["type"]) && has(&["alter"]) {
         add(
@@ -145,27 +153,80 @@ fn alter_table(words: &Words) -> Vec<Lint> {
             );
         }
     }
-    if has(&["add"])
-        && (has(&["serial"]) || has(&["bigserial"]) || has(&["generated"]) || volatile_default(words, from))
-    {
-        add(
-            "is rewritten while locked against reads and writes",
-            "the column without a default, the default for new rows, and a `cleanup` step for old ones",
-        );
+    let rewritten = "is rewritten while locked against reads and writes";
+    let later = "the column without a default, the default for new rows, and a `cleanup` step for old ones";
+    let if_volatile = default_functions(words, from);
+    if has(&["add"]) && (has(&["serial"]) || has(&["bigserial"]) || has(&["generated"])) {
+        add(rewritten, later);
+    } else if has(&["add"]) && !if_volatile.is_empty() {
+        out.push(Lint { relation: relation.clone(), what: rewritten, instead: later, if_volatile });
+        return out.into_iter().chain(moved(words, from, &relation)).collect();
     }
-    if has(&["set", "tablespace"]) || has(&["set", "logged"]) || has(&["set", "unlogged"]) {
-        add("is rewritten while locked against reads and writes", "a new table, filled and swapped");
-    }
+    out.extend(moved(words, from, &relation));
     out
 }
 
-/// A default that Postgres computes for each row, so that adding the column rewrites the table.
-fn volatile_default(words: &Words, from: usize) -> bool {
-    (from..words.len()).any(|i| {
-        words.get(i) == "default"
-            && ["random", "gen_random_uuid", "uuid_generate_v4", "nextval", "clock_timestamp", "timeofday"]
-                .contains(&words.get(i + 1))
+/// A table whose file is written anew.
+fn moved(words: &Words, from: usize, relation: &str) -> Option<Lint> {
+    let has = |w: &[&str]| (from..words.len()).any(|i| words.at(i, w));
+    (has(&["set", "tablespace"]) || has(&["set", "logged"]) || has(&["set", "unlogged"])).then(|| Lint {
+        relation: relation.to_owned(),
+        what: "is rewritten while locked against reads and writes",
+        instead: "a new table, filled and swapped",
+        if_volatile: Vec::new(),
     })
+}
+
+/// The functions that defaults of new columns call, at any depth: if one is volatile, Postgres computes the default
+/// for each row, and the table is rewritten.
+fn default_functions(words: &Words, from: usize) -> Vec<String> {
+    /// Written like functions, and none; a type's length is written so too.
+    const NONE: [&str; 22] = [
+        "coalesce",
+        "nullif",
+        "greatest",
+        "least",
+        "cast",
+        "array",
+        "row",
+        "in",
+        "any",
+        "all",
+        "values",
+        "and",
+        "or",
+        "not",
+        "varchar",
+        "varying",
+        "char",
+        "character",
+        "numeric",
+        "decimal",
+        "timestamp",
+        "bit",
+    ];
+    let mut out = Vec::new();
+    let mut at = from;
+    while let Some(start) = (at..words.len()).find(|i| words.get(*i) == "default") {
+        let mut depth = 0_i32;
+        at = start + 1;
+        while at < words.len() && (depth > 0 || words.get(at) != ",") {
+            match words.get(at) {
+                "(" => {
+                    let name = words.get(at - 1).trim_matches('"');
+                    let word = name.starts_with(|c: char| c.is_alphabetic() || c == '_');
+                    if word && name != "default" && !NONE.contains(&name) {
+                        out.push(name.to_owned());
+                    }
+                    depth += 1;
+                }
+                ")" => depth -= 1,
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -181,6 +242,8 @@ mod tests {
             ("alter table b add constraint x check (c > 0)", 1),
             ("alter table b add primary key (c)", 1),
             ("alter table b add column c uuid default gen_random_uuid()", 1),
+            ("alter table b add column c text default coalesce(md5(random()::text), 'x')", 1),
+            ("alter table b add column c varchar(3) default 'x(y)' check (f(c)) not valid", 0),
             ("create index on b (c)", 1),
             ("create unique index a on b (c)", 1),
             ("vacuum (full, analyze) b", 0),
@@ -203,6 +266,9 @@ mod tests {
             assert_eq!(found.len(), n, "{sql}: {found:?}");
             assert!(found.iter().all(|l| l.relation.ends_with('b') || l.relation == "i"), "{found:?}");
         }
+        let nested =
+            heavy(&Words::of("alter table b add c text default lower(coalesce(f(1), 'x')), add d int"));
+        assert_eq!(nested[0].if_volatile, ["lower", "f"]);
         assert_eq!(
             created_table(&Words::of("create unlogged table if not exists a.b (c int)")),
             Some("a.b".into())

@@ -1,9 +1,11 @@
 //! Looks from outside at a statement that takes long: who holds it up, how far it is, and whether to stop it.
 
+use super::locks::Lock;
 use crate::error::{Error, Result};
 use crate::event::Measure;
-use crate::postgres::Session;
 use crate::postgres::foreign::masked;
+use crate::postgres::patience::Mode;
+use crate::postgres::{Session, TableName};
 use crate::steps::Context;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,19 +13,47 @@ use std::time::{Duration, Instant};
 
 /// Who was last seen holding a lock that a statement waits for. When the wait has timed out it is too late to ask.
 #[derive(Debug, Clone, Default)]
-pub struct Blockers(Arc<Mutex<Option<String>>>);
+pub struct Blockers {
+    seen: Arc<Mutex<Seen>>,
+    /// Whether short waits are to be seen too.
+    eager: bool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    who: Option<String>,
+    wanted: Vec<Lock>,
+}
 
 impl Blockers {
+    /// Nothing seen yet. `eager`: an attempt failed before, so that it is worth while to look often.
+    #[must_use]
+    pub fn new(eager: bool) -> Self {
+        Blockers { eager, ..Self::default() }
+    }
+
     /// In words.
     #[must_use]
     pub fn last(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen().who.clone()
     }
 
-    fn set(&self, who: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(who);
+    /// The tables that were waited for.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<Lock> {
+        self.seen().wanted.clone()
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// The table that a backend waits for.
+const WANTED: &str = "select n.nspname::text, c.relname::text, l.mode
+    from pg_locks l left join pg_index i on i.indexrelid = l.relation
+    join pg_class c on c.oid = coalesce(i.indrelid, l.relation) join pg_namespace n on n.oid = c.relnamespace
+    where l.pid = $1 and not l.granted and l.locktype = 'relation' and c.relkind in ('r', 'p')";
 
 /// Runs `statement`, which executes on backend `pid`, and watches it meanwhile. When the run is asked to stop,
 /// the statement is cancelled: dropping the future alone would leave it running in the server.
@@ -64,8 +94,13 @@ async fn watch(
     let mut next_note = Duration::from_secs(30);
     let mut reported = String::new();
     let mut session: Option<Session> = None;
+    if blockers.eager {
+        session = cx.reader(database).await.ok();
+    }
     loop {
-        if let Err(stopped) = cx.sleep(Duration::from_millis(300)).await {
+        let often = blockers.eager && started.elapsed() < Duration::from_secs(2);
+        let rest = Duration::from_millis(if often { 20 } else { 300 });
+        if let Err(stopped) = cx.sleep(rest).await {
             return stopped;
         }
         // Watching is a courtesy: without a connection for it the statement goes on.
@@ -73,7 +108,7 @@ async fn watch(
             session = cx.reader(database).await.ok();
         }
         if let Some(reader) = &session
-            && look(cx, reader, pid, unit, blockers, &mut reported).await.is_err()
+            && look(cx, reader, pid, unit, line, blockers, &mut reported).await.is_err()
         {
             session = None;
         }
@@ -90,6 +125,7 @@ async fn look(
     reader: &Session,
     pid: i32,
     unit: &str,
+    line: usize,
     blockers: &Blockers,
     reported: &mut String,
 ) -> Result<()> {
@@ -117,7 +153,18 @@ async fn look(
             cx.warn(format!("{unit} waits for {text}"));
             *reported = pids;
         }
-        blockers.set(text);
+        blockers.seen().who = Some(text);
+        let wanted = reader.query(WANTED, &[&pid]).await?;
+        for row in &wanted {
+            let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+            if let Some(mode) = Mode::shown(row.get(2)) {
+                let lock = Lock { table, mode, line };
+                let mut seen = blockers.seen();
+                if !seen.wanted.contains(&lock) {
+                    seen.wanted.push(lock);
+                }
+            }
+        }
     }
     // The server tells how far it is for these statements only
     // (https://www.postgresql.org/docs/current/progress-reporting.html).

@@ -157,7 +157,7 @@ async fn announce(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
 /// Adds the tables to it.
 async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
     let mut blue = cx.writer(&link.from).await?;
-    blue.set("lock_timeout", "2s").await?;
+    blue.wait_for_locks(Duration::from_secs(2)).await?;
     let begun = Instant::now();
     loop {
         cx.proceed()?;
