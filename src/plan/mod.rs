@@ -173,7 +173,8 @@ impl Plan {
                     (Err(_), Some(reader)) => reader.clone(),
                     (url, _) => url?,
                 };
-                Ok((name.clone(), Target { url, reader }))
+                let search_path = spec.search_path.clone().unwrap_or_default();
+                Ok((name.clone(), Target { url, reader, search_path }))
             })
             .collect()
     }

@@ -9,7 +9,7 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
 use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {

@@ -5,8 +5,8 @@
 //! only done where the rows are as the statement found them, that is, where no statement before it in its
 //! transaction names the table.
 
+use super::Migrate;
 use super::script::Statement;
-use super::{Migrate, quoted_path};
 use crate::postgres::sql::{Token, tokens};
 use crate::postgres::{Session, quote_ident, quote_literal};
 use crate::steps::Context;
@@ -46,10 +46,8 @@ pub(super) async fn find(
     if before.any(|s| s.words.has(&[last])) {
         return None;
     }
-    let session = cx.reader(&step.on).await.ok()?;
-    if let Some(path) = &step.search_path {
-        session.set("search_path", &quoted_path(path)).await.ok()?;
-    }
+    let session = cx.operator_reader(&step.on).await.ok()?;
+    session.set("search_path", &step.path(cx).ok()?.sql()).await.ok()?;
     session.set("statement_timeout", "10s").await.ok()?;
     let ctid = if look.wrong {
         let sql = format!("{} limit 1", look.rows("select", ""));

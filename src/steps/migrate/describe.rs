@@ -65,7 +65,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     if let Some(role) = &step.role {
         check_role(&session, role, &mut out).await?;
     }
-    warn_of_locks(&session, step, pending.iter().copied(), Way::Forward, &mut out).await?;
+    warn_of_locks(&session, pending.iter().copied(), Way::Forward, &mut out).await?;
     let statements: usize = pending.iter().map(|m| m.up.statements().count()).sum();
     let mut estimate = format!(
         "{statements} statements in {} files; how long each takes depends on the data",
@@ -73,7 +73,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     );
     if matches!(step.undo, UndoBy::Down | UndoBy::DownWithLoss) {
         // A rollback runs under the same traffic.
-        warn_of_locks(&session, step, pending.iter().rev().copied(), Way::Back, &mut out).await?;
+        warn_of_locks(&session, pending.iter().rev().copied(), Way::Back, &mut out).await?;
         let back: usize =
             pending.iter().filter_map(|m| m.down.as_ref()).map(|down| down.statements().count()).sum();
         estimate.push_str(&format!("; a rollback runs {back} statements of the down files"));
@@ -217,8 +217,8 @@ async fn warn_of_locks(
         for statement in script.statements() {
             if let Some(name) = created_table(&statement.words) {
                 // With IF NOT EXISTS a table that is there stays what it is.
-                let is_new = !statement.words.has(&["if", "not", "exists"])
-                    || size(session, step, &name).await?.is_none();
+                let is_new =
+                    !statement.words.has(&["if", "not", "exists"]) || size(session, &name).await?.is_none();
                 created.extend(is_new.then_some(name));
             }
             for lint in heavy(&statement.words) {
@@ -227,7 +227,7 @@ async fn warn_of_locks(
                 {
                     continue;
                 }
-                let Some(rows) = size(session, step, &lint.relation).await? else { continue };
+                let Some(rows) = size(session, &lint.relation).await? else { continue };
                 out.warning(format!(
                     "{when}{}:{}: {} ({rows}) {}; safer: {}",
                     script.path, statement.line, lint.relation, lint.what, lint.instead
@@ -238,14 +238,13 @@ async fn warn_of_locks(
     Ok(())
 }
 
-/// How large a table is, in words; none if it is not there.
-async fn size(session: &Session, step: &Migrate, name: &str) -> Result<Option<String>> {
+/// How large a table is, in words; none if it is not there. A name means what it means on the step's path.
+async fn size(session: &Session, name: &str) -> Result<Option<String>> {
     let found = session
         .query_opt(
             "select pg_size_pretty(pg_table_size(c.oid)), c.reltuples::float8
-             from pg_class c where c.oid = any (array(select to_regclass(n) from unnest($1::text[]) n))
-             limit 1",
-            &[&step.qualify(name)],
+             from pg_class c where c.oid = to_regclass($1)",
+            &[&name],
         )
         .await?;
     Ok(found.map(|found| {
