@@ -6,6 +6,7 @@ pub mod clock;
 pub mod connect;
 pub mod error;
 pub mod fence;
+pub mod fingerprint;
 pub mod foreign;
 pub mod ident;
 pub mod identity;

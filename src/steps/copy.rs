@@ -231,7 +231,7 @@ impl Copy {
         self.chunk_mb.map_or(CHUNK, |mb| mb.max(1) << 20)
     }
 
-    fn selection(&self) -> Selection<'_> {
+    pub(super) fn selection(&self) -> Selection<'_> {
         Selection { include: &self.include, exclude: &self.exclude }
     }
 
@@ -412,6 +412,7 @@ impl Copy {
             server_started: source.server_started.clone(),
         };
         rights::remember(&tx, cx).await?;
+        super::watched::keep_for_copy(cx, source.session(), &tx).await?;
         tx.save_checkpoint(cx.run, &cx.step, state::STATE, &state).await?;
         tx.commit().await?;
         Ok(state)

@@ -30,6 +30,7 @@ pub mod replicate;
 pub mod restore;
 mod turns;
 pub mod verify;
+mod watched;
 
 pub use context::{Context, Ledger, Precedent};
 pub use critical::Critical;

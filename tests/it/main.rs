@@ -53,3 +53,4 @@ mod verify;
 mod verify_checksums;
 mod verify_moving;
 mod verify_resume;
+mod watched;

@@ -219,6 +219,7 @@ impl StepKind for Capture {
         for unseen in cascades::unseen(&session, self).await? {
             cx.warn(unseen);
         }
+        super::watched::keep_for_capture(cx, self).await?;
         let names: Vec<String> = self.tables.keys().map(ToString::to_string).collect();
         Ok(json!({ "stream": stream.name, "partitions": stream.partitions, "tables": names }))
     }

@@ -4,7 +4,7 @@
 use super::gate::Gate;
 use super::{Cutover, freeze, sequences};
 use crate::error::{Class, Error, Result};
-use crate::postgres::{Session, TableName};
+use crate::postgres::{Session, TableName, fingerprint};
 use crate::steps::Context;
 use crate::value;
 use std::time::{Duration, Instant};
@@ -39,7 +39,10 @@ pub async fn rehearse(
         false => tx.batch(&format!("lock table {} in access share mode nowait", list.join(", "))).await,
     };
     match locked {
-        Ok(()) => Gate::of(cx).is_hung(&tx, cutover).await.map(drop)?,
+        Ok(()) => {
+            Gate::of(cx).is_hung(&tx, cutover).await?;
+            tx.query(&fingerprint::digest_sql(), &[]).await?;
+        }
         // Somebody alters a table right now. The pause would wait for that, too, and the lock's own limit sees to it.
         Err(error) if error.class() == Class::Contention => {}
         Err(error) => return Err(error),

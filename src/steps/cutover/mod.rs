@@ -20,6 +20,7 @@ mod state;
 mod subscriptions;
 mod turn_back;
 mod uncaptured;
+mod watched;
 
 use super::{Access, AtStake, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
@@ -83,6 +84,10 @@ pub struct Cutover {
     /// during the pause without a write to a table. Never more than a hundredth of what a sequence has left.
     #[serde(default = "default_margin")]
     pub sequence_margin: u32,
+    /// What may have changed on the old side since earlier steps relied on it, as the refusal names it: `column
+    /// public.payment.note`.
+    #[serde(default)]
+    pub allow_drift: BTreeSet<String>,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,

@@ -3,6 +3,7 @@
 use super::gate::Gate;
 use super::{
     Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, subscriptions, uncaptured,
+    watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -11,19 +12,20 @@ use crate::outside::Outside;
 use crate::postgres::catalog::{self, application, is_application};
 use crate::postgres::foreign::masked;
 use crate::postgres::locks::Room;
-use crate::postgres::{Session, TableName, prepared};
+use crate::postgres::{Session, TableName, fingerprint, prepared};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
 use std::time::{Duration, Instant};
 
-/// Waits until a pause would be short, or fails with what is in the way.
-pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
+/// Waits until a pause would be short, or fails with what is in the way. Returns the digest of the old side's schema,
+/// which must be the same behind the lock.
+pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
     let outside = Outside::new(cx);
     for participant in &cutover.participants {
         participant.check(&outside).await?;
     }
-    let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
+    let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(String::new()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
     let unknown = never_analyzed(&green).await?;
     if let Some(first) = unknown.first() {
@@ -37,6 +39,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
             .on_database(freeze)
             .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
     }
+    let mut digest = watched::refuse(cutover, cx).await?;
     uncaptured::refuse(cutover, cx, &blue, &green).await?;
     let mut gauge = match protocol::link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
@@ -54,11 +57,16 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<()> {
         };
         let Some(obstacle) = obstacle else {
             forecast::rehearse(cutover, cx, &mut blue, &green).await?;
+            let now = fingerprint::digest(&blue).await?;
+            if now != digest {
+                digest = watched::refuse(cutover, cx).await?;
+                continue;
+            }
             // Objects changed also while we waited.
             if begun.elapsed() > Duration::from_secs(1) {
                 large_objects::catch_up(cutover, cx).await?;
             }
-            return Ok(());
+            return Ok(digest);
         };
         if begun.elapsed() >= cutover.patience.0 {
             return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))

@@ -2,7 +2,9 @@
 
 use super::book::Book;
 use super::state::{Event, Stage, Stand, Way};
-use super::{Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences};
+use super::{
+    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, watched,
+};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -24,6 +26,8 @@ pub const MARK: &str = "cutover";
 
 /// How an attempt went, as far as it came.
 struct Attempt {
+    /// The digest of the old side's schema, as the look before the pause found it.
+    schema: String,
     prepared: Instant,
     frozen: Option<Instant>,
     decided: Option<Instant>,
@@ -57,8 +61,8 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
             Way::Lost => return Err(lost(cutover)),
         }
         number += 1;
-        preflight::ready(cutover, cx).await?;
         let mut attempt = Attempt {
+            schema: preflight::ready(cutover, cx).await?,
             prepared: Instant::now(),
             frozen: None,
             decided: None,
@@ -253,6 +257,7 @@ async fn decide(
     let mut freezer = cx.writer(name).await?;
     let mut blue = cx.writer(name).await?;
     let mut green = cx.writer(to).await?;
+    let watcher = cx.databases.labelled(cx.step.as_str()).read_only(name).await?;
     let streams = streams(cutover, cx, &blue).await?;
     let mut gauge = match link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
@@ -300,7 +305,8 @@ async fn decide(
                 None => Ok(None),
             }
         };
-        let ((), pass) = tokio::try_join!(arrived, carried)?;
+        let ((), pass, ()) =
+            tokio::try_join!(arrived, carried, watched::assert_unchanged(&watcher, &attempt.schema))?;
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
