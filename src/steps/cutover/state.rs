@@ -179,7 +179,7 @@ impl Flip {
         let committed = |name: &&str| is(&format!("{name}.committed"));
         let (stage, stand) = if is("turning_back") {
             (Stage::TurningBack, Stand::Committing)
-        } else if is("decided") || names.iter().any(|name| committed(name)) {
+        } else if is("decided") || names.iter().any(&committed) {
             (Stage::Decided, Stand::Committing)
         } else if is("at_stake") {
             (Stage::Deciding, Stand::Prepared)

@@ -20,7 +20,8 @@ const CATALOG: &[&str] = &[
     "select 'constraint', n.nspname, c.relname, k.conname, pg_get_constraintdef(k.oid), k.convalidated
      from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
      where k.contype <> 'n' and USER_SCHEMA",
-    "select 'trigger', pg_get_triggerdef(t.oid), t.tgenabled
+    // The name of a gate is each run's own.
+    "select 'trigger', regexp_replace(pg_get_triggerdef(t.oid), '(refuse_(row_)?)[0-9a-f]{8}', '\\1*', 'g'), t.tgenabled
      from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
      where not t.tgisinternal and USER_SCHEMA",
     "select 'function', pg_get_functiondef(p.oid) from pg_proc p join pg_namespace n on n.oid = p.pronamespace
