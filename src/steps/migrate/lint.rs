@@ -210,7 +210,14 @@ fn default_functions(words: &Words, from: usize) -> Vec<String> {
     while let Some(start) = (at..words.len()).find(|i| words.get(*i) == "default") {
         let mut depth = 0_i32;
         at = start + 1;
-        while at < words.len() && (depth > 0 || words.get(at) != ",") {
+        // What comes behind the expression: the next action, or a constraint of the column's.
+        while at < words.len()
+            && (depth > 0
+                || !matches!(
+                    words.get(at),
+                    "," | "check" | "constraint" | "references" | "unique" | "primary" | "generated"
+                ))
+        {
             match words.get(at) {
                 "(" => {
                     let name = words.get(at - 1).trim_matches('"');
