@@ -39,8 +39,8 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
             .on_database(freeze)
             .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
     }
-    let mut digest = watched::refuse(cutover, cx).await?;
     uncaptured::refuse(cutover, cx, &blue, &green).await?;
+    let mut digest = watched::refuse(cutover, cx).await?;
     let mut gauge = match protocol::link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
