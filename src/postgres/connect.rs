@@ -350,7 +350,8 @@ async fn open_by(
     if !start.direct {
         return Err(of_url(pooler(name).context(place)));
     }
-    if start.replication_role != "origin" {
+    // Who only reads fires no trigger.
+    if start.replication_role != "origin" && !read_only {
         return Err(Error::usage(format!(
             "sessions of this role begin with session_replication_role = {}, under which triggers and foreign keys do not act",
             start.replication_role

@@ -246,6 +246,7 @@ async fn a_writers_temporary_types_run_no_code_as_our_role() {
         .batch_execute(
             "do $$ declare f regprocedure; begin
                for f in select oid from pg_proc where pronamespace = 'handover'::regnamespace loop
+                 execute replace(pg_get_functiondef(f), 'pg_catalog.', '');
                  execute format('alter function %s set search_path = \"$user\", public', f);
                end loop;
              end $$;
