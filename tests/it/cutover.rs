@@ -29,6 +29,7 @@ steps:
       freeze: blue
       to: green
       write_pause: 3s
+      sequence_margin: 0
       attempts: 3
       backoff: 200ms
       patience: 20s
@@ -124,7 +125,7 @@ async fn every_acknowledged_write_is_on_the_new_side_and_the_old_one_refuses() {
     assert_eq!(read(&world, "switch.conf"), "database = green\n");
     assert_eq!(read(&world, "service.state"), "green\n");
     assert_eq!(world.green.value("select side from registry").await.unwrap(), "green");
-    assert_eq!(world.green.value("select last_value from ticket").await.unwrap(), "1500");
+    assert_eq!(world.green.value("select last_value from ticket").await.unwrap(), "500");
     // Identity values go on above what the old side gave out.
     world.green.execute("insert into token (active) values (true)").await;
     // Even a superuser that replicates is refused on the old side; readers are not.
