@@ -520,7 +520,10 @@ async fn a_transaction_older_than_the_triggers_is_in_the_copy() {
     let sql = "insert into token (subject, active, note) values ('early', true, 'e') returning id";
     let id: i32 = tx.query_one(sql, &[]).await.unwrap().get(0);
     let (ended, ()) = tokio::join!(world.handover("run", &[]), async {
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        let waits = "select true from pg_locks where not granted and relation = 'token'::regclass limit 1";
+        until(&world.blue, waits).await;
+        // Longer than one attempt waits.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         tx.commit().await.unwrap();
     });
     let ended = ended.success();
