@@ -34,6 +34,7 @@ steps:
       attempts: 3
       backoff: 200ms
       patience: 60s
+      sequence_margin: 0
       participants:
         - name: config
           file: { path: switch.conf, content: "database = green\n" }

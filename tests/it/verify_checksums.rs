@@ -268,7 +268,7 @@ async fn a_large_table_is_read_by_block_and_md5_would_do_as_well() {
     for hasher in [hasher, hasher.by_md5()] {
         let sums = |session| {
             let sql = format!(
-                "select sum({})::text from blob t where id < 'f0000000-0000-0000-0000-000000000000'",
+                "select sum({})::text from public.blob t where id < 'f0000000-0000-0000-0000-000000000000'",
                 hasher.row(&columns)
             );
             async move { Session::query_one(session, &sql, &[]).await.unwrap().get::<_, String>(0) }

@@ -291,7 +291,7 @@ impl<'a> Comparison<'a> {
             format!("{} where {condition}", table.from(true)),
             format!("{} where {condition}", table.from(false)),
         );
-        let row = self.hasher.row(&table.columns);
+        let row = table.summed(&self.hasher);
         let sum = |source: &str| format!("select count(*), coalesce(sum({row}), 0)::text from {source}");
         let (one, two) = (sum(&sources.0), sum(&sources.1));
         let (one, two) = tokio::try_join!(pair.before.query_one(&one, &[]), pair.after.query_one(&two, &[]))?;
@@ -375,12 +375,8 @@ impl<'a> Comparison<'a> {
         let table = &self.tables[i];
         match &table.cut {
             Cut::Blocks { buckets, pieces } if !self.sessions.moving() && *buckets <= BUCKETS => {
-                let how = (
-                    table.bucket(&self.hasher, *buckets),
-                    self.hasher.row(&table.columns),
-                    pieces,
-                    &table.aside,
-                );
+                let how =
+                    (table.bucket(&self.hasher, *buckets), table.summed(&self.hasher), pieces, &table.aside);
                 Some(fingerprint(&format!("{how:?}"), 16))
             }
             _ => None,
@@ -409,7 +405,7 @@ impl<'a> Comparison<'a> {
         let Some(blocks) = blocks else { return Ok(Vec::new()) };
         let sql = format!(
             "select b, count(*), sum(h)::text from (select {bucket} as b, {} as h from {} offset 0) s group by b",
-            self.hasher.row(&table.columns),
+            table.summed(&self.hasher),
             table.of_blocks(blocks, before)
         );
         let rows = session.query(&sql, &[]).await?;

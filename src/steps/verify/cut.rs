@@ -113,6 +113,14 @@ impl Table {
         self
     }
 
+    /// What is summed of a row, as an expression: its hash, or its key's where only the rows themselves are compared.
+    ///
+    /// A number of rows alone would not do: one row lost and another one added leave it as it was.
+    #[must_use]
+    pub fn summed(&self, hasher: &Hasher) -> String {
+        if self.columns.is_empty() { hasher.key(&self.key) } else { hasher.row(&self.columns) }
+    }
+
     /// Columns that "after" lacks.
     #[must_use]
     pub fn lost(&self) -> Vec<&str> {
