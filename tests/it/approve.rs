@@ -16,7 +16,7 @@ steps:
     lever: { sql: { on: blue, apply: create table approved (), revert: drop table approved, check: \"select to_regclass('approved') is not null\" } }
 ";
 
-/// The first step starts somebody who approves again and again.
+/// The first step starts somebody who approves again and again, until the folder goes with the test.
 const SCENARIO: &str = "
 handover: 1
 name: approval
@@ -33,7 +33,7 @@ steps:
 
 const ALICE: &str = "exe=$(readlink /proc/$PPID/exe)
 touch hired
-(i=0; while [ -e hired ] && [ $i -lt 150 ]; do \"$exe\" approve plan.yaml go --by alice; i=$((i+1)); sleep 0.2; done) >/dev/null 2>&1 &
+(i=0; while [ -e hired ] && [ $i -lt 5000 ]; do \"$exe\" approve plan.yaml go --by alice; i=$((i+1)); sleep 0.2; done) >/dev/null 2>&1 &
 ";
 
 pub fn scenario() -> Scenario {

@@ -205,3 +205,16 @@ async fn a_rollback_that_is_killed_turns_every_participant_back() {
     assert_eq!(read(&world, "service.state"), "blue\n");
     assert_eq!(world.green.value("select side from registry").await.unwrap(), "blue");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_side_that_hangs_does_not_keep_the_old_one_closed() {
+    let world = world().await;
+    world.handover("run", &[]).await.success();
+    let holder = world.green.admin().await;
+    holder.batch_execute("begin; alter sequence ticket increment by 2").await.unwrap();
+    let ended = world.handover("rollback", &["--accept-loss"]).await.success();
+    let said = format!("{ended}");
+    assert!(said.contains("blue's sequences were not set behind what green gave out"), "{said}");
+    world.blue.execute("insert into token (active) values (false)").await;
+    holder.batch_execute("rollback").await.unwrap();
+}

@@ -140,3 +140,22 @@ async fn what_changes_between_the_preflight_and_the_lock_calls_the_attempt_off()
     world.blue.execute("insert into payment values (1)").await;
     world.drop_now().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_while_the_cutover_waits_is_found_before_the_pause() {
+    let world = halted(&plan(COPY, ""), SCHEMA, "").await;
+    let old = world.blue.admin().await;
+    old.batch_execute("begin; lock table doomed in access share mode; select txid_current()").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let write = async {
+        // The look before has passed by now, and waits for the old transaction.
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        world.blue.execute("insert into payment values (7)").await;
+        old.batch_execute("commit").await.unwrap();
+    };
+    let (refused, ()) = tokio::join!(world.handover("resume", &[]), write);
+    let refused = refused.code(8);
+    assert!(refused.stderr.contains("written to since the copy"), "{refused}");
+    assert!(refused.stderr.contains("payment"), "{refused}");
+    world.drop_now().await;
+}

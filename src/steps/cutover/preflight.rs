@@ -16,16 +16,36 @@ use crate::postgres::{Session, TableName, fingerprint, prepared};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Waits until a pause would be short, or fails with what is in the way. Returns the digest of the old side's schema,
-/// which must be the same behind the lock.
-pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
+/// What was proven before the pause, and must be the same behind the lock.
+#[derive(Debug, Default)]
+pub struct Proof {
+    /// The digest of the old side's schema.
+    pub schema: String,
+    /// The tables whose writes nothing carries over, with how often the server counted a write to each.
+    pub exposed: BTreeMap<TableName, i64>,
+}
+
+/// Proves all that a waiting cannot mend. One place, called whenever something may have changed.
+async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Proof> {
+    if let Some(text) = look(cutover, cx, blue, green).await?.into_iter().next() {
+        return Err(Error::new(Class::Data, text)
+            .on_database(blue.database())
+            .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
+    }
+    let exposed = uncaptured::refuse(cutover, cx, blue, green).await?;
+    Ok(Proof { schema: watched::refuse(cutover, cx).await?, exposed })
+}
+
+/// Waits until a pause would be short, or fails with what is in the way.
+pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
     let outside = Outside::new(cx);
     for participant in &cutover.participants {
         participant.check(&outside).await?;
     }
-    let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(String::new()) };
+    let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(Proof::default()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
     let unknown = never_analyzed(&green).await?;
     if let Some(first) = unknown.first() {
@@ -34,19 +54,14 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
             few(&unknown)
         ));
     }
-    if let Some(text) = look(cutover, cx, &blue, &green).await?.into_iter().next() {
-        return Err(Error::new(Class::Data, text)
-            .on_database(freeze)
-            .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
-    }
-    uncaptured::refuse(cutover, cx, &blue, &green).await?;
-    let mut digest = watched::refuse(cutover, cx).await?;
+    let mut proof = prove(cutover, cx, &blue, &green).await?;
     let mut gauge = match protocol::link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
     large_objects::catch_up(cutover, cx).await?;
     let begun = Instant::now();
+    let mut waited = false;
     loop {
         let obstacle = match late(cx, gauge.as_mut()).await? {
             None => match obstacle(cutover, cx, &blue, &green).await? {
@@ -57,16 +72,16 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
         };
         let Some(obstacle) = obstacle else {
             forecast::rehearse(cutover, cx, &mut blue, &green).await?;
-            let now = fingerprint::digest(&blue).await?;
-            if now != digest {
-                digest = watched::refuse(cutover, cx).await?;
+            // Last of all, and all of it: what was written, made or altered while we waited counts as well.
+            if std::mem::take(&mut waited) || fingerprint::digest(&blue).await? != proof.schema {
+                proof = prove(cutover, cx, &blue, &green).await?;
                 continue;
             }
             // Objects changed also while we waited.
             if begun.elapsed() > Duration::from_secs(1) {
                 large_objects::catch_up(cutover, cx).await?;
             }
-            return Ok(digest);
+            return Ok(proof);
         };
         if begun.elapsed() >= cutover.patience.0 {
             return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))
@@ -80,6 +95,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
             Measure::Seconds,
         );
         cx.sleep(Duration::from_millis(250)).await?;
+        waited = true;
     }
 }
 

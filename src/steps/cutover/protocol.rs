@@ -1,9 +1,11 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
 use super::book::Book;
+use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, watched,
+    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, uncaptured,
+    watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
@@ -26,8 +28,8 @@ pub const MARK: &str = "cutover";
 
 /// How an attempt went, as far as it came.
 struct Attempt {
-    /// The digest of the old side's schema, as the look before the pause found it.
-    schema: String,
+    /// What the look before the pause found.
+    proof: Proof,
     prepared: Instant,
     frozen: Option<Instant>,
     decided: Option<Instant>,
@@ -62,7 +64,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         }
         number += 1;
         let mut attempt = Attempt {
-            schema: preflight::ready(cutover, cx).await?,
+            proof: preflight::ready(cutover, cx).await?,
             prepared: Instant::now(),
             frozen: None,
             decided: None,
@@ -201,6 +203,12 @@ async fn try_to_flip(
         if matches!(error.class(), Class::LeaseLost | Class::Journal) {
             return Err(error);
         }
+        // Nothing that decides was sent yet: whoever holds its clients is released without asking the old side, which
+        // may be what fails.
+        if book.stage().await == Stage::Preparing {
+            call_off(cutover, cx, book).await?;
+            return Ok(Outcome::CalledOff(error));
+        }
         settle(cutover, cx).await?;
         match book.way(look(cutover, cx).await?).await {
             // The answer to the commit was lost: it counts.
@@ -246,8 +254,8 @@ async fn decide(
     book.note(Event::Prepare).await?;
     prepare(cutover, outer, cx).await?;
     failpoint::at(failpoint::CUTOVER_PREPARED)?;
-    book.note(Event::Prepared).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
+        book.note(Event::Prepared).await?;
         outer.proceed()?;
         book.note(Event::Decided).await?;
         return failpoint::at(failpoint::CUTOVER_DECIDED);
@@ -269,6 +277,8 @@ async fn decide(
     }
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
+    // From here on a decision may have fallen, whatever is heard of it.
+    book.note(Event::Prepared).await?;
 
     let frozen = Instant::now();
     attempt.frozen = Some(frozen);
@@ -306,10 +316,11 @@ async fn decide(
             }
         };
         let ((), pass, ()) =
-            tokio::try_join!(arrived, carried, watched::assert_unchanged(&watcher, &attempt.schema))?;
+            tokio::try_join!(arrived, carried, watched::assert_unchanged(&watcher, &attempt.proof.schema))?;
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
+        uncaptured::assert_unwritten(&blue, &attempt.proof.exposed).await?;
         Ok::<_, Error>((sequences::carry(&blue, &mut green, cutover.sequence_margin).await?, pass))
     };
     let (sequences, pass) = match tokio::time::timeout(budget, drain).await {

@@ -3,11 +3,15 @@
 use super::book::Book;
 use super::state::{Event, Stand, Way};
 use super::{Cutover, freeze, protocol, sequences};
-use crate::error::Result;
+use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::outside::Outside;
 use crate::steps::Context;
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long the new side may take to tell its sequences, while the old one still refuses writes.
+const CARRY: Duration = Duration::from_secs(3);
 
 /// Takes the cutover back, from wherever it stands.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
@@ -56,14 +60,18 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
 
 /// Sets the old side's sequences behind what the new side gave out since: should the run go forward again, a
 /// row of the old side must not come under the key of another one that is there. The new side may be what
-/// forced the rollback, so it is not waited for.
+/// forced the rollback, so it is waited for no longer than [`CARRY`]: a lock or a disk that hangs there must not keep
+/// the old side closed.
 async fn carry_back(cutover: &Cutover, freeze: &str, cx: &Context) {
     let Some(to) = &cutover.to else { return };
     let carried = async {
         let (green, mut blue) = (cx.reader(to).await?, cx.writer(freeze).await?);
         sequences::carry(&green, &mut blue, cutover.sequence_margin).await
     };
-    if let Err(error) = carried.await {
+    let carried = tokio::time::timeout(CARRY, carried).await.unwrap_or_else(|_| {
+        Err(Error::new(Class::Timeout, format!("{to} has not answered within {} s", CARRY.as_secs())))
+    });
+    if let Err(error) = carried {
         cx.warn(format!(
             "{freeze}'s sequences were not set behind what {to} gave out ({error}); values may be given out twice"
         ));

@@ -3,9 +3,9 @@
 //! The server counts the rows that are written to each table. The copy kept the counters of its beginning; where
 //! one has moved, the table itself is asked, for counters arrive late (a backend reports up to ten seconds after
 //! its commit) and start over after a crash. A table that changed has another number of rows than were copied, or
-//! a row whose writer the copy's snapshot does not see. A write within the last seconds before the pause may
-//! escape this, as its counter has not moved yet: it guards against jobs that nobody thought of, and only `capture`
-//! carries writes over.
+//! a row whose writer the copy's snapshot does not see. Behind the lock the counters are compared once more. A write
+//! within the last seconds before the pause may still escape this, as its counter has not moved yet: it guards against
+//! jobs that nobody thought of, and only `capture` carries writes over.
 //! (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>)
 
 use super::{Cutover, freeze, partial};
@@ -109,13 +109,20 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
     Ok(())
 }
 
-/// Refuses a cutover that would lose what was written to such tables since the copy.
-pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<()> {
+/// Refuses a cutover that would lose what was written to such tables since the copy. Returns their counters, which must
+/// stand still from here on.
+pub async fn refuse(
+    cutover: &Cutover,
+    cx: &Context,
+    blue: &Session,
+    green: &Session,
+) -> Result<BTreeMap<TableName, i64>> {
     partial::refuse(cutover, cx, blue, green).await?;
     let exposed = exposed(cutover, cx, blue).await?;
     if exposed.is_empty() {
-        return Ok(());
+        return Ok(BTreeMap::new());
     }
+    // Before the tables themselves are looked at, so that no write falls between the two.
     let now: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
     let started = source::server_started(blue).await?;
     let (mut changed, mut new) = (Vec::new(), Vec::new());
@@ -146,7 +153,7 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     }
     cx.unit_done("looking for writes that were not captured");
     if changed.is_empty() && new.is_empty() {
-        return Ok(());
+        return Ok(now.into_iter().filter(|(table, _)| exposed.contains(table)).collect());
     }
     let mut text = Vec::new();
     if !changed.is_empty() {
@@ -161,6 +168,28 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     Err(Error::new(Class::Invariant, format!("the new side would lack what is in tables {}", text.join("; ")))
         .on_database(blue.database())
         .hint("nothing was paused and the old side serves on. `handover rollback`, add these tables to `capture` (or a `replicate` behind the copy), and run again; or list them under the cutover's `except:` if what was written there may be lost"))
+}
+
+/// Proves behind the lock that the counters of such tables stand where they stood before the pause.
+///
+/// # Errors
+/// One moved, which the next attempt looks at; or what the server says.
+pub async fn assert_unwritten(blue: &Session, before: &BTreeMap<TableName, i64>) -> Result<()> {
+    if before.is_empty() {
+        return Ok(());
+    }
+    let now: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
+    let moved: Vec<&TableName> =
+        before.iter().filter(|(table, n)| now.get(table) != Some(n)).map(|(table, _)| table).collect();
+    if moved.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Class::Contention,
+        format!("tables that are neither captured nor replicated were written just before the pause: {}", few(&moved)),
+    )
+    .on_database(blue.database())
+    .hint("add them to `capture`, or list them under the cutover's `except:` if what was written there may be lost"))
 }
 
 /// Whether a table is not what the copy saw.

@@ -2,7 +2,7 @@
 
 use super::servers::{self, Database};
 use super::snapshot::assert_same;
-use super::world::World;
+use super::world::{World, bounded};
 use handover::failpoint;
 
 /// A plan that reaches every failpoint of a step kind, and the databases it starts from.
@@ -55,7 +55,7 @@ impl Scenario {
         command
             .env("HANDOVER_FAILPOINT", format!("{name}:1:error:40001"))
             .env("HANDOVER_FAILPOINT_MARK", &mark);
-        let output = command.arg(verb).arg(world.plan()).args(args).output().await.unwrap();
+        let output = bounded(command.arg(verb).arg(world.plan()).args(args)).await;
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(mark.exists(), "{name} was not reached: {text}");
         std::fs::remove_file(&mark).unwrap();

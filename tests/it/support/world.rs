@@ -116,15 +116,16 @@ impl World {
 
     /// `handover VERB PLAN ARGS…`.
     pub async fn handover(&self, verb: &str, args: &[&str]) -> Ended {
-        let output = self.command().arg(verb).arg(self.plan()).args(args).output().await.unwrap();
-        Ended::new(output)
+        let mut command = self.command();
+        command.arg(verb).arg(self.plan()).args(args);
+        Ended::new(bounded(&mut command).await)
     }
 
     /// The same, with a failpoint armed (`name`, `name:3`, `name:1:stop`).
     pub async fn handover_failing(&self, failpoint: &str, verb: &str, args: &[&str]) -> Ended {
         let mut command = self.command();
         command.env("HANDOVER_FAILPOINT", failpoint).arg(verb).arg(self.plan()).args(args);
-        Ended::new(command.output().await.unwrap())
+        Ended::new(bounded(&mut command).await)
     }
 
     /// Blue and green as text.
@@ -142,6 +143,15 @@ impl World {
         self.blue.drop_now().await;
         self.green.drop_now().await;
         self.control.drop_now().await;
+    }
+}
+
+/// Runs a command to its end; one that hangs fails its test rather than the whole suite's time.
+pub async fn bounded(command: &mut tokio::process::Command) -> std::process::Output {
+    let limit = std::time::Duration::from_secs(300);
+    match tokio::time::timeout(limit, command.kill_on_drop(true).output()).await {
+        Ok(output) => output.unwrap(),
+        Err(_) => panic!("{:?} has not ended after {limit:?}", command.as_std()),
     }
 }
 
