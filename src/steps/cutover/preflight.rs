@@ -9,10 +9,9 @@ use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
-use crate::postgres::catalog::{self, application, is_application};
-use crate::postgres::foreign::masked;
+use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
-use crate::postgres::{Session, TableName, fingerprint, prepared};
+use crate::postgres::{Session, TableName, blockers, fingerprint};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
@@ -135,38 +134,17 @@ async fn obstacle(
     if let Some(pending) = quarantine::pending(cutover, cx, blue, green).await? {
         return Ok(Some(pending));
     }
-    let row = blue
-        .query_opt(
-            &format!("select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
-                    extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 300)
-             from pg_stat_activity a
-             where a.datname = current_database() and a.pid <> pg_backend_pid()
-               and a.xact_start < clock_timestamp() - make_interval(secs => $1)
-               and exists (
-                   select from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
-                   where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
-                     and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
-                                    'ExclusiveLock', 'AccessExclusiveLock')
-                     and ({} or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))
-             order by a.xact_start limit 1", is_application("'r', 'p'")),
-            &[&cutover.max_transaction_age.0.as_secs_f64()],
-        )
-        .await?;
-    if let Some(prepared) = prepared::holding(blue, cutover.max_transaction_age.0).await?.into_iter().next() {
-        return Ok(Some(prepared));
+    let age = cutover.max_transaction_age.0;
+    if let Some(prepared) = blockers::prepared_of_freeze(blue, age).await?.into_iter().next() {
+        return Ok(Some(prepared.to_string()));
     }
-    let Some(row) = row else { return Ok(None) };
-    let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-    let (age, query): (f64, String) = (row.get(3), row.get(4));
-    if kind == "autovacuum worker" {
+    let Some(first) = blockers::of_freeze(blue, age).await?.into_iter().next() else { return Ok(None) };
+    if let Some(pid) = first.autovacuum() {
         // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
         // a superuser) it is waited for like the others.
         let _ = blue.query("select pg_cancel_backend($1)", &[&pid]).await;
     }
-    Ok(Some(format!(
-        "pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {}",
-        masked(&query)
-    )))
+    Ok(Some(format!("a transaction has held locks that writers take: {first}")))
 }
 
 /// Tables with content that the planner knows nothing of.
@@ -204,7 +182,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         for text in look(cutover, cx, &blue, &green).await? {
             out.blocker(text);
         }
-        for text in prepared::holding(&blue, cutover.max_transaction_age.0).await? {
+        for text in blockers::prepared_of_freeze(&blue, cutover.max_transaction_age.0).await? {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
         }
         large_objects::describe(cutover, cx, &blue, &mut out).await?;
