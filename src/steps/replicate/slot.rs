@@ -5,6 +5,7 @@
 //! (<https://www.postgresql.org/docs/current/protocol-replication.html>)
 
 use super::Link;
+use crate::child;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 
 /// How long a slot that is in use may take to be let go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,7 +71,7 @@ async fn ask(
     patience: Duration,
 ) -> Result<Fresh> {
     let major = crate::steps::copy::source::major(blue).await?;
-    let mut command = Command::new(&program.path);
+    let mut command = child::command(&program.path);
     command
         .args([
             "-X",
