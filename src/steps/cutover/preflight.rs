@@ -86,6 +86,16 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
 async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<String>> {
     let (there, here) = (cx.databases.user(blue.database())?, cx.databases.user(green.database())?);
     // First of all: reading a sequence's position locks it, too.
+    let mut out = rooms(cutover, blue, green).await?;
+    if out.is_empty() {
+        out.extend(sequences::look((blue, &there), (green, &here)).await?);
+    }
+    out.extend(subscriptions::writing(blue, cutover).await?);
+    Ok(out)
+}
+
+/// Which table of locks is too small for a pause as things stand now, in words that name the setting it takes.
+async fn rooms(cutover: &Cutover, blue: &Session, green: &Session) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let tables = freeze::tables(blue, cutover).await?.len() as u64;
     let sequences = catalog::sequences(blue).await?.len() as u64;
@@ -93,11 +103,22 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
     out.extend(Room::of(blue).await?.lacks(tables + sequences, what, blue.database()));
     let sequences = catalog::sequences(green).await?.len() as u64;
     out.extend(Room::of(green).await?.lacks(sequences, "setting all sequences", green.database()));
-    if out.is_empty() {
-        out.extend(sequences::look((blue, &there), (green, &here)).await?);
-    }
-    out.extend(subscriptions::writing(blue, cutover).await?);
     Ok(out)
+}
+
+/// After an attempt that found a table of locks full, and is called off: none when there is room by now, so that another
+/// attempt may succeed; else what it takes.
+pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Option<Error> {
+    let (freeze, to) = cutover.freeze.as_ref().zip(cutover.to.as_ref())?;
+    let lacking = async { rooms(cutover, &cx.reader(freeze).await?, &cx.reader(to).await?).await };
+    match lacking.await {
+        Ok(lacking) if lacking.is_empty() => None,
+        Ok(lacking) => Some(error.context(lacking.join("; ")).hint(
+            "nothing is paused and the old side serves on; when the setting is raised, or those who hold so many locks there are done, `handover resume`",
+        )),
+        // It cannot even be counted: no room for what a connection takes.
+        Err(_) => Some(error),
+    }
 }
 
 /// Whether changes arrive too late by replication, in words.
