@@ -1,5 +1,6 @@
 //! Handover executes declarative upgrade plans against live Postgres databases and a message queue.
 
+pub mod child;
 pub mod cli;
 pub mod demo;
 pub mod doctor;

@@ -8,7 +8,7 @@ use super::decide::{Loss, Outline, losses_ahead};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status};
-use crate::plan::Plan;
+use crate::plan::{Plan, compare_looked_at};
 use crate::postgres::Databases;
 use crate::postgres::address::Address;
 use crate::postgres::install::assert_no_strangers;
@@ -170,6 +170,12 @@ pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
         };
         out.databases.push(look);
         out.warnings.extend(warnings);
+        if unreachable.last() != Some(&name.as_str()) {
+            match compare_looked_at(&databases, name).await {
+                Ok(note) => out.warnings.extend(note),
+                Err(e) => out.blockers.push(with_hint(&e)),
+            }
+        }
     }
     if unreachable.is_empty() {
         match plan.digest(&databases).await {

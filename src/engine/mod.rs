@@ -1,6 +1,7 @@
 //! The engine: one pure decision, one loop that acts on it, and the guards around them.
 
 pub mod advice;
+mod compare;
 pub mod decide;
 pub mod dry_run;
 mod heartbeat;

@@ -1,7 +1,8 @@
 //! What can be done with a plan's runs, and the lease that it takes.
 
 use super::advice;
-use super::decide::{Loss, Outline, known_step, losses, rollback_is_accepted};
+use super::compare::{Begun, compare};
+use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_is_accepted};
 use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
@@ -105,7 +106,7 @@ pub async fn execute(
     let databases = Databases::new(plan.targets()?);
     let control = plan.control.resolve()?;
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
-    admit(plan, &outline, &command, control.clone()).await?;
+    admit(plan, &outline, &command, &options, &databases, control.clone()).await?;
     if matches!(command, Command::Run | Command::Resume) {
         for text in plan.compare_readers(&databases).await? {
             emitter.emit(Event::Note { step: None, level: Level::Warning, text });
@@ -184,7 +185,14 @@ fn honest(error: Error, losses: &[Loss]) -> Error {
 
 /// Refuses what cannot be done before the lease is asked for and before anything is made or written: a command that
 /// is refused leaves no trace. What is decided here is decided again under the lease.
-async fn admit(plan: &Plan, outline: &[Outline], command: &Command, control: Secret) -> Result<()> {
+async fn admit(
+    plan: &Plan,
+    outline: &[Outline],
+    command: &Command,
+    options: &Options,
+    databases: &Databases,
+    control: Secret,
+) -> Result<()> {
     if let Command::Rollback { to: Some(to), .. } = command {
         known_step(outline.iter().map(|o| &o.id), to)?;
     }
@@ -200,7 +208,14 @@ async fn admit(plan: &Plan, outline: &[Outline], command: &Command, control: Sec
     if LeaseLook::new(journal.lease(&plan.name).await?).status == LeaseStatus::Held {
         return Ok(());
     }
-    begin(&journal, run, plan, outline, command).await.map(drop)
+    let state = begin(&journal, run, plan, outline, command).await?;
+    if *command != Command::Abort
+        && let Some(begun) = Begun::of(&state)
+    {
+        compare(plan, &databases.without_readers(), Some(&begun), options.accept_changes).await?;
+        plan_fits(outline, &state)?;
+    }
+    Ok(())
 }
 
 fn never_run(plan: &Plan) -> Error {

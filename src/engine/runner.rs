@@ -1,6 +1,6 @@
 //! The loop: fence the databases, then do what `decide` says until there is nothing left.
 
-use super::advice;
+use super::compare::{Begun, Compared, compare};
 use super::decide::{Next, Outline, decide, plan_fits, rollback_is_accepted};
 use super::recorder::Recorder;
 use super::run::{Command, Ended, Options};
@@ -71,26 +71,15 @@ impl Runner<'_> {
     /// Becomes the one who acts: fences every database that the plan writes to, and compares what was reviewed.
     async fn attach(&self, command: &Command) -> Result<()> {
         let lease = self.databases.lease()?.clone();
-        let known = self.recorder.with(|state| (state.seq > 0).then(|| state.digest.clone()));
-        if *command == Command::Abort && known.is_some() {
+        let begun = self.recorder.with(|state| Begun::of(state));
+        if *command == Command::Abort && begun.is_some() {
             return self.attach_to_abort(&lease).await;
         }
-        // Before the first write: two names for one database, or a wrong database, must not be touched.
-        let digest = self.plan.digest(&self.databases).await?;
-        let reviewed = Box::new(self.plan.reviewed(&self.databases).await?);
-        // And what is not what was reviewed is left alone: no schema is made, no connection ended, no fence moved.
-        let accepts = match &known {
-            None => false,
-            Some(known) if *known == digest => false,
-            Some(_) if self.options.accept_changes => true,
-            Some(_) => {
-                return Err(advice::changed(
-                    "the plan, a file it names, or a database is not what this run began with",
-                    self.recorder.with(|state| state.reviewed.clone()).as_deref(),
-                    &reviewed,
-                ));
-            }
-        };
+        // Before the first write: two names for one database, or a wrong database, must not be touched. And what is
+        // not what was reviewed is left alone: no schema is made, no connection ended, no fence moved. It was compared
+        // before the lease was asked for; what changed since is found here.
+        let Compared { digest, reviewed, accepts } =
+            compare(self.plan, &self.databases, begun.as_ref(), self.options.accept_changes).await?;
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
         for name in self.plan.databases.keys() {
             assert_no_strangers(&mut self.databases.read_only(name).await?, None).await?;
@@ -98,7 +87,7 @@ impl Runner<'_> {
         for (name, _) in self.written() {
             self.fence(name, &lease).await?;
         }
-        let (accepted_digest, accepted) = if known.is_none() {
+        let (accepted_digest, accepted) = if begun.is_none() {
             // Not before: a run that could not even reach its databases leaves nothing behind.
             self.recorder.create_run().await?;
             self.recorder

@@ -2,6 +2,7 @@
 
 use super::Outside;
 use super::process::{self, GroupGuard, MARK, Seen, Trace};
+use crate::child;
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::problem::{Problems, Segment};
@@ -22,8 +23,6 @@ use std::time::Instant;
 const TIMEOUT: Duration = Duration::secs(60);
 /// How much of each output stream is kept in memory and shown at most.
 const TAIL: u64 = 8 * 1024;
-/// What a command gets of our environment; everything else is the plan's to give.
-const INHERITED: &[&str] = &["PATH", "HOME", "LANG", "TZ"];
 /// A stream is cut back when it has grown to this size on disk.
 const CUT: u64 = 16 * 1024 * 1024;
 
@@ -377,16 +376,9 @@ impl Outside<'_> {
         // A relative program with a folder would otherwise be looked for from our own folder on some systems.
         let base = std::path::absolute(self.site.base()).unwrap_or_else(|_| self.site.base().to_owned());
         let program = if program.contains('/') { base.join(program) } else { PathBuf::from(program) };
-        let mut child = tokio::process::Command::new(program);
+        // What a command needs of our environment the plan says; a program cannot leak what it never had.
+        let mut child = child::command(program);
         child.args(&command.run[1..]).current_dir(&base).stdin(Stdio::null()).process_group(0);
-        // Our own environment holds every URL of the plan. What a command needs of it the plan says; a program
-        // cannot leak what it never had.
-        child.env_clear();
-        for name in INHERITED {
-            if let Some(value) = std::env::var_os(name) {
-                child.env(name, value);
-            }
-        }
         if let Some(mark) = mark {
             child.env(MARK, mark);
         }

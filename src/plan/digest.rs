@@ -131,25 +131,58 @@ pub async fn compare_reader(databases: &Databases, name: &str) -> Result<Option<
     }
     let look = async { identify(&databases.reader(name).await?).await };
     match look.await {
-        Ok(looks) if !works.is_same_or_standby(&looks) => {
-            let who =
-                |i: &DatabaseIdentity| format!("{}, of the cluster {}", i.database, i.system_identifier);
-            Err(Error::usage(format!(
-                "`databases.{name}.reader` leads to another database ({}) than `databases.{name}` ({})",
-                who(&looks),
-                who(&works)
-            ))
-            .on_database(name)
-            .hint("a reader is a role of the same database, on its server or on a standby of it: correct the environment variable behind one of the two URLs"))
-        }
-        Ok(looks) if looks.standby => Ok(Some(format!(
-            "the reader of {name} looks at a standby, which may lag: what `dry-run`, `doctor` and `status` show may be past; a run does not use it"
-        ))),
-        Ok(_) => Ok(None),
+        Ok(looks) => judge_reader(name, &works, &looks),
         Err(error) => Ok(Some(format!(
             "the reader of {name} cannot be asked which database it leads to; a run does not need it, `dry-run` and `status` do: {error}"
         ))),
     }
+}
+
+/// The same for a dry run, which needs the reader only: where the role that works cannot be asked, or is not known, the
+/// two are not compared, and that is said.
+///
+/// # Errors
+/// A reader of another database, one that cannot be reached; a URL for working that leads to a standby.
+pub async fn compare_looked_at(databases: &Databases, name: &str) -> Result<Option<String>> {
+    if !databases.has_reader(name) {
+        return Ok(None);
+    }
+    let looks = identify(&databases.reader(name).await?).await?;
+    let lags = |looks: &DatabaseIdentity| looks.standby.then(|| lag(name));
+    if databases.has_only_reader(name) {
+        return Ok(lags(&looks));
+    }
+    let work = async { identify(&databases.read_only(name).await?).await };
+    match work.await {
+        Ok(works) => judge_reader(name, &works, &looks),
+        Err(error) => Ok(Some(format!(
+            "whether {name} is what its reader looks at is not known, for the role that works there cannot be asked: {error}{}",
+            lags(&looks).map(|lag| format!("; {lag}")).unwrap_or_default()
+        ))),
+    }
+}
+
+fn judge_reader(name: &str, works: &DatabaseIdentity, looks: &DatabaseIdentity) -> Result<Option<String>> {
+    if works.standby {
+        return Err(standby(name));
+    }
+    if works.is_same_or_standby(looks) {
+        return Ok(looks.standby.then(|| lag(name)));
+    }
+    let who = |i: &DatabaseIdentity| format!("{}, of the cluster {}", i.database, i.system_identifier);
+    Err(Error::usage(format!(
+        "`databases.{name}.reader` leads to another database ({}) than `databases.{name}` ({})",
+        who(looks),
+        who(works)
+    ))
+    .on_database(name)
+    .hint("a reader is a role of the same database, on its server or on a standby of it: correct the environment variable behind one of the two URLs"))
+}
+
+fn lag(name: &str) -> String {
+    format!(
+        "the reader of {name} looks at a standby, which may lag: what `dry-run`, `doctor` and `status` show may be past; a run does not use it"
+    )
 }
 
 impl Plan {

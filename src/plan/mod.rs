@@ -11,7 +11,7 @@ mod secrets;
 mod whole;
 mod words;
 
-pub use digest::{DatabaseIdentity, compare_reader, digest, files_digest, refuse_same};
+pub use digest::{DatabaseIdentity, compare_looked_at, compare_reader, digest, files_digest, refuse_same};
 pub use file::DatabaseSpec;
 pub use locate::Place;
 pub use render::{Diagnostic, PlanErrors};

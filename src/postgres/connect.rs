@@ -155,14 +155,23 @@ impl Databases {
     /// reads, and a standby says late what is so, or that an ambiguous commit did not happen.
     #[must_use]
     pub fn under(&self, lease: Lease) -> Self {
+        Databases { lease: Some(lease), label: "engine".into(), ..self.without_readers() }
+    }
+
+    /// The same databases, looked at as the role that executes the plan.
+    #[must_use]
+    pub fn without_readers(&self) -> Self {
         let targets = self.targets.iter();
         let own = targets.map(|(name, target)| (name.clone(), Target { reader: None, ..target.clone() }));
-        Databases {
-            targets: Arc::new(own.collect()),
-            lease: Some(lease),
-            label: "engine".into(),
-            for_operator: self.for_operator,
-        }
+        Databases { targets: Arc::new(own.collect()), ..self.clone() }
+    }
+
+    /// Whether a URL for looking is the only one that is known: the other's variable need not be set for that.
+    #[must_use]
+    pub fn has_only_reader(&self, name: &str) -> bool {
+        self.targets.get(name).is_some_and(|target| {
+            target.reader.as_ref().is_some_and(|reader| reader.expose() == target.url.expose())
+        })
     }
 
     /// Whether looking at this database goes through a URL of its own, which may lead to a standby.

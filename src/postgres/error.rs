@@ -5,6 +5,15 @@ use crate::error::{Class, Error};
 use std::error::Error as _;
 use tokio_postgres::error::{DbError, SqlState};
 
+/// What helps when the server's table of locks is full.
+const LOCKS_FULL: &str = "the server's table of locks is full, for everybody: `handover doctor` tells which max_locks_per_transaction it needs; set it there, restart that server, then `handover resume`";
+
+/// Whether a server had no room for one more lock. The same code also says that there is no memory for a statement.
+#[must_use]
+pub fn is_out_of_locks(error: &Error) -> bool {
+    error.sqlstate() == Some(SqlState::OUT_OF_MEMORY.code()) && error.next_step() == Some(LOCKS_FULL)
+}
+
 /// Turns a driver error into ours. `database` is the name in the plan.
 pub fn from_postgres(error: &tokio_postgres::Error, database: &str) -> Error {
     let mapped = match error.as_db_error() {
@@ -40,7 +49,7 @@ fn from_db_error(db: &DbError) -> Error {
     // The same code says that there is no memory for a statement.
     if code == &SqlState::OUT_OF_MEMORY && db.hint().is_some_and(|h| h.contains("max_locks_per_transaction"))
     {
-        return error.hint("the server's table of locks is full, for everybody: `handover doctor` tells which max_locks_per_transaction it needs; set it there, restart that server, then `handover resume`");
+        return error.hint(LOCKS_FULL);
     }
     match (hint_for(class, code), db.hint()) {
         (Some(hint), _) => error.hint(hint),

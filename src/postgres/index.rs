@@ -1,11 +1,8 @@
-//! Indexes as the catalog has them, and what a concurrent build would wait for.
+//! Indexes as the catalog has them.
 
-use super::foreign::masked;
 use super::ident::TableName;
-use super::prepared;
 use super::session::Session;
 use crate::error::{Class, Result};
-use tokio_postgres::Row;
 
 /// What the catalog says of an index's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,50 +125,4 @@ pub async fn definition(session: &Session, table: &TableName, name: &str) -> Res
     let row =
         session.query_one("select coalesce(pg_get_indexdef(to_regclass($1)), '?')", &[&qualified]).await?;
     Ok(row.get(0))
-}
-
-/// Whom a backend waits for right now, in words.
-///
-/// # Errors
-/// What the server says.
-pub async fn holders(session: &Session, pid: i32) -> Result<Vec<String>> {
-    let rows = session
-        .query(
-            &format!("{HOLDER} where pid = any (pg_blocking_pids($1)) order by xact_start limit 5"),
-            &[&pid],
-        )
-        .await?;
-    let mut out: Vec<String> = rows.iter().map(in_words).collect();
-    // They have no process.
-    out.extend(prepared::blocking(session, pid).await?);
-    Ok(out)
-}
-
-const HOLDER: &str = "select pid, coalesce(usename::text, '?'), coalesce(state, backend_type, '?'),
-        extract(epoch from clock_timestamp() - xact_start)::float8, left(coalesce(query, ''), 300)
-     from pg_stat_activity";
-
-fn in_words(row: &Row) -> String {
-    let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-    let (age, query): (Option<f64>, String) = (row.get(3), row.get(4));
-    let age = age.map_or_else(String::new, |age| format!(", open for {age:.0} s"));
-    format!("pid {pid} ({user}, {state}{age}): {}", masked(&query))
-}
-
-/// Transactions whose snapshots a concurrent build would wait for, oldest first, in words.
-///
-/// # Errors
-/// What the server says.
-pub async fn snapshot_holders(session: &Session) -> Result<Vec<String>> {
-    let rows = session
-        .query(
-            &format!(
-                "{HOLDER} where datname = current_database() and pid <> pg_backend_pid()
-                    and xact_start < clock_timestamp() - interval '5 seconds'
-                 order by xact_start limit 5"
-            ),
-            &[],
-        )
-        .await?;
-    Ok(rows.iter().map(in_words).collect())
 }

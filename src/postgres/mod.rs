@@ -1,6 +1,7 @@
 //! Postgres as the engine sees it: connections, sessions bound to a lease, identifiers, errors.
 
 pub mod address;
+pub mod blockers;
 pub mod catalog;
 pub mod clock;
 pub mod connect;
@@ -15,7 +16,6 @@ pub mod install;
 pub mod leftovers;
 pub mod locks;
 pub mod patience;
-pub mod prepared;
 pub mod profile;
 pub mod programs;
 pub mod session;

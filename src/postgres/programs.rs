@@ -2,6 +2,7 @@
 
 use super::address::Address;
 use super::profile::Profile;
+use crate::child;
 use crate::error::{Error, Result};
 use crate::value::Secret;
 use std::cmp::Reverse;
@@ -70,7 +71,7 @@ fn candidates(name: &str, folder: Option<&Path>) -> Vec<PathBuf> {
 }
 
 async fn version(program: &Path) -> Option<u32> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
+    let output = child::command(program).arg("--version").stdin(Stdio::null()).output().await.ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let word = text.split_once(')')?.1.split_whitespace().next()?;
     word.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
@@ -78,7 +79,8 @@ async fn version(program: &Path) -> Option<u32> {
 
 /// Tells a child program where to connect, and as whom, without showing a password in the process list; and what
 /// its session is to be like. `major` is the server's version. What a program sets for itself, as pg_dump does,
-/// comes later and wins. (<https://www.postgresql.org/docs/current/libpq-envars.html>)
+/// comes later and wins. `command` is one of [`child::command`], in which no variable of ours can change what libpq
+/// does. (<https://www.postgresql.org/docs/current/libpq-envars.html>)
 ///
 /// # Errors
 /// A URL that cannot be read.
@@ -89,11 +91,6 @@ pub fn connect_through_environment(
     application_name: &str,
     major: u32,
 ) -> Result<()> {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PG") {
-            command.env_remove(name);
-        }
-    }
     let mut of_url = String::new();
     for (key, value) in parameters(url, database)? {
         if key == "options" {

@@ -11,8 +11,8 @@ use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::index::{Found, definition, find, holders, is_as_wanted, obstacle, snapshot_holders};
-use crate::postgres::{Session, TableName, prepared, quote_ident};
+use crate::postgres::index::{Found, definition, find, is_as_wanted, obstacle};
+use crate::postgres::{Session, TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -179,11 +179,11 @@ impl StepKind for CreateIndex {
         }
         let tables: BTreeSet<&TableName> = self.indexes.iter().map(|index| &index.table).collect();
         for table in tables {
-            for blocker in prepared::of_table(&session, table).await? {
+            for blocker in blockers::prepared_on(&session, table).await? {
                 out.warning(format!("the build would wait for {blocker}"));
             }
         }
-        for blocker in snapshot_holders(&session).await? {
+        for blocker in blockers::of_snapshots(&session).await? {
             out.warning(format!("the build would wait for {blocker}"));
         }
         Ok(out)
@@ -416,6 +416,10 @@ async fn look(cx: &Context, session: &Session, pid: i32, name: &str) -> Result<S
             cx.progress(name, done.unsigned_abs(), total, Measure::Blocks);
         }
     }
-    let waits = holders(session, pid).await?;
-    Ok(if waits.is_empty() { String::new() } else { format!("index {name} {phase}: {}", waits.join("; ")) })
+    let waits = blockers::of_backend(session, pid).await?;
+    Ok(if waits.is_empty() {
+        String::new()
+    } else {
+        format!("index {name} {phase}: {}", blockers::listed(&waits))
+    })
 }

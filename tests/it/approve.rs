@@ -24,7 +24,7 @@ databases: { blue: '${BLUE_URL}' }
 control: ${CONTROL_URL}
 steps:
   - id: alice
-    lever: { command: { apply: [sh, alice.sh], revert: [rm, -f, hired], check: [test, -e, hired] } }
+    lever: { command: { apply: [sh, alice.sh], revert: [rm, -f, hired], check: [test, -e, hired], env: { BLUE_URL: '${BLUE_URL}', CONTROL_URL: '${CONTROL_URL}' } } }
   - id: go
     approve: { message: cut over now, by: [alice, bob] }
   - id: mark

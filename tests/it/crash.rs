@@ -38,6 +38,23 @@ proofs! {
     replicate => crate::replicate::scenario(),
 }
 
+macro_rules! checkpoints {
+    ($($name:ident => $scenario:expr, $failures:expr);* $(;)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            $scenario.prove_checkpoints(&$failures).await;
+        })*
+    };
+}
+
+// A cleanup tries its batches again by itself when there is contention, which takes its time, so for it only the connection
+// is lost. A restore that is done looks at all rows again when it is tried again: at every checkpoint it would never end.
+checkpoints! {
+    checkpoints_of_cleanup => crate::cleanup::scenario(), ["cut"];
+    checkpoints_of_migrate => crate::migrate::scenario(), ["cut", "error:40001"];
+    checkpoints_of_lever => crate::lever::scenario(), ["cut", "error:40001"];
+}
+
 /// The engine's own failpoints, around a step whose effect is easily seen.
 fn engine_scenario() -> Scenario {
     Scenario { prefixes: &["engine", "journal"], ..crate::create_index::scenario() }

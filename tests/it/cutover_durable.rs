@@ -89,6 +89,39 @@ async fn a_decision_survives_a_server_that_commits_asynchronously() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sequences_survive_a_new_side_that_commits_asynchronously() {
+    let mut world = World::new(None, None, PLAN, &[("switch.conf", "database = blue\n")]).await;
+    world.green = asynchronous(&servers::programs().await.green).await;
+    world.blue.execute(BLUE).await;
+    world.green.execute(GREEN).await;
+    world.handover_failing("cutover.decided", "run", &[]).await.killed();
+    world.green.server.kill().await.unwrap();
+    world.green.server.start_again().await.unwrap();
+    let positions = "select (select last_value from ticket) || ' ' || (select last_value from token_id_seq)";
+    assert_eq!(world.green.value(positions).await.unwrap(), "500 100");
+    world.handover("resume", &[]).await.success();
+    assert_eq!(read(&world, "service.state"), "green\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_survives_a_control_database_that_commits_asynchronously() {
+    let participant = r#"
+        - name: service
+          commit: { command: [sh, -c, "echo new > state"] }
+"#;
+    let mut world = upgrade(participant).await;
+    world.control = asynchronous(&servers::programs().await.green).await;
+    // Killed at once when the record is in: nothing that comes after it can have flushed it.
+    world.handover_failing("journal.appended:5", "run", &[]).await.killed();
+    let written = records(&world, "true").await;
+    world.control.server.kill().await.unwrap();
+    world.control.server.start_again().await.unwrap();
+    assert_eq!((written.as_str(), records(&world, "true").await.as_str()), ("5", "5"));
+    world.handover("resume", &[]).await.success();
+    assert_eq!(read(&world, "state"), "new\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_change_nothing() {
     for failpoint in [
         "cutover.decided:1:cut",

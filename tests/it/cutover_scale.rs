@@ -197,8 +197,8 @@ async fn a_prepared_transaction_in_the_way_is_named_and_nobody_waits_for_it() {
     world.drop_now().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_with_room_for_too_few_locks_is_told_the_setting_it_needs() {
+/// An old side with room for some hundred locks.
+async fn small() -> &'static handover::local::PostgresServer {
     let programs = servers::programs().await.blue.clone();
     let options = handover::local::PostgresOptions::new(programs)
         .setting("max_locks_per_transaction", "10")
@@ -206,14 +206,82 @@ async fn a_server_with_room_for_too_few_locks_is_told_the_setting_it_needs() {
         .setting("max_worker_processes", "8")
         .setting("max_wal_senders", "5")
         .setting("max_prepared_transactions", "0");
-    let small: &'static _ =
-        Box::leak(Box::new(handover::local::PostgresServer::start(options).await.unwrap()));
+    Box::leak(Box::new(handover::local::PostgresServer::start(options).await.unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_room_for_too_few_locks_is_told_the_setting_it_needs() {
+    let small = small().await;
     let mut world = world(&flip_only(), "", &many(600)).await;
     world.blue = Database::with(small, &many(600)).await;
     let ended = world.handover("run", &[]).await.code(1);
     assert!(ended.stderr.contains("max_locks_per_transaction there to 64 or more (it is 10)"), "{ended}");
     let dry = world.handover("dry-run", &[]).await.code(8);
     assert!(dry.stdout.contains("max_locks_per_transaction"), "{dry}");
+}
+
+/// Its preparation waits for a file, and so does its release, so that a test can act between the look and the pause, and
+/// between the pause and what is thought of it.
+const WAITING: &str = r#"
+        - name: waiting
+          prepare: { command: [sh, -c, "touch preparing; until test -e go; do sleep 0.02; done"] }
+          abort: { command: [sh, -c, "touch aborting; until test -e released; do sleep 0.02; done"] }
+          commit: { command: ["true"] }
+"#;
+
+async fn until_there(world: &World, name: &str) {
+    for _ in 0..1500 {
+        if world.path(name).exists() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{name} was never made");
+}
+
+/// Takes locks until there is room for some only.
+async fn fill_the_table_of_locks(blue: &Database) -> tokio_postgres::Client {
+    let client = blue.admin().await;
+    let full = client.batch_execute("select pg_advisory_lock(n) from generate_series(1, 100000) n").await;
+    assert_eq!(full.unwrap_err().code().unwrap().code(), "53200");
+    client.batch_execute("select pg_advisory_unlock(n) from generate_series(1, 40) n").await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_locks_that_is_full_in_the_pause_frees_writers_and_names_the_setting() {
+    let plan = format!("{}{WAITING}", flip_only().trim_end());
+    let mut world = world(&plan, "", &many(80)).await;
+    world.blue = Database::with(small().await, &many(80)).await;
+    world.write("released", "");
+    let (ended, client) = tokio::join!(world.handover("run", &[]), async {
+        until_there(&world, "preparing").await;
+        let client = fill_the_table_of_locks(&world.blue).await;
+        world.write("go", "");
+        client
+    });
+    let ended = ended.code(1);
+    assert!(ended.stderr.contains("attempt 1 of 2 was called off"), "{ended}");
+    assert!(ended.stderr.contains("SQLSTATE 53200"), "{ended}");
+    assert!(ended.stderr.contains("set max_locks_per_transaction there to "), "{ended}");
+    assert!(world.path("aborting").exists(), "{ended}");
+    world.blue.execute("insert into t1 default values").await;
+    drop(client);
+
+    // When those who held them are done, there is room for another attempt, and it is made.
+    for name in ["preparing", "aborting", "go", "released"] {
+        std::fs::remove_file(world.path(name)).unwrap();
+    }
+    let (ended, ()) = tokio::join!(world.handover("resume", &[]), async {
+        until_there(&world, "preparing").await;
+        let client = fill_the_table_of_locks(&world.blue).await;
+        world.write("go", "");
+        until_there(&world, "aborting").await;
+        client.batch_execute("select pg_advisory_unlock_all()").await.unwrap();
+        world.write("released", "");
+    });
+    let ended = ended.success();
+    assert!(ended.stdout.contains("attempt 1 was called off"), "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,16 @@
 //! Peers that die, fall silent or come back: connections notice, and the lease outlives an outage.
 
+use crate::cutover;
 use crate::support::proxy::Proxy;
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
 use handover::local::PostgresServer;
 use handover::postgres::connect;
 use handover::value::Secret;
-use std::time::Duration;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 const PLAN: &str = "
 handover: 1
@@ -128,4 +132,65 @@ async fn the_host_that_takes_writes_is_found() {
     let output = command.output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("none of its hosts is a standby"), "{text}");
+}
+
+/// What the stopped process waits for.
+async fn stopped(pid: u32) {
+    for _ in 0..2000 {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        if stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the failpoint was never reached");
+}
+
+/// A side of the cutover answers nothing any more, from the moment when writers are held off.
+async fn silent_in_the_pause(side: &str) {
+    let blue = Database::with(servers::blue().await, cutover::BLUE).await;
+    let green = Database::with(servers::green().await, cutover::GREEN).await;
+    let plan = cutover::PLAN.replace("write_pause: 3s", "write_pause: 2s");
+    let files = [("switch.conf", "database = blue\n")];
+    let world = World::new(Some(&blue.name), Some(&green.name), &plan, &files).await;
+    let (database, variable) = match side {
+        "blue" => (&world.blue, "BLUE_URL"),
+        _ => (&world.green, "GREEN_URL"),
+    };
+    let proxy = Proxy::start(database.server.port()).await;
+    let mut command = world.command();
+    command.env(variable, proxy.through(&database.handover_url()));
+    command.env("HANDOVER_FAILPOINT", "cutover.frozen:1:stop").arg("run").arg(world.plan());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let run = command.spawn().unwrap();
+    let pid = run.id().unwrap();
+    stopped(pid).await;
+    proxy.switches.hang.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGCONT).unwrap();
+    world.blue.execute("insert into token (active) values (false)").await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "{side}: writers were held off for {took:?}");
+    assert!(took > Duration::from_millis(200), "{side}: nobody was held off");
+    proxy.switches.hang.store(false, Ordering::SeqCst);
+    let output = run.wait_with_output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{side}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("attempt 1 was called off, the old side serves on"), "{side}: {said}");
+    let arrived = "select count(*) from token where not active";
+    assert_eq!(
+        world.green.value(arrived).await.as_deref(),
+        Some("1"),
+        "{side}: what was written then is lost"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_side_that_falls_silent_in_the_pause_frees_its_writers_within_the_budget() {
+    silent_in_the_pause("blue").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_side_that_falls_silent_in_the_pause_frees_the_writers_within_the_budget() {
+    silent_in_the_pause("green").await;
 }

@@ -94,6 +94,30 @@ fn every_good_plan_is_accepted_and_fits_its_schema() {
     }
 }
 
+/// Plans that are accepted with a word: every file under `tests/plans/warned` with its snapshot beside it.
+#[test]
+fn every_doubtful_plan_is_accepted_with_place_caret_and_help() {
+    let files = files("warned");
+    assert!(!files.is_empty());
+    for path in files {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let plan = Plan::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+        let warnings = without_environment(PlanErrors { problems: plan.warnings });
+        assert!(!warnings.problems.is_empty(), "{name}");
+        for problem in &warnings.problems {
+            let shown = problem.to_string();
+            assert!(shown.contains('^') && shown.contains("= help: "), "{name}: {shown}");
+        }
+        insta::with_settings!({
+            snapshot_path => "../plans/warned",
+            prepend_module_to_snapshot => false,
+            omit_expression => true,
+        }, {
+            insta::assert_snapshot!(name, warnings.to_string());
+        });
+    }
+}
+
 #[test]
 fn problems_are_flat_objects_for_programs() {
     let errors = Plan::load(&folder("broken").join("unknown_database.yaml")).unwrap_err();

@@ -45,7 +45,7 @@ async fn a_lagging_standby_decides_nothing_and_works_for_looking() {
     let (code, text) = handover("doctor", &own).await;
     assert!(code == Some(0) && text.contains("the reader of blue looks at a standby"), "{text}");
     let (code, text) = handover("dry-run", &own).await;
-    assert_eq!(code, Some(0), "{text}");
+    assert!(code == Some(0) && text.contains("the reader of blue looks at a standby"), "{text}");
 
     // What works must not lead to a standby, and nothing is left by an attempt.
     let (code, text) = handover("run", &lead_away).await;
@@ -72,12 +72,26 @@ async fn a_reader_of_another_database_is_refused() {
     let template = Database::with(servers::blue().await, TABLE).await;
     let world = World::new(Some(&template.name), None, PLAN, &[]).await;
     for elsewhere in [world.green.reader_url(), template.reader_url()] {
+        for (verb, code) in [("run", 2), ("dry-run", 8)] {
+            let mut command = world.command();
+            command.env("BLUE_READER_URL", &elsewhere).arg(verb).arg(world.plan());
+            let output = command.output().await.unwrap();
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{verb}: {text}");
+            assert!(text.contains("`databases.blue.reader` leads to another database"), "{verb}: {text}");
+        }
+    }
+    // A dry run needs the reader only; without the other it says that it could not compare them.
+    for (works, said) in [(Some("postgres://x:y@127.0.0.1:9/z"), true), (None, false)] {
         let mut command = world.command();
-        command.env("BLUE_READER_URL", elsewhere).arg("run").arg(world.plan());
-        let output = command.output().await.unwrap();
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(text.contains("`databases.blue.reader` leads to another database"), "{text}");
+        match works {
+            Some(url) => command.env("BLUE_URL", url),
+            None => command.env_remove("BLUE_URL"),
+        };
+        let output = command.arg("dry-run").arg(world.plan()).output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert_eq!(text.contains("whether blue is what its reader looks at is not known"), said, "{text}");
     }
     let ours = "select count(*) from pg_namespace where nspname = 'handover'";
     assert_eq!(world.blue.value(ours).await.as_deref(), Some("0"), "a refused run left something");
@@ -97,10 +111,24 @@ async fn a_refused_resume_touches_no_database() {
     std::fs::write(world.plan(), text.replace("[subject]", "[subject, id]")).unwrap();
     let token = "select token from handover.fence";
     let before = world.blue.value(token).await;
+    // A control schema that an older version made is not upgraded either, and the lease not taken.
+    let control = world.control.admin().await;
+    control
+        .batch_execute(
+            "create table newest as select * from handover.control_history order by version desc limit 1;
+             delete from handover.control_history where version = (select version from newest)",
+        )
+        .await
+        .unwrap();
+    let taken =
+        "select (select token from handover.lease) || ' ' || (select count(*) from handover.control_history)";
+    let of_control = world.control.value(taken).await;
     // What an earlier runner left: it is to be ended by who goes on, and by nobody else.
     let name = format!("{}1/index", Lease::application_prefix("readers"));
     let left = connect::open(&Secret::new(world.blue.handover_url()), "blue", &name).await.unwrap();
     world.handover("resume", &[]).await.code(6);
+    assert_eq!(of_control, world.control.value(taken).await, "the lease was taken, or the schema upgraded");
+    control.batch_execute("insert into handover.control_history select * from newest").await.unwrap();
     assert_eq!(before, world.blue.value(token).await, "the fence was moved");
     assert!(!left.is_closed() && left.query("select 1", &[]).await.is_ok(), "a connection was ended");
     // Accepted, it acts, whatever the step then makes of an index of another definition.

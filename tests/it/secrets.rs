@@ -63,6 +63,53 @@ async fn a_command_gets_what_the_plan_gives_it() {
     }
 }
 
+/// pg_dump and psql, each with a program before it that notes its environment.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_programs_get_what_they_need_and_nothing_else() {
+    use std::os::unix::fs::PermissionsExt;
+    let blue = Database::with(servers::blue().await, "create table token (id int primary key)").await;
+    let plan = "
+handover: 1
+name: programs
+databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: copy
+    copy: { from: blue, to: green, programs: FOLDER }
+  - id: follow
+    replicate: { from: blue, to: green, programs: FOLDER }
+";
+    let world = World::new(Some(&blue.name), None, plan, &[]).await;
+    let folder = world.path("programs");
+    world.write("plan.yaml", &plan.replace("FOLDER", &folder.display().to_string()));
+    for name in ["pg_dump", "psql"] {
+        let real = world.green.server.programs().program(name);
+        let script =
+            format!("#!/bin/sh\nenv >> {}/{name}.env\nexec {} \"$@\"\n", folder.display(), real.display());
+        let file = world.write(&format!("programs/{name}"), &script);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = world.command();
+    for (name, value) in [
+        ("PGOPTIONS", "-c search_path=hostile"),
+        ("PGSSLMODE", "verify-full"),
+        ("PGSERVICE", "nobody"),
+        ("PGHOST", "db.invalid"),
+        ("API_TOKEN", "hunter2hunter2"),
+    ] {
+        command.env(name, value);
+    }
+    let output = command.arg("run").arg(world.plan()).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["pg_dump", "psql"] {
+        let seen = std::fs::read_to_string(folder.join(format!("{name}.env"))).unwrap();
+        assert!(seen.contains("PGPASSWORD=") && seen.contains("PATH="), "{name}: {seen}");
+        for word in ["hostile", "verify-full", "nobody", "db.invalid", "hunter2", "CONTROL_URL", "WORLD="] {
+            assert!(!seen.contains(word), "{name} was given {word}: {seen}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_known_in_every_form() {
     let world = world("lever: { command: { apply: [sh, -c, 'echo \"it was ${PASSED##*password=}\" >&2; exit 4'], revert: ['true'], env: { PASSED: '${PASSED}' } } }").await;

@@ -4,7 +4,7 @@ use super::{Capture, Table, Truncate, When};
 use crate::error::Result;
 use crate::outbox::catalog::{TableFacts, inspect};
 use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{TableName, quote_ident};
+use crate::postgres::{TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
 use crate::steps::{Context, Description};
 
@@ -216,7 +216,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
                 }
             }
         }
-        for holder in holders(&session, name).await? {
+        for holder in blockers::of_table(&session, name).await? {
             out.warning(format!("the triggers on {name} would wait for {holder}"));
         }
     }
@@ -243,8 +243,6 @@ fn as_select(name: &TableName, operation: crate::outbox::trigger::Operation, con
     }
     format!("select 1 from {} where ({condition}\n)", rows.join(", "))
 }
-
-pub(super) use crate::postgres::prepared::holders;
 
 #[cfg(test)]
 mod tests {

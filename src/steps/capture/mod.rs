@@ -18,7 +18,7 @@ use crate::outbox::catalog::{Form, TableFacts, inspect};
 use crate::outbox::trigger::{FIND, Operation, Spec, function_pattern};
 use crate::outbox::{Stream, books};
 use crate::postgres::profile::SearchPath;
-use crate::postgres::{Session, TableName, quote_ident};
+use crate::postgres::{Session, TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
 use crate::queue::{self, Queue};
 use crate::value::Duration;
@@ -197,19 +197,19 @@ impl StepKind for Capture {
             let mut rest = std::time::Duration::from_millis(200);
             while let Err(error) = install(&mut session, &spec, path).await {
                 if error.class() != Class::Contention || begun.elapsed() > PATIENCE {
-                    let holders = look::holders(&session, name).await.unwrap_or_default();
+                    let holders = blockers::of_table(&session, name).await.unwrap_or_default();
                     let place = format!("creating triggers on {name}");
                     return Err(if holders.is_empty() {
                         error.context(place)
                     } else {
-                        error.context(format!("{place}, which is held by {}", holders.join("; ")))
+                        error.context(format!("{place}, which is held by {}", blockers::listed(&holders)))
                     });
                 }
                 // Writers that queued up behind us pass before the next attempt.
-                let holders = look::holders(&session, name).await?;
+                let holders = blockers::of_table(&session, name).await?;
                 cx.warn(format!(
                     "the triggers on {name} wait for {}",
-                    if holders.is_empty() { "a lock".into() } else { holders.join("; ") }
+                    if holders.is_empty() { "a lock".into() } else { blockers::listed(&holders) }
                 ));
                 cx.sleep(rest).await?;
                 rest = (rest * 2).min(std::time::Duration::from_secs(5));

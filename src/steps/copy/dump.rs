@@ -6,6 +6,7 @@
 //! which is taken out. With `--verbose` each entry begins with a comment that gives its identity.
 //! (<https://www.postgresql.org/docs/current/app-pgdump.html>)
 
+use crate::child;
 use crate::error::{Error, Result};
 use crate::postgres::programs;
 use crate::postgres::sql::{Token, tokens};
@@ -13,7 +14,6 @@ use crate::value::Secret;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use tokio::process::Command;
 
 /// One entry of a dump's table of contents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl Program {
         snapshot: Option<&str>,
         options: &[String],
     ) -> Result<Dump> {
-        let mut command = Command::new(&self.path);
+        let mut command = child::command(&self.path);
         command
             .args(["--verbose", "--section=pre-data", "--section=post-data", "--encoding=UTF8"])
             .args(["--no-tablespaces", "--no-subscriptions", "--no-password"])
@@ -180,7 +180,7 @@ const WITHOUT_TLS: &str = "SSL support is not compiled in";
 
 /// Whether a program can connect over TLS. libpq says that it cannot before it looks for the server.
 async fn speaks_tls(program: &Path) -> bool {
-    let output = Command::new(program)
+    let output = child::command(program)
         .env("LC_ALL", "C")
         .env("PGSSLMODE", "require")
         .args(["--no-password", "--host=/nonexistent", "--dbname=none"])

@@ -9,7 +9,7 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
 use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
@@ -32,7 +32,10 @@ pub async fn limit(session: &Session, budget: Duration) -> Result<()> {
 /// next: a writer that took its tables in another order then waits for us, and we for it. Whose `deadlock_timeout`
 /// ends first is cancelled, and that must not be the writer: we give up before any writer's can have run out.
 /// (<https://www.postgresql.org/docs/current/runtime-config-locks.html>)
-pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result<()> {
+///
+/// From here on the server ends the transaction when nothing is heard of us for what is left of the budget, which is
+/// counted from `begun`: our own end of the pause may never reach it.
+pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: Instant) -> Result<()> {
     if tables.is_empty() {
         return Err(Error::data("there is no table to freeze")
             .on_database(tx.database())
@@ -48,7 +51,12 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration) -> Result
         }
         e
     })?;
-    tx.batch(&format!("set local statement_timeout = '{}ms'", budget.as_millis())).await
+    let left = budget.saturating_sub(begun.elapsed()).as_millis().max(1);
+    tx.batch(&format!(
+        "set local statement_timeout = '{}ms'; set local idle_in_transaction_session_timeout = '{left}ms'",
+        budget.as_millis()
+    ))
+    .await
 }
 
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.

@@ -18,7 +18,7 @@
 
 use super::Cutover;
 use crate::error::{Class, Error, Result};
-use crate::postgres::{Session, TableName, Tx, catalog, prepared, quote_ident, quote_literal};
+use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident, quote_literal};
 use crate::steps::Context;
 use crate::value::fingerprint;
 use std::time::Duration;
@@ -215,9 +215,12 @@ end"
                 match self.hang_on(session, std::slice::from_ref(one), name, level, "").await {
                     Ok(()) => {}
                     Err(e) if passes(&e) => {
-                        let holders = prepared::holders(session, table).await?;
-                        let who =
-                            if holders.is_empty() { e.message().to_owned() } else { holders.join("; ") };
+                        let holders = blockers::of_table(session, table).await?;
+                        let who = if holders.is_empty() {
+                            e.message().to_owned()
+                        } else {
+                            blockers::listed(&holders)
+                        };
                         return Ok(Some(format!("{table} is held by {who}")));
                     }
                     Err(e) => {

@@ -9,10 +9,9 @@ use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::outbox;
 use crate::outside::Outside;
-use crate::postgres::catalog::{self, application, is_application};
-use crate::postgres::foreign::masked;
+use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
-use crate::postgres::{Session, TableName, fingerprint, prepared};
+use crate::postgres::{Session, TableName, blockers, fingerprint};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
@@ -103,6 +102,16 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
 async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<String>> {
     let (there, here) = (cx.databases.user(blue.database())?, cx.databases.user(green.database())?);
     // First of all: reading a sequence's position locks it, too.
+    let mut out = rooms(cutover, blue, green).await?;
+    if out.is_empty() {
+        out.extend(sequences::look((blue, &there), (green, &here)).await?);
+    }
+    out.extend(subscriptions::writing(blue, cutover).await?);
+    Ok(out)
+}
+
+/// Which table of locks is too small for a pause as things stand now, in words that name the setting it takes.
+async fn rooms(cutover: &Cutover, blue: &Session, green: &Session) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let tables = freeze::tables(blue, cutover).await?.len() as u64;
     let sequences = catalog::sequences(blue).await?.len() as u64;
@@ -110,11 +119,22 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
     out.extend(Room::of(blue).await?.lacks(tables + sequences, what, blue.database()));
     let sequences = catalog::sequences(green).await?.len() as u64;
     out.extend(Room::of(green).await?.lacks(sequences, "setting all sequences", green.database()));
-    if out.is_empty() {
-        out.extend(sequences::look((blue, &there), (green, &here)).await?);
-    }
-    out.extend(subscriptions::writing(blue, cutover).await?);
     Ok(out)
+}
+
+/// After an attempt that found a table of locks full, and is called off: none when there is room by now, so that another
+/// attempt may succeed; else what it takes.
+pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Option<Error> {
+    let (freeze, to) = cutover.freeze.as_ref().zip(cutover.to.as_ref())?;
+    let lacking = async { rooms(cutover, &cx.reader(freeze).await?, &cx.reader(to).await?).await };
+    match lacking.await {
+        Ok(lacking) if lacking.is_empty() => None,
+        Ok(lacking) => Some(error.context(lacking.join("; ")).hint(
+            "nothing is paused and the old side serves on; when the setting is raised, or those who hold so many locks there are done, `handover resume`",
+        )),
+        // It cannot even be counted: no room for what a connection takes.
+        Err(_) => Some(error),
+    }
 }
 
 /// Whether changes arrive too late by replication, in words.
@@ -151,38 +171,17 @@ async fn obstacle(
     if let Some(pending) = quarantine::pending(cutover, cx, blue, green).await? {
         return Ok(Some(pending));
     }
-    let row = blue
-        .query_opt(
-            &format!("select a.pid, coalesce(a.usename::text, '?'), coalesce(a.backend_type, '?'),
-                    extract(epoch from clock_timestamp() - a.xact_start)::float8, left(coalesce(a.query, ''), 300)
-             from pg_stat_activity a
-             where a.datname = current_database() and a.pid <> pg_backend_pid()
-               and a.xact_start < clock_timestamp() - make_interval(secs => $1)
-               and exists (
-                   select from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
-                   where l.pid = a.pid and l.granted and l.database = (select oid from pg_database where datname = current_database())
-                     and l.mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
-                                    'ExclusiveLock', 'AccessExclusiveLock')
-                     and ({} or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))
-             order by a.xact_start limit 1", is_application("'r', 'p'")),
-            &[&cutover.max_transaction_age.0.as_secs_f64()],
-        )
-        .await?;
-    if let Some(prepared) = prepared::holding(blue, cutover.max_transaction_age.0).await?.into_iter().next() {
-        return Ok(Some(prepared));
+    let age = cutover.max_transaction_age.0;
+    if let Some(prepared) = blockers::prepared_of_freeze(blue, age).await?.into_iter().next() {
+        return Ok(Some(prepared.to_string()));
     }
-    let Some(row) = row else { return Ok(None) };
-    let (pid, user, kind): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-    let (age, query): (f64, String) = (row.get(3), row.get(4));
-    if kind == "autovacuum worker" {
+    let Some(first) = blockers::of_freeze(blue, age).await?.into_iter().next() else { return Ok(None) };
+    if let Some(pid) = first.autovacuum() {
         // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
         // a superuser) it is waited for like the others.
         let _ = blue.query("select pg_cancel_backend($1)", &[&pid]).await;
     }
-    Ok(Some(format!(
-        "pid {pid} ({user}, {kind}) has held locks that writers take for {age:.0} s: {}",
-        masked(&query)
-    )))
+    Ok(Some(format!("a transaction has held locks that writers take: {first}")))
 }
 
 /// Tables with content that the planner knows nothing of.
@@ -220,7 +219,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         for text in look(cutover, cx, &blue, &green).await? {
             out.blocker(text);
         }
-        for text in prepared::holding(&blue, cutover.max_transaction_age.0).await? {
+        for text in blockers::prepared_of_freeze(&blue, cutover.max_transaction_age.0).await? {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
         }
         large_objects::describe(cutover, cx, &blue, &mut out).await?;

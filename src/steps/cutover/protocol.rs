@@ -12,6 +12,7 @@ use crate::event::StepId;
 use crate::failpoint;
 use crate::outbox::{self, Stream};
 use crate::outside::Outside;
+use crate::postgres::error::is_out_of_locks;
 use crate::postgres::{Session, fence};
 use crate::steps::capture::Capture;
 use crate::steps::copy::large_objects::carry::{Carrier, Pass};
@@ -77,8 +78,17 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
             }
             Outcome::CalledOff(error) => error,
         };
-        let passes =
-            error.class().is_transient() || matches!(error.class(), Class::Timeout | Class::External);
+        let (error, passes) = match is_out_of_locks(&error) {
+            true => match preflight::out_of_locks(cutover, cx, error.clone()).await {
+                Some(lasting) => (lasting, false),
+                None => (error, true),
+            },
+            false => {
+                let class = error.class();
+                let passes = class.is_transient() || matches!(class, Class::Timeout | Class::External);
+                (error, passes)
+            }
+        };
         if !passes || number >= cutover.attempts {
             // Its own attempts are spent: another five times as many pauses would help nobody.
             let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
@@ -292,7 +302,9 @@ async fn decide(
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
-        freeze::lock(&tx, &tables, budget).await.map_err(|e| e.context("writers could not be held off"))?;
+        freeze::lock(&tx, &tables, budget, frozen)
+            .await
+            .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
         let arrived = async {
             if let Some(gauge) = &mut gauge {

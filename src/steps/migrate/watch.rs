@@ -3,7 +3,7 @@
 use super::locks::Lock;
 use crate::error::{Error, Result};
 use crate::event::Measure;
-use crate::postgres::foreign::masked;
+use crate::postgres::blockers::{self, Blocker};
 use crate::postgres::patience::Mode;
 use crate::postgres::{Session, TableName};
 use crate::steps::Context;
@@ -129,29 +129,13 @@ async fn look(
     blockers: &Blockers,
     reported: &mut String,
 ) -> Result<()> {
-    let rows = reader
-        .query(
-            "select pid, coalesce(usename::text, '?'), coalesce(state, '?'),
-                    coalesce(extract(epoch from clock_timestamp() - xact_start), 0)::float8,
-                    left(coalesce(query, ''), 300)
-             from pg_stat_activity where pid = any (pg_blocking_pids($1))",
-            &[&pid],
-        )
-        .await?;
-    if !rows.is_empty() {
-        let who: Vec<(i32, String)> = rows
-            .iter()
-            .map(|row| {
-                let (pid, user, state): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
-                let (age, query): (f64, String) = (row.get(3), row.get(4));
-                (pid, format!("pid {pid} ({user}, {state}, open for {age:.0} s): {}", masked(&query)))
-            })
-            .collect();
-        let text = who.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("; ");
-        let pids = format!("{:?}", who.iter().map(|(pid, _)| pid).collect::<Vec<_>>());
-        if *reported != pids {
+    let who = blockers::of_backend(reader, pid).await?;
+    if !who.is_empty() {
+        let text = blockers::listed(&who);
+        let keys = who.iter().map(Blocker::key).collect::<Vec<_>>().join(" ");
+        if *reported != keys {
             cx.warn(format!("{unit} waits for {text}"));
-            *reported = pids;
+            *reported = keys;
         }
         blockers.seen().who = Some(text);
         let wanted = reader.query(WANTED, &[&pid]).await?;

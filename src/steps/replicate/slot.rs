@@ -5,17 +5,18 @@
 //! (<https://www.postgresql.org/docs/current/protocol-replication.html>)
 
 use super::Link;
+use crate::child;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
-use crate::postgres::foreign::masked;
+use crate::postgres::blockers::{self, Blocker};
 use crate::postgres::programs::{self, Program, connect_through_environment};
 use crate::steps::Context;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 
 /// How long a slot that is in use may take to be let go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,7 +71,7 @@ async fn ask(
     patience: Duration,
 ) -> Result<Fresh> {
     let major = crate::steps::copy::source::major(blue).await?;
-    let mut command = Command::new(&program.path);
+    let mut command = child::command(&program.path);
     command
         .args([
             "-X",
@@ -120,18 +121,19 @@ async fn ask(
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 cx.proceed()?;
                 cx.progress("slot", begun.elapsed().as_secs(), Some(patience.as_secs()), Measure::Seconds);
-                let waiting = blockers(blue, application).await?;
+                let waiting = blockers::of_walsender(blue, application).await?;
                 if begun.elapsed() > patience {
                     return Err(Error::new(Class::Timeout, format!(
                         "the replication slot waits for transactions that began before it: {}",
-                        waiting.join("; ")
+                        blockers::listed(&waiting)
                     ))
                     .on_database(&link.from)
                     .hint("end them, or raise `patience:` of the replicate step; then `handover resume`"));
                 }
-                if !waiting.is_empty() && waiting != told {
-                    cx.note(format!("the replication slot waits for {}", waiting.join("; ")));
-                    told = waiting;
+                let keys: Vec<String> = waiting.iter().map(Blocker::key).collect();
+                if !waiting.is_empty() && keys != told {
+                    cx.note(format!("the replication slot waits for {}", blockers::listed(&waiting)));
+                    told = keys;
                 }
             }
         }
@@ -151,32 +153,6 @@ fn refused(text: &str, link: &Link) -> Error {
             .hint("drop one that nobody uses, or raise max_replication_slots");
     }
     error.hint("the role needs the attribute REPLICATION (scripts/grants.sql with handover.grant_replicate = on), and pg_hba.conf must let it in; then `handover resume`")
-}
-
-/// Whom the creation of the slot waits for.
-async fn blockers(blue: &Session, application: &str) -> Result<Vec<String>> {
-    let rows = blue
-        .query(
-            "select b.pid, coalesce(a.usename::text, '?'), extract(epoch from clock_timestamp() - a.xact_start)::float8,
-                    left(coalesce(a.query, ''), 300)
-             from pg_stat_activity w cross join lateral unnest(pg_blocking_pids(w.pid)) b (pid)
-             left join pg_stat_activity a on a.pid = b.pid
-             where w.application_name = $1 and w.backend_type = 'walsender'",
-            &[&application],
-        )
-        .await?;
-    Ok(rows
-        .iter()
-        .map(|row| match row.get::<_, i32>(0) {
-            0 => "a prepared transaction (see pg_prepared_xacts)".to_owned(),
-            pid => format!(
-                "pid {pid} ({}), whose transaction is {:.0} s old: {}",
-                row.get::<_, String>(1),
-                row.get::<_, Option<f64>>(2).unwrap_or_default(),
-                masked(&row.get::<_, Option<String>>(3).unwrap_or_default())
-            ),
-        })
-        .collect())
 }
 
 /// Drops it if it is there, ending whoever reads from it: what nobody consumes fills the disk.

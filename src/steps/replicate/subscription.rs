@@ -3,6 +3,7 @@
 
 use super::{Link, Replicate};
 use crate::error::{Class, Error, Result};
+use crate::postgres::blockers::{self, Blocker};
 use crate::postgres::programs::connection_string;
 use crate::postgres::{Session, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
@@ -126,12 +127,12 @@ pub async fn find(green: &Session, name: &str) -> Result<Option<Found>> {
 }
 
 /// Its worker, and what the server counts about it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Worker {
     /// The process that applies, if it runs.
     pub pid: Option<i32>,
     /// Who holds a lock that it waits for.
-    pub blockers: Vec<i32>,
+    pub blockers: Vec<Blocker>,
     /// The tables it is at.
     pub tables: Option<String>,
     /// What the server's log calls where its changes come from.
@@ -202,7 +203,7 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
     let row = green
         .query_opt(
             &format!(
-                "select w.pid, coalesce(pg_blocking_pids(w.pid), '{{}}'), {counts}, 'pg_' || w.subid,
+                "select w.pid, {counts}, 'pg_' || w.subid,
                         (select string_agg(distinct l.relation::regclass::text, ', ') from pg_locks l join pg_class c on c.oid = l.relation
                          where l.pid = w.pid and l.mode = 'RowExclusiveLock' and c.relkind in ('r', 'p') and c.oid >= 16384
                            and c.relnamespace <> to_regnamespace('handover')
@@ -214,14 +215,18 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
         )
         .await?;
     let Some(row) = row else { return Ok(Worker::default()) };
-    let counts: Option<Json<serde_json::Map<String, serde_json::Value>>> = row.get(2);
+    let counts: Option<Json<serde_json::Map<String, serde_json::Value>>> = row.get(1);
     let counts = counts.map(|Json(counts)| counts).unwrap_or_default();
+    let pid: Option<i32> = row.get(0);
     Ok(Worker {
-        pid: row.get(0),
-        blockers: row.get(1),
-        tables: row.get(4),
-        origin: row.get(3),
-        log: row.get(5),
+        pid,
+        blockers: match pid {
+            Some(pid) => blockers::of_backend(green, pid).await?,
+            None => Vec::new(),
+        },
+        tables: row.get(3),
+        origin: row.get(2),
+        log: row.get(4),
         counts: counts.into_iter().filter_map(|(name, value)| Some((name, value.as_i64()?))).collect(),
     })
 }

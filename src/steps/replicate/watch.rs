@@ -5,7 +5,7 @@ use super::lag::{Pulse, Sample, Trend, bytes, sample};
 use super::{Link, Replicate, end, marker, subscription};
 use crate::error::{Error, Result};
 use crate::event::Measure;
-use crate::postgres::Session;
+use crate::postgres::{Session, blockers};
 use crate::steps::Context;
 use std::time::{Duration, Instant};
 
@@ -287,8 +287,7 @@ impl<'a> Watch<'a> {
         if silent.elapsed() < SILENCE {
             return Ok(None);
         }
-        let pids: Vec<String> = worker.blockers.iter().map(ToString::to_string).collect();
-        Ok(Some(if pids.is_empty() {
+        Ok(Some(if worker.blockers.is_empty() {
             format!(
                 "{} is not connected to {}; its server's log{} says why",
                 self.link.to,
@@ -297,7 +296,7 @@ impl<'a> Watch<'a> {
             )
         } else {
             let tables = worker.tables.map(|tables| format!(" at {tables}")).unwrap_or_default();
-            format!("applying on {} waits for pid {}{tables}", self.link.to, pids.join(", "))
+            format!("applying on {}{tables} waits for {}", self.link.to, blockers::listed(&worker.blockers))
         }))
     }
 

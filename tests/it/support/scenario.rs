@@ -64,6 +64,45 @@ impl Scenario {
         }
     }
 
+    /// Loses the connection, or fails, right after each checkpoint that a run and its rollback commit: each attempt comes
+    /// one checkpoint further, and all of them together to the same end.
+    pub async fn prove_checkpoints(&self, failures: &[&str]) {
+        let patient = |line: &str| match line.starts_with("  - id: ") {
+            true => format!("{line}\n    retry: {{ attempts: 500, backoff: 0ms }}\n"),
+            false => format!("{line}\n"),
+        };
+        let plan: String = self.plan.lines().map(patient).collect();
+        let templates = Templates {
+            blue: Database::with(servers::blue().await, self.blue).await,
+            green: Database::with(servers::green().await, self.green).await,
+        };
+        let loss: &[&str] = if self.lossy { &["--accept-loss"] } else { &[] };
+        let world = self.world(&templates).await;
+        let before = world.snapshot().await;
+        world.handover("run", &[]).await.success();
+        let expected = world.snapshot().await;
+        for failure in failures {
+            let world = self.world(&templates).await;
+            world.write("plan.yaml", &plan);
+            let point = format!("{}:1+:{failure}", failpoint::CHECKPOINT_COMMITTED);
+            let failures = async || {
+                let count = "select count(*) from handover.record where record ->> 'record' in ('step_failed', 'undo_failed')
+                             and record::text like '%checkpoint.committed%'";
+                world.control.value(count).await.unwrap().parse::<u32>().unwrap()
+            };
+            world.handover_failing(&point, "run", &[]).await.success();
+            let what = format!("{:?}, {failure} at each checkpoint", self.prefixes);
+            assert!(failures().await > 0, "{what}: no checkpoint was reached");
+            assert_same(&what, &expected, &world.snapshot().await);
+            world.handover_failing(&point, "rollback", loss).await.success();
+            if self.rollback_restores {
+                assert_same(&format!("{what}, rolled back"), &before, &world.snapshot().await);
+            }
+            println!("{what}: {} of them", failures().await);
+            world.drop_now().await;
+        }
+    }
+
     /// Proves it.
     pub async fn prove(&self) {
         let templates = Templates {
