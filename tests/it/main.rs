@@ -9,6 +9,7 @@ mod bluegreen;
 mod capture;
 mod capture_partial;
 mod cleanup;
+mod cleanup_expect;
 mod cli;
 mod copy;
 mod copy_dry_run;
