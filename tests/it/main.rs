@@ -13,6 +13,7 @@ mod cleanup_expect;
 mod cli;
 mod copy;
 mod copy_dry_run;
+mod copy_extensions;
 mod copy_keys;
 mod copy_meaning;
 mod copy_tls;
