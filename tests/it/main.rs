@@ -16,6 +16,7 @@ mod copy_dry_run;
 mod copy_extensions;
 mod copy_keys;
 mod copy_meaning;
+mod copy_schemas;
 mod copy_tls;
 mod copy_zoo;
 mod crash;
