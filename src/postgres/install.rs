@@ -106,7 +106,8 @@ impl Owner {
                 format!("schema {schema} belongs to the role {role}, and Handover did not make it"),
                 format!(
                     "Handover keeps its own tables in a schema of that name, and leaves it out of copies and freezes: \
-                     rename it for the time of the upgrade (`alter schema {schema} rename to …`), or what is in it stays behind"
+                     rename it before the run (`alter schema {schema} rename to …`) in the application too, whose SQL and routines may write \
+                     that name; after `handover finish` and `drop schema {schema} cascade` the name is free again"
                 ),
             )
         };
@@ -163,7 +164,7 @@ async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str
     let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, database);
     match owner_of(client, SCHEMA, None).await.map_err(error)? {
         None => client
-            .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; dropped by `handover finish --purge`'")
+            .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; once all runs are finished and the archive is not needed, `drop schema handover cascade` takes them away'")
             .await
             .map_err(error)?,
         Some(owner) => owner.assert_ours(SCHEMA).map_err(|e| e.on_database(database))?,

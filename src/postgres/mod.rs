@@ -1,6 +1,7 @@
 //! Postgres as the engine sees it: connections, sessions bound to a lease, identifiers, errors.
 
 pub mod address;
+pub mod binding;
 pub mod blockers;
 pub mod catalog;
 pub mod clock;

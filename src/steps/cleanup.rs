@@ -9,18 +9,22 @@ mod archive;
 pub(in crate::steps) mod aside;
 mod batch;
 mod children;
+mod count;
 mod describe;
+mod expected;
 mod sync;
 mod table;
 mod throttle;
 
 pub(super) use archive::{Guard, forget, put_back};
+pub use expected::Expect;
 pub(super) use table::{Catalog, Column, Table, object, params};
 pub use throttle::Throttle;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
+use crate::postgres::binding::assert_bound;
 use crate::postgres::{Session, TableName};
 use crate::problem::Problems;
 use crate::value::Duration;
@@ -72,7 +76,7 @@ pub struct Cleanup {
     /// When to wait between batches.
     #[serde(default)]
     pub throttle: Throttle,
-    /// How many rows there should be; the step refuses to touch more.
+    /// How many rows there should be; the step refuses before it touches another number of them.
     pub expect: Option<Expect>,
     /// What to do with rows that refer to a deleted row.
     #[serde(default)]
@@ -110,14 +114,6 @@ pub enum Action {
     Backfill,
     /// Ends the triggers of an earlier backfill (`of`).
     EndSync,
-}
-
-/// How many rows are expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Expect {
-    /// No more than these.
-    pub at_most: u64,
 }
 
 /// What becomes of rows that refer to a deleted row by a foreign key.
@@ -189,7 +185,7 @@ impl StepKind for Cleanup {
         self.validate(&session, &table).await?;
         let moved = self.maybe_moved(&session).await?;
         let work = self.work(&session, &table, moved.as_ref())?;
-        self.expected(cx, &mut session, &work).await?;
+        expected::assert(self, cx, &mut session, &work).await?;
         if let Some(moved) = &moved {
             moved.install(cx, &mut session, &cx.step).await?;
         }
@@ -377,23 +373,8 @@ impl Cleanup {
             pause: self.pause.0,
             lock_timeout: self.lock_timeout.0,
             throttle: &self.throttle,
-            at_most: self.expect.map(|e| e.at_most),
+            at_most: self.expect.and_then(|e| e.range().1),
         })
-    }
-
-    /// Refuses before the first change when more rows match than expected.
-    async fn expected(&self, cx: &Context, session: &mut Session, work: &Work<'_>) -> Result<()> {
-        let Some(limit) = work.at_most else { return Ok(()) };
-        if batch::read_progress(cx, session, work.unit).await?.last.is_some() {
-            return Ok(());
-        }
-        let n: i64 = session.query_one(&work.remaining_sql(limit.saturating_add(1)), &[]).await?.get(0);
-        if n.unsigned_abs() > limit {
-            return Err(
-                batch::more_than_expected(limit, &self.table.to_string()).on_database(session.database())
-            );
-        }
-        Ok(())
     }
 
     /// Has the server parse the operator's SQL as the SELECTs that it amounts to.
@@ -465,7 +446,7 @@ impl Cleanup {
     }
 }
 
-/// Prepares a SELECT; returns its number of columns.
+/// Prepares a SELECT, and sees that each sub-select's columns are its own; returns its number of columns.
 pub(super) async fn prepare(session: &Session, sql: &str, place: &str) -> Result<usize> {
     let statement = session.prepare(sql).await.map_err(|e| {
         e.context(format!("the SQL under `{place}` is not accepted")).or_hint("correct it in the plan")
@@ -475,5 +456,6 @@ pub(super) async fn prepare(session: &Session, sql: &str, place: &str) -> Result
             .on_database(session.database())
             .hint("write the value itself instead of $1"));
     }
+    assert_bound(session, sql, place).await?;
     Ok(statement.columns().len())
 }

@@ -18,6 +18,7 @@ mod dependents;
 mod describe;
 pub mod dump;
 mod estimate;
+mod extensions;
 mod graph;
 pub mod holder;
 pub mod jobs;
@@ -127,6 +128,7 @@ impl StepKind for Copy {
         }
         self.compare_catalogs(&green, &state).await?;
         self.compare_rows(cx, &state).await?;
+        extensions::verify(cx, &green).await?;
         large_objects::verify(cx, self).await
     }
 
@@ -197,6 +199,7 @@ impl Copy {
         let state = Arc::new(state);
         tune::apply(cx, self, &green).await?;
         schema::create(cx, self, &state).await?;
+        extensions::carry(cx, self, source.as_ref(), &mut green).await?;
         let jobs = jobs::choose(self, &databases.read_only(&self.from).await?, &green).await?;
         pool::work(cx, self, jobs.number, source, &state).await?;
         self.rest(cx, &mut green, &state, jobs.number).await?;
@@ -285,6 +288,7 @@ impl Copy {
         let blue = cx.databases.labelled(cx.step.as_str()).read_only(&self.from).await?;
         let mut found = Description::default();
         let program = preflight::look(self, &blue, green, &mut found).await?;
+        extensions::look(self, &blue, green, &mut found).await?;
         replicate::origin::look(cx, self, &blue, green, &mut found).await?;
         preflight::refuse(&found, &self.to)?;
         drop(blue);

@@ -32,6 +32,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
 use crate::postgres::TableName;
+use crate::postgres::binding::{assert_bound, has_subselect};
 use crate::problem::{Problems, Segment, few};
 use crate::value::Duration;
 use agreed::Agreed;
@@ -150,12 +151,7 @@ impl StepKind for Verify {
         for invariant in &self.invariants {
             out.action(format!("{verb} {}", invariant.name));
         }
-        let mut sides = Vec::new();
-        if let Before::Database(name) = &self.before {
-            sides.push((name, true));
-        }
-        sides.extend(self.after.iter().map(|name| (name, false)));
-        for (database, before) in sides {
+        for (database, before) in self.sides() {
             let session = cx.operator_reader(database).await?;
             for invariant in &self.invariants {
                 let wrapped = if before { invariant.before_sql() } else { invariant.after_sql() };
@@ -167,6 +163,11 @@ impl StepKind for Verify {
                         invariant.name,
                         e.message()
                     ));
+                } else if let Err(e) = assert_bound(&session, &wrapped, &invariant.name).await {
+                    out.blocker(match e.next_step() {
+                        Some(hint) => format!("{} – {hint}", e.message()),
+                        None => e.message().to_owned(),
+                    });
                 }
             }
         }
@@ -226,8 +227,37 @@ fn copied<'a>(cx: &'a Context, before: &str, after: &str) -> Option<(&'a StepId,
 }
 
 impl Verify {
+    /// The databases that are asked the plan's own queries, and whether each is the side before.
+    fn sides(&self) -> Vec<(&str, bool)> {
+        let mut sides = Vec::new();
+        if let Before::Database(name) = &self.before {
+            sides.push((name.as_str(), true));
+        }
+        sides.extend(self.after.iter().map(|name| (name.as_str(), false)));
+        sides
+    }
+
+    /// Refuses the plan's own queries whose sub-selects select what they don't have.
+    async fn bound(&self, cx: &Context) -> Result<()> {
+        for (database, before) in self.sides() {
+            let mut session = None;
+            for invariant in &self.invariants {
+                let wrapped = if before { invariant.before_sql() } else { invariant.after_sql() };
+                let Some(wrapped) = wrapped.filter(|sql| has_subselect(sql)) else { continue };
+                if session.is_none() {
+                    session = Some(cx.operator_reader(database).await?);
+                }
+                if let Some(session) = &session {
+                    assert_bound(session, &wrapped, &invariant.name).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// One attempt, to its end.
     async fn attempt(&self, cx: &Context) -> Result<Value> {
+        self.bound(cx).await?;
         if self.record {
             return self.record_baseline(cx).await;
         }

@@ -1,6 +1,7 @@
 //! Walking a table by its key in batches, each one transaction with its effect, its archive and its checkpoint.
 
 use super::children;
+use super::expected::more_than_expected;
 use super::table::{Column, ForeignKey, Table, key_arrays, object, params};
 use super::throttle::Throttle;
 use crate::error::{Class, Error, Result};
@@ -394,12 +395,6 @@ pub(super) async fn read_progress(cx: &Context, session: &mut Session, unit: &st
     let progress = tx.checkpoint(cx.run, &cx.step, unit).await?.unwrap_or_default();
     tx.rollback().await?;
     Ok(progress)
-}
-
-/// The error of an expectation that does not hold.
-pub(super) fn more_than_expected(limit: u64, table: &str) -> Error {
-    Error::new(Class::Invariant, format!("more rows of {table} match than the {limit} that were expected"))
-        .hint("look at them with the query that `handover dry-run` shows; then correct `where`, or raise `expect`")
 }
 
 fn explain_foreign_key(error: Error, keys: &[ForeignKey]) -> Error {

@@ -1,20 +1,13 @@
 //! What the checker and a dry run say of a cleanup.
 
+use super::count::{COUNT_LIMIT, Count, SAMPLE_LIMIT, count};
+use super::expected;
 use super::table::{Catalog, Table};
 use super::{Action, Children, Cleanup};
 use crate::error::{Class, Result};
-use crate::postgres::{Session, quote_ident};
+use crate::postgres::Session;
 use crate::problem::Problems;
 use crate::steps::{CheckContext, Context, Description, of_kind};
-use serde_json::Value;
-
-/// How long a dry run may count before it asks the planner instead.
-const COUNT_LIMIT: &str = "10s";
-/// How long it may then look at a sample, before it says what the planner believes.
-const SAMPLE_LIMIT: &str = "5s";
-/// Rows of a sample, and about how many it is drawn from: those of whole pages, which may be alike.
-const SAMPLE: u32 = 500;
-const POOL: f64 = 10_000.0;
 
 pub(super) fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Problems) {
     let word = step.action.word();
@@ -68,6 +61,9 @@ pub(super) fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Proble
                 .hint("e.g. of: move-names");
         }
     }
+    if let Some(expect) = &step.expect {
+        expected::check(expect, problems);
+    }
     if step.batch == 0 {
         problems.error(["batch"], "a batch has at least one row");
     }
@@ -116,15 +112,29 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
     let key: Vec<&str> = table.key.iter().map(|c| c.name.as_str()).collect();
     let base = format!("from {} where ({}\n)", table.name.sql(), work.matching);
     let count = count(session, &table, &base, &work.matching).await?;
-    let about = match count {
-        Count::Exact(n) => {
-            if let Some(limit) = work.at_most
-                && n > limit
-            {
-                out.blocker(format!("{n} rows match, and `expect` allows {limit}"));
+    match &step.expect {
+        Some(expect) => {
+            if let Count::Exact(n) = count {
+                let (low, high) = expect.range();
+                if high.is_some_and(|limit| n > limit) {
+                    out.blocker(format!("{n} rows match, and `expect` allows {}", high.unwrap_or_default()));
+                }
+                if n < low {
+                    out.blocker(format!("{n} rows match, and `expect` asks for {low} or more"));
+                }
             }
-            format!("{n} rows")
         }
+        None => {
+            if let Some(objection) = expected::nearly_all(step, session, &table, &count).await? {
+                out.blocker(match objection.next_step() {
+                    Some(hint) => format!("{} – {hint}", objection.message()),
+                    None => objection.message().to_owned(),
+                });
+            }
+        }
+    }
+    let about = match count {
+        Count::Exact(n) => format!("{n} rows"),
         Count::Sample { rows, of } => format!(
             "about {rows} rows (by a sample of {of}; counting took over {COUNT_LIMIT}, and the run's own walk reads the \
              whole table so)"
@@ -156,6 +166,12 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
         key.join(", ")
     ));
     out.action(format!("the rows: select * {}", base.replace('\n', " ")));
+    if let (Count::Exact(n @ 1..), true) = (&count, expected::may_surprise(step)) {
+        out.action(format!(
+            "nothing in the plan says how many are expected; with `expect: {{ rows: {n} }}` the run stops before it touches {} % more or fewer",
+            expected::TOLERANCE
+        ));
+    }
     for trigger in &table.triggers {
         out.warning(format!("this trigger fires for each row, also on undo: {trigger}"));
     }
@@ -179,66 +195,4 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
         }
     }
     Ok(())
-}
-
-/// How many rows a query has.
-enum Count {
-    Exact(u64),
-    /// Extrapolated from rows that were looked at.
-    Sample {
-        rows: u64,
-        of: u64,
-    },
-    /// What the planner believes; of a condition with a subquery it knows nothing.
-    Estimate(u64),
-}
-
-/// Counts for a bounded time; then a sample; then asks the planner.
-async fn count(session: &Session, table: &Table, base: &str, matching: &str) -> Result<Count> {
-    session.set("work_mem", super::WORK_MEM).await?;
-    if let Some((rows, _)) =
-        bounded(session, COUNT_LIMIT, &format!("select count(*), 0::float8 {base}")).await?
-    {
-        return Ok(Count::Exact(rows));
-    }
-    let about: f64 = session
-        .query_one(
-            "select greatest(reltuples, 1)::float8 from pg_catalog.pg_class where oid = pg_catalog.to_regclass($1)",
-            &[&table.name.sql()],
-        )
-        .await?
-        .get(0);
-    let percent = (POOL * 100.0 / about).clamp(0.000_1, 100.0);
-    // Under the table's own name, which the condition may use. Only the rows of the sample are asked for it.
-    let sample = format!(
-        "select count(*) filter (where ({matching}\n)), count(*)::float8
-         from (select * from {} tablesample system ({percent}) order by pg_catalog.random() limit {SAMPLE}) as {}",
-        table.name.sql(),
-        quote_ident(&table.name.name)
-    );
-    match bounded(session, SAMPLE_LIMIT, &sample).await {
-        Ok(Some((found, of))) if of > 0.0 => {
-            let rows = (found as f64 / of * about.max(of)).round() as u64;
-            return Ok(Count::Sample { rows, of: of as u64 });
-        }
-        // A condition that names the table with its schema is not understood here.
-        Ok(_) => {}
-        Err(e) if e.class() == Class::Data => {}
-        Err(e) => return Err(e),
-    }
-    let row = session.query_one(&format!("explain (format json) select 1 {base}"), &[]).await?;
-    let plan: Value = row.get(0);
-    Ok(Count::Estimate(plan[0]["Plan"]["Plan Rows"].as_f64().unwrap_or_default() as u64))
-}
-
-/// A query's two numbers, unless it takes longer than `limit`.
-async fn bounded(session: &Session, limit: &str, sql: &str) -> Result<Option<(u64, f64)>> {
-    session.set("statement_timeout", limit).await?;
-    let counted = session.query_one(sql, &[]).await;
-    session.set("statement_timeout", "0").await?;
-    match counted {
-        Ok(row) => Ok(Some((row.get::<_, i64>(0).unsigned_abs(), row.get(1)))),
-        Err(e) if e.class() == Class::Timeout => Ok(None),
-        Err(e) => Err(e),
-    }
 }

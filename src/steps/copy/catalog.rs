@@ -181,6 +181,8 @@ pub fn inventory() -> String {
              union all
              select n.nspname, '', {ROUTINE}
              from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {USER_SCHEMAS} and {proc}
+               -- Constructors that come with a range; those of its multirange came with Postgres 14.
+               and not exists (select from pg_depend i where i.classid = 'pg_proc'::regclass and i.objid = p.oid and i.deptype = 'i')
              union all
              select n.nspname, '', format('type %s: %s', t.typname,
                     (select string_agg(e.enumlabel, ',' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid))

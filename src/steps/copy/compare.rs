@@ -48,7 +48,7 @@ impl Copy {
                 continue;
             }
             let sql = format!(
-                "select last_value, s.seqincrement > 0 from {}, pg_sequence s where s.seqrelid = {}::regclass",
+                "select last_value, (select seqincrement > 0 from pg_sequence where seqrelid = {1}::regclass) from {0}",
                 sequence.name.sql(),
                 quote_literal(&sequence.name.sql())
             );

@@ -1,7 +1,7 @@
 //! What a copy made on green, and taking exactly that away again.
 
 use super::state::{Created, State};
-use super::{catalog, large_objects, rights, state};
+use super::{catalog, extensions, large_objects, rights, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::{Session, Tx};
@@ -85,6 +85,7 @@ pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u
             }
         }
     }
+    extensions::discard(cx, session).await?;
     dropped += large_objects::discard(cx, session).await?;
     rights::restore(cx, session).await?;
     let tx = session.transaction().await?;

@@ -33,7 +33,7 @@ pub struct Definition {
 /// Definitions with the catalog row of each: class, oid, schema, relation, label, text.
 fn definitions() -> String {
     format!(
-        "with defs (class, id, schema, relation, label, text) as (
+        "with defs (class, id, schema, relation, label, text) as materialized (
              select 'pg_constraint'::regclass::oid, k.oid, n.nspname, c.relname, format('constraint %s', k.conname), pg_get_constraintdef(k.oid)
              from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
              where k.contype in ('c', 'p', 'u', 'x', 'f') and k.conparentid = 0 and {class}
@@ -99,6 +99,7 @@ fn needs() -> String {
                where classid in ('pg_constraint'::regclass, 'pg_type'::regclass, 'pg_attrdef'::regclass, 'pg_policy'::regclass,
                                  'pg_rewrite'::regclass, 'pg_class'::regclass, 'pg_statistic_ext'::regclass,
                                  'pg_trigger'::regclass, 'pg_proc'::regclass)
+                 and not (classid = 'pg_class'::regclass and objsubid > 0 and refclassid = 'pg_class'::regclass and refobjid = objid)
                union all
                select 'pg_attrdef'::regclass, f.oid, d.refclassid, d.refobjid, d.refobjsubid
                from pg_depend d join pg_attrdef f on f.adrelid = d.objid and f.adnum = d.objsubid
@@ -109,6 +110,11 @@ fn needs() -> String {
          left join pg_proc p on o.refclassid = 'pg_proc'::regclass and p.oid = o.refobjid
          left join pg_namespace pn on pn.oid = p.pronamespace
          where o.refobjid >= 16384 and (c.oid is not null or p.oid is not null)
+           -- Columns of what a routine gives back, which only newer versions record.
+           and not (o.refobjsubid <> 0 and c.oid is not null and exists (
+               select from pg_depend f join pg_proc q on f.refclassid = 'pg_proc'::regclass and q.oid = f.refobjid
+               join pg_type t on t.oid = q.prorettype
+               where f.classid = o.class and f.objid = o.id and t.typrelid = c.oid))
            and (c.oid is null or {}) and (p.oid is null or {})",
         no_member("pg_class", "c.oid"),
         no_member("pg_proc", "p.oid"),

@@ -3,7 +3,7 @@
 use super::estimate::{self, Estimate, Work};
 use super::sample::{self, Index};
 use super::state::Table;
-use super::{Copy, LargeObjects, catalog, cut, data, jobs, own_checkpoints, preflight, source};
+use super::{Copy, LargeObjects, catalog, cut, data, extensions, jobs, own_checkpoints, preflight, source};
 use crate::error::Result;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
@@ -21,6 +21,9 @@ pub async fn describe(copy: &Copy, cx: &Context) -> Result<Description> {
     let program = preflight::look(copy, &blue, &green, &mut out).await?;
     let resumable = own_checkpoints(&green, cx).await?;
     preflight::emptiness(copy, &green, resumable, &mut out).await?;
+    if !resumable {
+        extensions::look(copy, &blue, &green, &mut out).await?;
+    }
     let jobs = jobs::choose(copy, &blue, &green).await?;
     let major = source::major(&blue).await?;
     let tables = source::tables(&blue, copy, major).await?;

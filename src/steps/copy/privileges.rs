@@ -220,10 +220,6 @@ async fn left_behind(blue: &Session, out: &mut Description) -> Result<()> {
             "security labels are copied, which works only where the target loads their providers",
         ),
         (
-            "select distinct e.extname || ' (' || c::regclass::text || ')' from pg_extension e cross join unnest(e.extconfig) c".into(),
-            "rows that extensions keep in tables of their own are not copied",
-        ),
-        (
             "select srvname || ' for ' || usename from pg_user_mappings where umoptions is null and srvid >= 16384".into(),
             "user mappings may lose options that this role may not see",
         ),

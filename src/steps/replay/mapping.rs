@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::outbox::trigger::Operation;
+use crate::postgres::binding::assert_bound;
 use crate::postgres::sql::{Token, statements, tokens};
 use crate::postgres::{Session, TableName};
 use crate::problem::{Problems, Segment};
@@ -367,6 +368,7 @@ async fn prepare_one(session: &Session, text: &str, place: &str) -> Result<Prepa
         e.context(place)
             .or_hint("correct the statement in the plan, or the schema it speaks of, then `handover resume`")
     })?;
+    assert_bound(session, &sql, place).await?;
     Ok(Prepared { statement, params: rewritten.params.into() })
 }
 

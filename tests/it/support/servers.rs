@@ -29,12 +29,18 @@ pub async fn green() -> &'static PostgresServer {
 /// A server of the oldest version that is copied from, shared.
 pub async fn oldest() -> &'static PostgresServer {
     static SERVER: OnceCell<PostgresServer> = OnceCell::const_new();
-    SERVER
-        .get_or_init(async || {
-            let programs = tokio::task::spawn_blocking(|| Programs::of_major(13).unwrap()).await.unwrap();
-            PostgresServer::start(PostgresOptions::new(programs)).await.unwrap()
-        })
-        .await
+    SERVER.get_or_init(|| of_major(13)).await
+}
+
+/// A server of a version between blue's and green's, shared.
+pub async fn between() -> &'static PostgresServer {
+    static SERVER: OnceCell<PostgresServer> = OnceCell::const_new();
+    SERVER.get_or_init(|| of_major(16)).await
+}
+
+async fn of_major(major: u32) -> PostgresServer {
+    let programs = tokio::task::spawn_blocking(move || Programs::of_major(major).unwrap()).await.unwrap();
+    PostgresServer::start(PostgresOptions::new(programs)).await.unwrap()
 }
 
 /// The RabbitMQ node, shared. Its start takes seconds.
