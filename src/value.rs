@@ -142,10 +142,9 @@ impl EnvString {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Variable(name) => {
-                    let value = std::env::var(name).map_err(|_| {
-                        Error::usage(format!("environment variable {name} is not set")).hint(format!(
-                            "set it, e.g. `export {name}=…`, or in the environment of the service that runs this"
-                        ))
+                    let value = std::env::var(name).map_err(|e| match e {
+                        std::env::VarError::NotPresent => unusable(name, "is not set"),
+                        std::env::VarError::NotUnicode(_) => unusable(name, "is not UTF-8"),
                     })?;
                     out.push_str(&value);
                     supplied.push(Secret(value));
@@ -158,6 +157,18 @@ impl EnvString {
             crate::redact::learn(&supplied);
         }
         Ok(out)
+    }
+
+    /// The same for an address, which cannot be blank: then the variable behind it is named.
+    ///
+    /// # Errors
+    /// A variable that is not set, or nothing in those there are.
+    pub fn address(&self) -> Result<Secret> {
+        let out = self.resolve()?;
+        match (out.expose().trim().is_empty(), self.variables()?.first()) {
+            (true, Some(name)) => Err(unusable(name, "is empty")),
+            _ => Ok(out),
+        }
     }
 
     /// The variables it refers to.
@@ -179,6 +190,11 @@ impl fmt::Display for EnvString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+fn unusable(name: &str, why: &str) -> Error {
+    Error::usage(format!("environment variable {name} {why}"))
+        .hint(format!("set it, e.g. `export {name}=…`, or in the environment of the service that runs this"))
 }
 
 enum Piece<'a> {

@@ -55,9 +55,9 @@ After this there is no rollback.";
 
 /// What every command that takes the lease has in common.
 #[derive(Debug, clap::Args)]
-struct Common {
+pub(super) struct Common {
     #[command(flatten)]
-    plan: Which,
+    pub(super) plan: Which,
     /// Wait this long for a lease that another runner holds.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -76,21 +76,21 @@ struct Common {
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 /// Arguments of `resume`.
 #[derive(Debug, clap::Args)]
 pub struct ResumeArgs {
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 /// Arguments of `rollback`.
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
     /// The last step that stays done; without it everything is undone.
     #[arg(long, value_name = "STEP")]
     to: Option<String>,
@@ -103,21 +103,21 @@ pub struct RollbackArgs {
 #[derive(Debug, clap::Args)]
 pub struct AbortArgs {
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 /// Arguments of `finish`.
 #[derive(Debug, clap::Args)]
 pub struct FinishArgs {
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
 }
 
 /// Arguments of `approve`.
 #[derive(Debug, clap::Args)]
 pub struct ApproveArgs {
     /// The plan.
-    plan: PathBuf,
+    pub(super) plan: PathBuf,
     /// The step that waits.
     step: String,
     /// Who approves; your user name unless given.
@@ -166,7 +166,7 @@ pub async fn finish(format: Format, args: FinishArgs) -> Result<ExitCode> {
 /// `handover abort`: asks a living runner to stop, or records it when there is none.
 pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
     let Some(plan) = args.common.plan.load(format, "abort").await? else { return Ok(ExitCode::from(2)) };
-    let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
+    let journal = Journal::open_existing(plan.control.address()?, Duration::from_secs(5)).await?;
     if let Some(lease) = journal.lease(&plan.name).await?
         && let (Some(holder), Some(run)) = (&lease.holder, lease.run)
         && !lease.expired
@@ -203,7 +203,7 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
             args.plan.display()
         )));
     }
-    let journal = Journal::open_existing(plan.control.resolve()?, Duration::from_secs(5)).await?;
+    let journal = Journal::open_existing(plan.control.address()?, Duration::from_secs(5)).await?;
     let run = journal.runs(Some(&plan.name)).await?.into_iter().next().ok_or_else(|| {
         Error::usage(format!("plan `{}` was never run from this control database", plan.name))
             .hint("begin with `handover run`")

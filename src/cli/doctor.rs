@@ -18,7 +18,7 @@ Exits with 8 when the plan cannot run like this. Only reads.";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The plan.
-    plan: PathBuf,
+    pub(super) plan: PathBuf,
 }
 
 /// Looks.

@@ -19,7 +19,7 @@ Exits with 8 when something stands in the way. Nothing is written, not even Hand
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The plan.
-    plan: PathBuf,
+    pub(super) plan: PathBuf,
 }
 
 /// Looks.

@@ -22,7 +22,7 @@ const EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    plan: Which,
+    pub(super) plan: Which,
     /// An older run: its id, or enough of the beginning.
     #[arg(long, value_name = "ID")]
     run: Option<String>,

@@ -107,6 +107,31 @@ enum Command {
 }
 
 impl Command {
+    /// The command's name and its plan, if it is told one.
+    fn asked(&self) -> Option<ui::hint::Asked> {
+        let file = |path: &std::path::Path| which::quoted(&path.to_string_lossy());
+        let (verb, plan) = match self {
+            Command::DryRun(with) => ("dry-run", file(&with.args.plan)),
+            Command::Doctor(with) => ("doctor", file(&with.args.plan)),
+            Command::Runs(with) => ("runs", file(&with.args.plan)),
+            Command::Approve(with) => ("approve", file(&with.args.plan)),
+            Command::Run(with) => ("run", with.args.common.plan.words()?),
+            Command::Resume(with) => ("resume", with.args.common.plan.words()?),
+            Command::Rollback(with) => ("rollback", with.args.common.plan.words()?),
+            Command::Abort(with) => ("abort", with.args.common.plan.words()?),
+            Command::Finish(with) => ("finish", with.args.common.plan.words()?),
+            Command::Status(with) => ("status", with.args.plan.words()?),
+            Command::Events(with) => ("events", with.args.plan.words()?),
+            Command::Report(args) => ("report", args.plan.words()?),
+            Command::Check(_)
+            | Command::Schema
+            | Command::Demo(_)
+            | Command::Completions(_)
+            | Command::Man(_) => return None,
+        };
+        Some(ui::hint::Asked { verb, plan })
+    }
+
     /// How errors are written.
     fn format(&self) -> Format {
         match self {
@@ -137,7 +162,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refused(&error),
     };
-    let format = cli.command.format();
+    let (format, asked) = (cli.command.format(), cli.command.asked());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -149,7 +174,7 @@ pub fn main() -> ExitCode {
     match runtime.block_on(dispatch(cli)) {
         Ok(code) => code,
         Err(error) => {
-            ui::error(format, &error);
+            ui::error_of(format, &error, asked.as_ref());
             exit::code(&error)
         }
     }

@@ -19,7 +19,7 @@ pub const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The plan.
-    plan: PathBuf,
+    pub(super) plan: PathBuf,
     /// Those of every plan of this control database.
     #[arg(long)]
     all: bool,

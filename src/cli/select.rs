@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// No connection, or a variable that is not set.
 pub async fn journal(plan: &Plan) -> Result<Option<Journal>> {
-    Journal::look(plan.control.resolve()?, PATIENCE).await
+    Journal::look(plan.control.address()?, PATIENCE).await
 }
 
 /// The run that `--run` names, or the plan's newest.

@@ -17,7 +17,7 @@ pub const EXAMPLES: &str = "Examples:
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    plan: Which,
+    pub(super) plan: Which,
     /// An older run: its id, or enough of the beginning.
     #[arg(long, value_name = "ID")]
     run: Option<String>,

@@ -29,6 +29,19 @@ impl Which {
         self.file.as_deref()
     }
 
+    /// The plan as it was named, for a command that is to be pasted.
+    #[must_use]
+    pub fn words(&self) -> Option<String> {
+        match (&self.file, &self.control, &self.kept) {
+            (Some(file), ..) => Some(quoted(&file.to_string_lossy())),
+            // A password on the command line is not repeated.
+            (None, Some(control), Some(name)) if !has_password(control) => {
+                Some(format!("--control {} --plan {}", quoted(control), quoted(name)))
+            }
+            _ => None,
+        }
+    }
+
     /// Reads the plan; prints its problems and returns none when it is refused.
     ///
     /// # Errors
@@ -50,6 +63,16 @@ impl Which {
     }
 }
 
+/// A word for the shell.
+#[must_use]
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 /// The plan as the journal has it: the text that its newest run began with, or that was accepted last.
 async fn kept(control: &str, name: &str) -> Result<Plan> {
     if has_password(control) {
@@ -64,7 +87,7 @@ async fn kept(control: &str, name: &str) -> Result<Plan> {
         Error::usage(format!("plan `{name}` was never run from this control database"))
             .hint("look at the name, and at where `--control` leads")
     };
-    let journal = Journal::look(control.resolve()?, Duration::from_secs(5)).await?.ok_or_else(never)?;
+    let journal = Journal::look(control.address()?, Duration::from_secs(5)).await?.ok_or_else(never)?;
     let run = journal.runs(Some(name)).await?.first().map(|row| row.run).ok_or_else(never)?;
     let state = RunState::fold(&journal.entries(run).await?)?;
     let reviewed = state.reviewed.ok_or_else(|| {

@@ -14,6 +14,7 @@ use crate::postgres::Databases;
 use crate::postgres::connect::Target;
 use crate::queue;
 use crate::steps::Access;
+use crate::steps::migrate::Migrate;
 use crate::value::Secret;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -83,7 +84,8 @@ impl Notes {
     }
 
     fn failure(&mut self, error: &Error) {
-        let next = error.next_step().unwrap_or("see what the server's log says").to_owned();
+        let next = error.next_step().unwrap_or("see what the server's log says");
+        let next = crate::engine::advice::look_again(next);
         self.error(error.to_string(), next);
     }
 }
@@ -94,7 +96,7 @@ impl Notes {
 /// An environment variable that is not set; everything else is a finding.
 pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
     let targets = plan.targets()?;
-    let control = plan.control.resolve()?;
+    let control = plan.control.address()?;
     let mut findings = Vec::new();
     let mut versions = BTreeMap::new();
     let acting = acting(&control, plan).await;
@@ -118,6 +120,9 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
                 false
             }
         };
+        if works && let Err(e) = prepared(plan, &databases, name, &mut notes).await {
+            notes.failure(&e);
+        }
         if let Some(url) = &target.reader {
             transport::examine(url, &format!("databases.{name}.reader"), &mut notes);
             match database::examine_reader(&databases, name, &mut notes).await {
@@ -136,12 +141,41 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
     }
     findings.extend(examine_control(control, plan).await);
     if let Some(url) = &plan.queue {
-        findings.extend(examine_queue(&url.resolve()?).await);
+        findings.extend(examine_queue(&url.address()?).await);
     }
     findings.extend(programs::examine(plan, &versions).await);
     findings.extend(replication::examine(plan, &targets).await);
     let ok = findings.iter().all(|finding| finding.severity != Severity::Error);
     Ok(Diagnosis { plan: plan.name.clone(), ok, findings })
+}
+
+/// Clients that would fail once because a migration in place changes the columns of what they read.
+async fn prepared(plan: &Plan, databases: &Databases, name: &str, notes: &mut Notes) -> Result<()> {
+    for (id, migrate) in crate::steps::of_kind::<Migrate>(&plan.steps) {
+        if migrate.on != name || !migrate.serves(&plan.steps) {
+            continue;
+        }
+        let session = databases.read_only(name).await?;
+        let path = databases.search_path(name)?;
+        let found = migrate.whole_rows(&session, path, &plan.base, &plan.name, id.as_str()).await;
+        match found {
+            Ok(readers) => {
+                for text in readers.warnings {
+                    notes.warning(
+                        format!("step `{id}`: {text}"),
+                        "nothing is refused for it: see that these clients try again",
+                    );
+                }
+                if let Some(text) = readers.unknown {
+                    notes.ok(format!("step `{id}`: {text}"));
+                }
+            }
+            // The dry run says what is wrong with the files or their history.
+            Err(e) if matches!(e.class(), crate::Class::Data | crate::Class::Usage) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Whether a living runner holds the plan's lease: what it holds then is no leftover.

@@ -35,6 +35,12 @@ pub fn honest(text: &str, losses: &[Loss]) -> String {
     format!("{text} (rolling back now is not free: {})", all(losses))
 }
 
+/// A next step for who only looks: there is nothing to resume.
+#[must_use]
+pub fn look_again(next: &str) -> String {
+    next.replace("then `handover resume`", "then look again")
+}
+
 /// The refusal of a plan that is not what was reviewed, naming what changed where the journal knows.
 #[must_use]
 pub fn changed(what: &str, then: Option<&Reviewed>, now: &Reviewed) -> Error {

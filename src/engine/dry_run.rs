@@ -129,7 +129,7 @@ pub struct StepLook {
 /// An environment variable that is not set. What the databases say is part of the answer.
 pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
     let databases = Databases::new(plan.targets_to_look()?);
-    let control = plan.control.resolve()?;
+    let control = plan.control.address()?;
     let mut out = DryRun {
         plan: plan.name.clone(),
         ok: false,
@@ -429,7 +429,7 @@ fn losses_after(plan: &Plan, place: usize) -> Vec<Loss> {
 
 fn with_hint(error: &Error) -> String {
     match error.next_step() {
-        Some(next) => format!("{error}; {next}"),
+        Some(next) => format!("{error}; {}", super::advice::look_again(next)),
         None => error.to_string(),
     }
 }

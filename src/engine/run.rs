@@ -104,7 +104,7 @@ pub async fn execute(
     stop: CancellationToken,
 ) -> Result<Outcome> {
     let databases = Databases::new(plan.targets()?);
-    let control = plan.control.resolve()?;
+    let control = plan.control.address()?;
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
     admit(plan, &outline, &command, &options, &databases, control.clone()).await?;
     if matches!(command, Command::Run | Command::Resume) {

@@ -47,6 +47,8 @@ pub struct RunStatus {
     /// Set while a cutover is decided and its participants have not all committed: the old side refuses writes,
     /// and the new side may not be reached yet.
     pub refusing: Option<Refusing>,
+    /// What differs between the plan with its files and what the run began with, while that matters.
+    pub changed: Vec<String>,
     /// What to do next.
     pub next: String,
 }
@@ -147,7 +149,7 @@ pub struct Held {
 /// # Errors
 /// The control database failing. A database of the plan that cannot be reached is part of the answer.
 pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
-    let control = plan.control.resolve()?;
+    let control = plan.control.address()?;
     let journal = Journal::look(control, std::time::Duration::from_secs(5)).await?;
     let (run, entries, lease) = match &journal {
         None => (None, Vec::new(), None),
@@ -180,6 +182,7 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
         halted: state.halted.clone(),
         no_return: state.no_return.clone(),
         next: next(plan, run, &state, &lease, acts, &rollback_loses, refusing.as_ref()),
+        changed: changed(plan, &state),
         rollback_loses,
         refusing,
         lease,
@@ -232,6 +235,22 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
         state: known,
         seconds,
         standing,
+    }
+}
+
+/// How the plan and its files differ from what the run began with, while it can go on. Databases are not compared.
+fn changed(plan: &Plan, state: &RunState) -> Vec<String> {
+    if state.seq == 0 || state.phase.is_over() {
+        return Vec::new();
+    }
+    match (&state.reviewed, plan.reviewed_files()) {
+        (Some(then), Ok(now)) => {
+            let mut then = (**then).clone();
+            then.parts.retain(|name, _| !name.starts_with("database "));
+            crate::plan::differences(&then, &now)
+        }
+        // A journal of an older version does not say, and a file that is gone is named by whoever needs it.
+        (None, _) | (_, Err(_)) => Vec::new(),
     }
 }
 

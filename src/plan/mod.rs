@@ -150,7 +150,7 @@ impl Plan {
         self.databases
             .iter()
             .map(|(name, spec)| {
-                let resolve = |url: &EnvString| url.resolve().map_err(|e| e.on_database(name));
+                let resolve = |url: &EnvString| url.address().map_err(|e| e.on_database(name));
                 let reader = spec.reader.as_ref().map(resolve).transpose()?;
                 let search_path = spec.search_path.clone().unwrap_or_default();
                 Ok((name.clone(), Target { url: resolve(&spec.url)?, reader, search_path }))
@@ -167,7 +167,7 @@ impl Plan {
         self.databases
             .iter()
             .map(|(name, spec)| {
-                let resolve = |url: &EnvString| url.resolve().map_err(|e| e.on_database(name));
+                let resolve = |url: &EnvString| url.address().map_err(|e| e.on_database(name));
                 let reader = spec.reader.as_ref().map(resolve).transpose()?;
                 let url = match (resolve(&spec.url), &reader) {
                     (Err(_), Some(reader)) => reader.clone(),

@@ -15,16 +15,25 @@ impl Plan {
     /// # Errors
     /// A file or a database that cannot be read.
     pub async fn reviewed(&self, databases: &Databases) -> Result<Reviewed> {
+        let mut out = self.reviewed_files()?;
+        for (name, identity) in self.identities(databases).await? {
+            let what = format!("database {} of the server {}", identity.database, identity.system_identifier);
+            out.parts.insert(format!("database {name}"), what);
+        }
+        Ok(out)
+    }
+
+    /// The part of it that no database has to be asked for.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn reviewed_files(&self) -> Result<Reviewed> {
         let mut parts = BTreeMap::new();
         for step in self.steps.iter() {
             for file in step.kind.files() {
                 let name = file.to_string_lossy();
                 add(&mut parts, &self.base.join(&file), &name).map_err(|e| self.locate(e, &step.id))?;
             }
-        }
-        for (name, identity) in self.identities(databases).await? {
-            let what = format!("database {} of the server {}", identity.database, identity.system_identifier);
-            parts.insert(format!("database {name}"), what);
         }
         let file = std::path::absolute(&self.file).unwrap_or_else(|_| self.file.clone());
         Ok(Reviewed { file: file.display().to_string(), text: self.text.clone(), parts })

@@ -164,7 +164,7 @@ async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str
     let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, database);
     match owner_of(client, SCHEMA, None).await.map_err(error)? {
         None => client
-            .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; once all runs are finished and the archive is not needed, `drop schema handover cascade` takes them away'")
+            .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; docs/grants.md says how to drop them'")
             .await
             .map_err(error)?,
         Some(owner) => owner.assert_ours(SCHEMA).map_err(|e| e.on_database(database))?,

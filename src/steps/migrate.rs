@@ -32,6 +32,7 @@ mod probe;
 mod script;
 mod sections;
 mod settle;
+mod star;
 mod undo;
 mod vendor;
 mod watch;
@@ -392,6 +393,52 @@ pub(in crate::steps) async fn thrown_away<'a>(
 }
 
 impl Migrate {
+    /// For the doctor: who reads whole rows of tables whose columns change here, and would fail once.
+    ///
+    /// # Errors
+    /// What the server says, or a folder that cannot be read.
+    pub async fn whole_rows(
+        &self,
+        session: &crate::postgres::Session,
+        path: &SearchPath,
+        base: &Path,
+        plan: &str,
+        id: &str,
+    ) -> Result<star::Readers> {
+        let table = history::table_name(plan, id);
+        let loaded = self.load(base).into_result()?;
+        session.set("search_path", &self.search_path.as_ref().unwrap_or(path).sql()).await?;
+        let settled = Settled::read(session, None, self, base, &table, loaded.migrations).await?;
+        let standing = history::compare(&settled.rows, &settled.migrations)?;
+        let pending: Vec<&folder::Migration> = standing
+            .pending
+            .iter()
+            .chain(&standing.again)
+            .map(|(_, file)| *file)
+            .filter(|file| !settled.is_baseline(file))
+            .collect();
+        star::readers(session, self.statements(&pending)).await
+    }
+
+    /// What these files execute, now and in a rollback.
+    fn statements<'f>(&self, files: &'f [&folder::Migration]) -> impl Iterator<Item = &'f lex::Words> {
+        let back = matches!(self.undo, UndoBy::Down | UndoBy::DownWithLoss);
+        files
+            .iter()
+            .flat_map(move |file| [Some(&file.up), file.down.as_ref().filter(|_| back)])
+            .flatten()
+            .flat_map(|script| script.statements().map(|statement| &statement.words))
+    }
+
+    /// Whether the application uses the database while the step runs: not if a copy fills it before, or a cutover
+    /// is yet to leave another for it.
+    #[must_use]
+    pub fn serves(&self, steps: &[super::Step]) -> bool {
+        !super::of_kind::<super::copy::Copy>(steps).any(|(_, copy)| copy.to == self.on)
+            && !super::of_kind::<super::cutover::Cutover>(steps)
+                .any(|(_, cutover)| cutover.freeze.as_ref().is_some_and(|frozen| *frozen != self.on))
+    }
+
     fn folders(&self) -> Vec<&Path> {
         self.dir.iter().chain(&self.dirs).map(PathBuf::as_path).collect()
     }

@@ -36,6 +36,7 @@ pub async fn watch(mut events: UnboundedReceiver<Event>) {
 pub fn text(run: &DryRun) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "Dry run of plan `{}`: nothing is changed.", run.plan);
+    let _ = writeln!(out, "{}", verdict(run));
     if let Some(digest) = &run.digest {
         let _ = writeln!(out, "digest {digest}");
     }
@@ -59,12 +60,28 @@ pub fn text(run: &DryRun) -> String {
     for (i, step) in run.steps.iter().enumerate() {
         let _ = writeln!(out);
         one(&mut out, i + 1, step);
+        if let Some(point) = run.point_of_no_return.as_ref().filter(|point| point.step == step.id) {
+            let bar = style("━━ point of no return ".to_owned() + &"━".repeat(40)).yellow().bold();
+            let _ = writeln!(out, "   {bar}\n     a rollback from here on {}", point.what);
+        }
     }
     rollback(&mut out, run);
+    // Said again: the end is what stays on the screen.
+    let _ = write!(out, "\n{}", verdict(run));
+    out
+}
+
+/// How much there is, and whether it can run.
+fn verdict(run: &DryRun) -> String {
     let blockers = run.blockers.len() + run.steps.iter().map(|s| s.description.blockers.len()).sum::<usize>();
     let warnings = run.warnings.len() + run.steps.iter().map(|s| s.description.warnings.len()).sum::<usize>();
+    let of = |kind: &str| run.steps.iter().filter(|s| s.kind == kind).count();
+    let mut out = count(run.steps.len(), "step");
+    if of("approve") > 0 {
+        let _ = write!(out, ", {}", count(of("approve"), "approval"));
+    }
+    let _ = write!(out, ", {}, {}", count(blockers, "blocker"), count(warnings, "warning"));
     let later = run.steps.iter().filter(|s| s.outlook == Outlook::Later).count();
-    let _ = write!(out, "\n{}, {}", count(blockers, "blocker"), count(warnings, "warning"));
     if later > 0 {
         let _ = write!(out, ", {} that cannot be looked at yet", count(later, "step"));
     }

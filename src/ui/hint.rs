@@ -8,6 +8,45 @@ pub fn next_step(error: &Error) -> String {
     error.next_step().map_or_else(|| fallback(error.class()).to_owned(), str::to_owned)
 }
 
+/// What was asked for: the command's name, and how it names its plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// `run`, `status` and so on.
+    pub verb: &'static str,
+    /// The plan as the shell is to be told it.
+    pub plan: String,
+}
+
+/// Commands that are told a plan.
+const OF_A_PLAN: &[&str] = &[
+    "check", "dry-run", "run", "resume", "rollback", "approve", "abort", "finish", "status", "runs",
+    "events", "report", "doctor",
+];
+
+/// A next step with its commands as they can be pasted. Where nothing was begun there is nothing to resume: then the
+/// command that failed is the one to repeat.
+#[must_use]
+pub fn pasteable(next: &str, class: Class, asked: &Asked, began: bool) -> String {
+    let surroundings = matches!(
+        class,
+        Class::Connection
+            | Class::Journal
+            | Class::Resources
+            | Class::Privilege
+            | Class::Contention
+            | Class::Timeout
+    );
+    let acts = matches!(asked.verb, "resume" | "rollback" | "finish" | "abort");
+    let next = if surroundings && !acts && !began {
+        next.replace("`handover resume`", &format!("`handover {}`", asked.verb))
+    } else {
+        next.to_owned()
+    };
+    OF_A_PLAN.iter().fold(next, |text, verb| {
+        text.replace(&format!("`handover {verb}`"), &format!("`handover {verb} {}`", asked.plan))
+    })
+}
+
 fn fallback(class: Class) -> &'static str {
     match class {
         Class::Usage => "correct it, then try again; `handover check` shows every problem of a plan at once",
@@ -47,5 +86,17 @@ mod tests {
     fn an_error_s_own_hint_goes_first_and_there_is_always_one() {
         assert_eq!(next_step(&Error::data("x").hint("do y")), "do y");
         assert_eq!(next_step(&Error::data("x")), fallback(Class::Data));
+    }
+
+    #[test]
+    fn commands_name_the_plan_and_nothing_is_resumed_that_never_began() {
+        let asked = |verb| Asked { verb, plan: "p.yaml".into() };
+        let hint = "see that the server is up, then `handover resume`";
+        let said = |class, verb, began| pasteable(hint, class, &asked(verb), began);
+        assert!(said(Class::Connection, "run", false).ends_with("then `handover run p.yaml`"));
+        assert!(said(Class::Connection, "run", true).ends_with("then `handover resume p.yaml`"));
+        assert!(said(Class::Connection, "status", false).ends_with("then `handover status p.yaml`"));
+        assert!(said(Class::Connection, "rollback", false).ends_with("then `handover resume p.yaml`"));
+        assert!(said(Class::Usage, "run", false).ends_with("then `handover resume p.yaml`"));
     }
 }

@@ -47,6 +47,9 @@ pub fn listen(format: Format, mut events: UnboundedReceiver<Event>) -> JoinHandl
     };
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {
+            if matches!(event, Event::Recorded { .. }) {
+                BEGAN.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
             listener.on(&event);
         }
         listener.end();
@@ -61,6 +64,9 @@ pub fn out(text: impl std::fmt::Display) {
         DEAF.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
+
+/// Whether something was recorded since this process began.
+static BEGAN: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 /// Whether standard output could not be written to.
 static DEAF: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
@@ -102,9 +108,18 @@ pub fn problems(format: Format, problems: &[Diagnostic]) {
 
 /// Prints an error with what to do next, on standard error: as text, or as one object `{"error": {…}}`.
 pub fn error(format: Format, error: &Error) {
+    error_of(format, error, None);
+}
+
+/// The same, of a command that was told a plan: what to do next names it.
+pub fn error_of(format: Format, error: &Error, asked: Option<&hint::Asked>) {
     use std::io::Write;
     let mut stderr = std::io::stderr();
-    let next = hint::next_step(error);
+    let mut next = hint::next_step(error);
+    if let Some(asked) = asked {
+        let began = BEGAN.load(std::sync::atomic::Ordering::Relaxed);
+        next = hint::pasteable(&next, error.class(), asked, began);
+    }
     let (next, message) = (redact::clean(&next), error.to_string());
     let message = redact::clean(&message);
     let _ = match format {

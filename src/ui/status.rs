@@ -29,7 +29,9 @@ pub fn text(status: &RunStatus) -> String {
     }
     match (&status.run, &status.phase) {
         (Some(run), Some(phase)) => {
-            let _ = writeln!(out, "plan `{}`, run {run}: {}", status.plan, style(phase.word()).bold());
+            let dead =
+                died(status).map_or_else(String::new, |text| format!(", {}", style(text).red().bold()));
+            let _ = writeln!(out, "plan `{}`, run {run}: {}{dead}", status.plan, style(phase.word()).bold());
         }
         _ => {
             let _ = writeln!(out, "plan `{}` was never run", status.plan);
@@ -66,11 +68,26 @@ pub fn text(status: &RunStatus) -> String {
             let _ = writeln!(out, "  {}: {}", held.place, held.what);
         }
     }
+    if !status.changed.is_empty() {
+        let what = style("the plan is not what the run began with:").yellow();
+        let _ = writeln!(out, "\n{what} {}", status.changed.join("; "));
+    }
     for unknown in &status.unknown {
         let _ = writeln!(out, "{} {unknown}", style("not looked at:").yellow());
     }
     let _ = write!(out, "\nnext: {}", status.next);
     out
+}
+
+/// That nobody works on what was begun, and at which step: the verdict, and so first.
+fn died(status: &RunStatus) -> Option<String> {
+    if !matches!(status.lease.status, LeaseStatus::HolderDead | LeaseStatus::Expired) {
+        return None;
+    }
+    let begun = |s: &StepLine| matches!(s.state.status, Status::Running | Status::Undoing);
+    let at = status.steps.iter().position(begun)?;
+    let step = status.steps.get(at)?;
+    Some(format!("RUNNER DIED in step {} of {}, `{}`", at + 1, status.steps.len(), step.id))
 }
 
 fn lease(look: &LeaseLook) -> String {

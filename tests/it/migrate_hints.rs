@@ -1,6 +1,9 @@
 //! What a migration says before it runs, and when it fails.
 
 use crate::migrate::{says, world_of};
+use crate::support::servers::{self, Database};
+use crate::support::world::World;
+use handover::local::{PostgresOptions, PostgresServer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_data_migration_names_the_row() {
@@ -84,4 +87,53 @@ async fn the_dry_run_looks_at_what_is_there_and_at_the_way_back() {
     }
     assert!(!told.contains("2_b.up.sql:2: token"), "lower is immutable: {told}");
     assert!(!told.contains("1_a.up.sql:4: fresh"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_prepared_whole_rows_are_named_before_a_column_comes() {
+    let options = PostgresOptions::new(servers::programs().await.blue.clone())
+        .setting("shared_preload_libraries", "pg_stat_statements");
+    let server = Box::leak(Box::new(PostgresServer::start(options).await.unwrap()));
+    let tables = "create table token (id int primary key, subject text); create table other (id int);";
+    let blue = Database::with(server, tables).await;
+    let file = "alter table token add column note text;\nalter table token alter column id set default 1;\nalter table other add constraint c check (id > 0);";
+    let world = world_of("dir: m", &[("m/1_a.up.sql", file), ("m/1_a.down.sql", "select 1")]).await;
+    let world = World { blue, ..world };
+
+    // Not there: one line says how to find out.
+    let ended = world.handover("dry-run", &[]).await.success();
+    let unknown = "who prepares `select *` on token is not known (the extension pg_stat_statements";
+    assert!(ended.stdout.contains(unknown), "{ended}");
+    assert!(!ended.stdout.contains("select *` on public.other"), "{ended}");
+    let ended = world.handover("doctor", &[]).await;
+    assert!(ended.stdout.contains(unknown), "{ended}");
+
+    world.blue.admin().await.batch_execute("create extension pg_stat_statements").await.unwrap();
+    let application = world.blue.admin().await;
+    let prepared =
+        application.prepare("select * from token where subject = 's3cret' or id = $1").await.unwrap();
+    application.query(&prepared, &[&1]).await.unwrap();
+    application.query("select t.*, o.id from other o join public.token as t using (id)", &[]).await.unwrap();
+    application.query("select count(*), (select max(id) * 2 from other) from token", &[]).await.unwrap();
+    application.query("select * from other", &[]).await.unwrap();
+    let client = "`select * from token where subject = ";
+    for (command, code) in [("dry-run", Some(0)), ("doctor", None)] {
+        let ended = world.handover(command, &[]).await;
+        assert!(code.is_none() || ended.code == code, "{ended}");
+        for part in
+            ["columns of token change", client, "`select t.*, o.id from other o", "cached plan must not"]
+        {
+            assert!(ended.stdout.contains(part), "`{part}` is missing: {ended}");
+        }
+        for part in ["s3cret", "count(*)", "columns of other", "is not known"] {
+            assert!(!ended.stdout.contains(part), "`{part}`: {ended}");
+        }
+    }
+    // Nothing is refused for it, and what was said is what happens.
+    world.handover("run", &[]).await.success();
+    let fails = application.query(&prepared, &[&1]).await.unwrap_err();
+    assert!(
+        fails.to_string().contains("cached plan") || format!("{fails:?}").contains("cached plan"),
+        "{fails:?}"
+    );
 }

@@ -327,3 +327,56 @@ async fn a_stop_is_told_at_once() {
     assert!(told.is_some_and(|after| after < Duration::from_secs(1)), "{told:?}");
     assert_eq!(run.wait().await.unwrap().code(), Some(130));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_to_do_next_can_be_pasted_where_nothing_was_begun() {
+    let world = world(PLAN).await;
+    let call = async |verb: &str, variable: &str, value: &str| {
+        let mut command = world.command();
+        let output = command.env(variable, value).arg(verb).arg(world.plan()).output().await.unwrap();
+        assert!(!output.status.success(), "{verb}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let away = "postgres://u:pw@127.0.0.1:9/nowhere";
+    for verb in ["run", "status", "events", "runs", "report"] {
+        for (variable, value, says) in [
+            ("CONTROL_URL", "", "environment variable CONTROL_URL is empty"),
+            ("CONTROL_URL", away, "127.0.0.1:9"),
+        ] {
+            let text = call(verb, variable, value).await;
+            assert!(text.contains(says), "{verb}: {text}");
+            assert!(!text.contains("handover resume"), "nothing was begun: {verb}: {text}");
+            let again = format!("`handover {verb} {}`", world.plan().display());
+            assert!(value.is_empty() || text.contains(&again), "{verb}: {text}");
+        }
+    }
+    for verb in ["dry-run", "doctor"] {
+        let output =
+            world.command().env("CONTROL_URL", away).arg(verb).arg(world.plan()).output().await.unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(text.contains("127.0.0.1:9") && text.contains("then look again"), "{verb}: {text}");
+        assert!(!text.contains("handover resume"), "{verb}: {text}");
+    }
+    let text = call("run", "BLUE_URL", "").await;
+    assert!(
+        text.contains("environment variable BLUE_URL is empty") && text.contains("export BLUE_URL="),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_schema_names_no_command_that_does_not_exist() {
+    let world = world(PLAN).await;
+    world.handover("run", &["--no-wait"]).await.code(7);
+    let help = String::from_utf8(world.command().arg("help").output().await.unwrap().stdout).unwrap();
+    let comments = "select string_agg(obj_description(oid, 'pg_namespace'), ' ') from pg_namespace where nspname like 'handover%'";
+    for database in [&world.blue, &world.control] {
+        let comment = database.value(comments).await.unwrap();
+        assert!(comment.contains("Handover's own"), "{comment}");
+        for (i, _) in comment.match_indices("`handover ") {
+            let command = comment[i + 10..].split(['`', ' ']).next().unwrap();
+            let rest = comment[i + 10..].split('`').next().unwrap();
+            assert!(help.contains(&format!("  {command} ")) && !rest.contains("--"), "{comment}");
+        }
+    }
+}

@@ -386,7 +386,7 @@ pub(super) async fn connect_queue(cx: &Context) -> Result<Arc<dyn Queue>> {
         .as_ref()
         .ok_or_else(|| Error::usage("the plan has no queue").hint("add `queue: ${QUEUE_URL}` to the plan"))?;
     let options = queue::Options { name: format!("handover {}", cx.step), ..Default::default() };
-    queue::connect(url.resolve()?.expose(), options).await
+    queue::connect(url.address()?.expose(), options).await
 }
 
 /// How many events wait for the queue, for people and for the relay's report.

@@ -5,6 +5,7 @@ use super::lint::{created_table, heavy};
 use super::locks;
 use super::script::Script;
 use super::settle::{Settled, few, files};
+use super::star;
 use super::vendor::Tool;
 use super::{History, Migrate, UndoBy, history};
 use crate::error::{Class, Error, Result};
@@ -66,20 +67,34 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
         check_role(&session, role, &mut out).await?;
     }
     warn_of_locks(&session, pending.iter().copied(), Way::Forward, &mut out).await?;
+    if step.serves(&cx.steps) {
+        let readers = star::readers(&session, step.statements(&pending)).await?;
+        for text in readers.warnings {
+            out.warning(text);
+        }
+        if let Some(text) = readers.unknown {
+            out.action(text);
+        }
+    }
     let statements: usize = pending.iter().map(|m| m.up.statements().count()).sum();
     let mut estimate = format!(
-        "{statements} statements in {} files; how long each takes depends on the data",
-        pending.len()
+        "{} in {}; how long each takes depends on the data",
+        count(statements, "statement"),
+        files(pending.len())
     );
     if matches!(step.undo, UndoBy::Down | UndoBy::DownWithLoss) {
         // A rollback runs under the same traffic.
         warn_of_locks(&session, pending.iter().rev().copied(), Way::Back, &mut out).await?;
         let back: usize =
             pending.iter().filter_map(|m| m.down.as_ref()).map(|down| down.statements().count()).sum();
-        estimate.push_str(&format!("; a rollback runs {back} statements of the down files"));
+        estimate.push_str(&format!("; a rollback runs {} of the down files", count(back, "statement")));
     }
     out.estimate = Some(estimate);
     Ok(out)
+}
+
+fn count(n: usize, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
 }
 
 fn refused(mut out: Description, error: &Error) -> Description {
