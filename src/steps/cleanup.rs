@@ -195,6 +195,8 @@ impl StepKind for Cleanup {
 
     async fn verify(&self, cx: &Context) -> Result<()> {
         let session = cx.operator_reader(&self.on).await?;
+        // Else `not in (select …)` over a long list is gone through once for each row.
+        session.set("work_mem", WORK_MEM).await?;
         if self.action == Action::EndSync {
             let (of, step) = self.synced(cx)?;
             let n: i64 = session

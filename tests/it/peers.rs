@@ -91,14 +91,15 @@ async fn errors_say_which_url_leads_where() {
     for (variable, url, key) in [
         ("BLUE_URL", nobody, "`databases.blue`"),
         ("CONTROL_URL", nobody, "`control`"),
-        ("BLUE_URL", "", "`databases.blue`"),
+        ("BLUE_URL", "", "database blue"),
     ] {
         let mut command = world.command();
         command.env(variable, url).arg("run").arg(world.plan());
         let output = command.output().await.unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains(key) && !text.contains("hunter2"), "{text}");
-        let said = if url.is_empty() { "the URL is empty" } else { "127.0.0.1:9/nobody" };
+        let said =
+            if url.is_empty() { "environment variable BLUE_URL is empty" } else { "127.0.0.1:9/nobody" };
         assert!(text.contains(said), "{text}");
     }
 }
