@@ -199,7 +199,7 @@ async fn what_is_written_all_the_time_agrees_and_one_wrong_row_does_not() {
              update logs set n = -1 where id = 40",
         )
         .await;
-    let found = compare(&cx, &it, 200, 15).await;
+    let found = compare(&cx, &it, 200, 25).await;
     let words: Vec<String> = found.iter().filter_map(TableFound::words).collect();
     let text = words.join("\n");
     for expected in [

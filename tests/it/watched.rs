@@ -145,7 +145,7 @@ async fn what_changes_between_the_preflight_and_the_lock_calls_the_attempt_off()
 async fn what_is_written_while_the_cutover_waits_is_found_before_the_pause() {
     let world = halted(&plan(COPY, ""), SCHEMA, "").await;
     let old = world.blue.admin().await;
-    old.batch_execute("begin; lock table doomed in access share mode; select txid_current()").await.unwrap();
+    old.batch_execute("begin; lock table doomed in row exclusive mode").await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     let write = async {
         // The look before has passed by now, and waits for the old transaction.
