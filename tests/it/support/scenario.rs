@@ -98,7 +98,6 @@ impl Scenario {
             if self.rollback_restores {
                 assert_same(&format!("{what}, rolled back"), &before, &world.snapshot().await);
             }
-            println!("{what}: {} of them", failures().await);
             world.drop_now().await;
         }
     }
