@@ -183,6 +183,12 @@ pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
+/// A count with its noun.
+#[must_use]
+pub fn count(n: usize, one: &str) -> String {
+    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
+}
+
 /// The first few of a list in words, and how many more there are.
 #[must_use]
 pub fn few<T: std::fmt::Display>(list: &[T]) -> String {

@@ -57,7 +57,7 @@ fn one(format: Format, path: &Path) -> bool {
                     "{}: plan `{}` is sound ({})",
                     path.display(),
                     plan.name,
-                    ui::words::count(plan.steps.len(), "step")
+                    crate::problem::count(plan.steps.len(), "step")
                 ));
             }
             match barrier {

@@ -56,8 +56,7 @@ impl Blocker {
     }
 
     /// What tells it from others, whatever it does meanwhile.
-    #[must_use]
-    pub fn key(&self) -> String {
+    fn key(&self) -> String {
         match self {
             Blocker::Session { pid, .. } => format!("pid {pid}"),
             Blocker::Prepared { gid, .. } => format!("prepared {gid}"),
@@ -95,6 +94,12 @@ impl fmt::Display for Blocker {
             }
         }
     }
+}
+
+/// What tells some of them from others.
+#[must_use]
+pub fn keys(blockers: &[Blocker]) -> String {
+    blockers.iter().map(Blocker::key).collect::<Vec<_>>().join(" ")
 }
 
 /// All of them in words.

@@ -7,7 +7,7 @@
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::postgres::profile::SearchPath;
-use crate::problem::Problems;
+use crate::problem::{Problems, count};
 use crate::value::Duration;
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -197,7 +197,7 @@ impl StepKind for Migrate {
                     ["baseline"],
                     format!(
                         "{} up to `{last}` will be recorded as applied and not run: {}",
-                        settle::files(left_out.len()),
+                        count(left_out.len(), "file"),
                         settle::few(&left_out)
                     ),
                 )
@@ -280,7 +280,7 @@ impl StepKind for Migrate {
         if !unknown.is_empty() {
             cx.warn(format!(
                 "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
-                settle::files(unknown.len()),
+                count(unknown.len(), "file"),
                 settle::few(&unknown)
             ));
         }
@@ -410,14 +410,7 @@ impl Migrate {
         session.set("search_path", &self.search_path.as_ref().unwrap_or(path).sql()).await?;
         let settled = Settled::read(session, None, self, base, &table, loaded.migrations).await?;
         let standing = history::compare(&settled.rows, &settled.migrations)?;
-        let pending: Vec<&folder::Migration> = standing
-            .pending
-            .iter()
-            .chain(&standing.again)
-            .map(|(_, file)| *file)
-            .filter(|file| !settled.is_baseline(file))
-            .collect();
-        star::readers(session, self.statements(&pending)).await
+        star::readers(session, self.statements(&settled.to_run(&standing))).await
     }
 
     /// What these files execute, now and in a rollback.

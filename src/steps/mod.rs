@@ -242,6 +242,13 @@ impl Description {
         self.blockers.push(text.into());
         self
     }
+    /// Adds what a run would refuse with, and its way out.
+    pub fn refusal(&mut self, error: &Error) -> &mut Self {
+        self.blocker(match error.next_step() {
+            Some(hint) => format!("{} – {hint}", error.message()),
+            None => error.message().to_owned(),
+        })
+    }
 }
 
 /// Tells from a step's facts whether there may be something to lose.

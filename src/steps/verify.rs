@@ -164,10 +164,7 @@ impl StepKind for Verify {
                         e.message()
                     ));
                 } else if let Err(e) = assert_bound(&session, &wrapped, &invariant.name).await {
-                    out.blocker(match e.next_step() {
-                        Some(hint) => format!("{} – {hint}", e.message()),
-                        None => e.message().to_owned(),
-                    });
+                    out.refusal(&e);
                 }
             }
         }

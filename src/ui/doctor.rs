@@ -1,7 +1,7 @@
 //! The doctor's findings as text.
 
-use super::words::count;
 use crate::doctor::{Diagnosis, Severity};
+use crate::problem::count;
 use console::style;
 use std::fmt::Write;
 

@@ -1,8 +1,8 @@
 //! A dry run as text.
 
-use super::words::count;
 use crate::engine::dry_run::{DryRun, Outlook, StepLook};
 use crate::event::Event;
+use crate::problem::count;
 use crate::steps::Undo;
 use console::style;
 use std::fmt::Write;

@@ -72,6 +72,12 @@ async fn asynchronous(programs: &handover::local::Programs) -> Database {
     database
 }
 
+/// Its server loses what it did not flush.
+async fn crash(database: &Database) {
+    database.server.kill().await.unwrap();
+    database.server.start_again().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_survives_a_server_that_commits_asynchronously() {
     let mut world = World::new(None, None, PLAN, &[("switch.conf", "database = blue\n")]).await;
@@ -79,8 +85,7 @@ async fn a_decision_survives_a_server_that_commits_asynchronously() {
     world.blue.execute(BLUE).await;
     world.green.execute(GREEN).await;
     world.handover_failing("cutover.decided", "run", &[]).await.killed();
-    world.blue.server.kill().await.unwrap();
-    world.blue.server.start_again().await.unwrap();
+    crash(&world.blue).await;
     assert_eq!(world.blue.value("select count(*) from handover.decision").await.unwrap(), "1");
     let write = world.blue.admin().await.batch_execute("insert into token (active) values (true)").await;
     assert!(write.is_err(), "blue takes writes again");
@@ -95,8 +100,7 @@ async fn sequences_survive_a_new_side_that_commits_asynchronously() {
     world.blue.execute(BLUE).await;
     world.green.execute(GREEN).await;
     world.handover_failing("cutover.decided", "run", &[]).await.killed();
-    world.green.server.kill().await.unwrap();
-    world.green.server.start_again().await.unwrap();
+    crash(&world.green).await;
     let positions = "select (select last_value from ticket) || ' ' || (select last_value from token_id_seq)";
     assert_eq!(world.green.value(positions).await.unwrap(), "500 100");
     world.handover("resume", &[]).await.success();
@@ -114,8 +118,7 @@ async fn a_record_survives_a_control_database_that_commits_asynchronously() {
     // Killed at once when the record is in: nothing that comes after it can have flushed it.
     world.handover_failing("journal.appended:5", "run", &[]).await.killed();
     let written = records(&world, "true").await;
-    world.control.server.kill().await.unwrap();
-    world.control.server.start_again().await.unwrap();
+    crash(&world.control).await;
     assert_eq!((written.as_str(), records(&world, "true").await.as_str()), ("5", "5"));
     world.handover("resume", &[]).await.success();
     assert_eq!(read(&world, "state"), "new\n");

@@ -86,10 +86,7 @@ pub(super) async fn describe(step: &Cleanup, cx: &Context) -> Result<Description
         if e.class() != Class::Data {
             return Err(e);
         }
-        out.blocker(match e.next_step() {
-            Some(hint) => format!("{} – {hint}", e.message()),
-            None => e.message().to_owned(),
-        });
+        out.refusal(&e);
     }
     Ok(out)
 }
@@ -126,10 +123,7 @@ async fn fill(step: &Cleanup, cx: &Context, session: &Session, out: &mut Descrip
         }
         None => {
             if let Some(objection) = expected::nearly_all(step, session, &table, &count).await? {
-                out.blocker(match objection.next_step() {
-                    Some(hint) => format!("{} – {hint}", objection.message()),
-                    None => objection.message().to_owned(),
-                });
+                out.refusal(&objection);
             }
         }
     }

@@ -153,7 +153,10 @@ pub async fn refuse(
     }
     cx.unit_done("looking for writes that were not captured");
     if changed.is_empty() && new.is_empty() {
-        return Ok(now.into_iter().filter(|(table, _)| exposed.contains(table)).collect());
+        return Ok(exposed
+            .into_iter()
+            .filter_map(|table| Some((table.clone(), *now.get(&table)?)))
+            .collect());
     }
     let mut text = Vec::new();
     if !changed.is_empty() {

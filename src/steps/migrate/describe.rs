@@ -4,12 +4,13 @@ use super::folder::{Loaded, Migration};
 use super::lint::{created_table, heavy};
 use super::locks;
 use super::script::Script;
-use super::settle::{Settled, few, files};
+use super::settle::{Settled, few};
 use super::star;
 use super::vendor::Tool;
 use super::{History, Migrate, UndoBy, history};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
+use crate::problem::count;
 use crate::steps::{Context, Description};
 use std::collections::BTreeSet;
 
@@ -40,8 +41,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     if !settled.rows.is_empty() {
         out.action(format!("nothing for {} migrations that are applied already", settled.rows.len()));
     }
-    let pending = standing.pending.iter().chain(&standing.again).map(|(_, f)| *f);
-    let pending: Vec<&Migration> = pending.filter(|f| !settled.is_baseline(f)).collect();
+    let pending = settled.to_run(&standing);
     if let Some(error) = step.without_way_back(&pending) {
         out = refused(out, &error);
     }
@@ -80,7 +80,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     let mut estimate = format!(
         "{} in {}; how long each takes depends on the data",
         count(statements, "statement"),
-        files(pending.len())
+        count(pending.len(), "file")
     );
     if matches!(step.undo, UndoBy::Down | UndoBy::DownWithLoss) {
         // A rollback runs under the same traffic.
@@ -91,10 +91,6 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     }
     out.estimate = Some(estimate);
     Ok(out)
-}
-
-fn count(n: usize, one: &str) -> String {
-    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
 }
 
 fn refused(mut out: Description, error: &Error) -> Description {
@@ -126,7 +122,7 @@ fn vendors(step: &Migrate, settled: &Settled, pending: &[&Migration], out: &mut 
     if !unknown.is_empty() {
         out.warning(format!(
             "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
-            files(unknown.len()),
+            count(unknown.len(), "file"),
             few(&unknown)
         ));
     }

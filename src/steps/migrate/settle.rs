@@ -1,12 +1,13 @@
 //! What the two histories, Handover's and the vendor's, and the plan's baseline say together of the folders.
 
 use super::folder::Migration;
-use super::history::{self, Row};
+use super::history::{self, Row, Standing};
 use super::names::Kind;
 use super::vendor::Vendors;
 use super::{Baseline, Migrate};
 use crate::error::{Error, Result};
 use crate::postgres::Session;
+use crate::problem::count;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -49,6 +50,13 @@ impl Settled {
     #[must_use]
     pub fn is_baseline(&self, file: &Migration) -> bool {
         self.baseline.contains(&file.key()) || self.vendors.covers(file)
+    }
+
+    /// What is still to run, in order, and then what runs again; without what is only recorded.
+    #[must_use]
+    pub fn to_run<'a>(&self, standing: &Standing<'a>) -> Vec<&'a Migration> {
+        let files = standing.pending.iter().chain(&standing.again).map(|(_, file)| *file);
+        files.filter(|file| !self.is_baseline(file)).collect()
     }
 
     /// What Handover applied and the vendor's table does not know: its tool would do it again.
@@ -106,7 +114,7 @@ impl Settled {
         let table = self.vendors.of(first).map(|v| v.table.to_string()).unwrap_or_default();
         Err(Error::data(format!(
             "`baseline` says that {} were applied of which {table} does not know: {}",
-            files(unknown.len()),
+            count(unknown.len(), "file"),
             few(&unknown)
         ))
         .on_database(session.database())
@@ -155,11 +163,6 @@ impl Migrate {
         }
         Ok(out)
     }
-}
-
-/// How many files, in words.
-pub(super) fn files(n: usize) -> String {
-    if n == 1 { "1 file".to_owned() } else { format!("{n} files") }
 }
 
 /// The first few of them by name.

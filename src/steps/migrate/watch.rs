@@ -3,7 +3,7 @@
 use super::locks::Lock;
 use crate::error::{Error, Result};
 use crate::event::Measure;
-use crate::postgres::blockers::{self, Blocker};
+use crate::postgres::blockers;
 use crate::postgres::patience::Mode;
 use crate::postgres::{Session, TableName};
 use crate::steps::Context;
@@ -132,7 +132,7 @@ async fn look(
     let who = blockers::of_backend(reader, pid).await?;
     if !who.is_empty() {
         let text = blockers::listed(&who);
-        let keys = who.iter().map(Blocker::key).collect::<Vec<_>>().join(" ");
+        let keys = blockers::keys(&who);
         if *reported != keys {
             cx.warn(format!("{unit} waits for {text}"));
             *reported = keys;

@@ -9,7 +9,7 @@ use crate::child;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::Session;
-use crate::postgres::blockers::{self, Blocker};
+use crate::postgres::blockers;
 use crate::postgres::programs::{self, Program, connect_through_environment};
 use crate::steps::Context;
 use std::path::Path;
@@ -103,7 +103,7 @@ async fn ask(
     input.flush().await.map_err(broken)?;
     let mut lines = BufReader::new(output).lines();
     let begun = Instant::now();
-    let mut told = Vec::new();
+    let mut told = String::new();
     loop {
         tokio::select! {
             line = lines.next_line() => {
@@ -130,7 +130,7 @@ async fn ask(
                     .on_database(&link.from)
                     .hint("end them, or raise `patience:` of the replicate step; then `handover resume`"));
                 }
-                let keys: Vec<String> = waiting.iter().map(Blocker::key).collect();
+                let keys = blockers::keys(&waiting);
                 if !waiting.is_empty() && keys != told {
                     cx.note(format!("the replication slot waits for {}", blockers::listed(&waiting)));
                     told = keys;

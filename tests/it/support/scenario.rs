@@ -30,6 +30,18 @@ struct Templates {
 }
 
 impl Scenario {
+    async fn templates(&self) -> Templates {
+        Templates {
+            blue: Database::with(servers::blue().await, self.blue).await,
+            green: Database::with(servers::green().await, self.green).await,
+        }
+    }
+
+    /// What a rollback of it has to be told.
+    fn loss(&self) -> &'static [&'static str] {
+        if self.lossy { &["--accept-loss"] } else { &[] }
+    }
+
     async fn world(&self, templates: &Templates) -> World {
         World::new(Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files).await
     }
@@ -72,11 +84,7 @@ impl Scenario {
             false => format!("{line}\n"),
         };
         let plan: String = self.plan.lines().map(patient).collect();
-        let templates = Templates {
-            blue: Database::with(servers::blue().await, self.blue).await,
-            green: Database::with(servers::green().await, self.green).await,
-        };
-        let loss: &[&str] = if self.lossy { &["--accept-loss"] } else { &[] };
+        let (templates, loss) = (self.templates().await, self.loss());
         let world = self.world(&templates).await;
         let before = world.snapshot().await;
         world.handover("run", &[]).await.success();
@@ -85,14 +93,14 @@ impl Scenario {
             let world = self.world(&templates).await;
             world.write("plan.yaml", &plan);
             let point = format!("{}:1+:{failure}", failpoint::CHECKPOINT_COMMITTED);
-            let failures = async || {
+            let failed = async || {
                 let count = "select count(*) from handover.record where record ->> 'record' in ('step_failed', 'undo_failed')
                              and record::text like '%checkpoint.committed%'";
                 world.control.value(count).await.unwrap().parse::<u32>().unwrap()
             };
             world.handover_failing(&point, "run", &[]).await.success();
             let what = format!("{:?}, {failure} at each checkpoint", self.prefixes);
-            assert!(failures().await > 0, "{what}: no checkpoint was reached");
+            assert!(failed().await > 0, "{what}: no checkpoint was reached");
             assert_same(&what, &expected, &world.snapshot().await);
             world.handover_failing(&point, "rollback", loss).await.success();
             if self.rollback_restores {
@@ -104,11 +112,7 @@ impl Scenario {
 
     /// Proves it.
     pub async fn prove(&self) {
-        let templates = Templates {
-            blue: Database::with(servers::blue().await, self.blue).await,
-            green: Database::with(servers::green().await, self.green).await,
-        };
-        let loss: &[&str] = if self.lossy { &["--accept-loss"] } else { &[] };
+        let (templates, loss) = (self.templates().await, self.loss());
 
         // Uninterrupted; rolled back; run again.
         let world = self.world(&templates).await;
