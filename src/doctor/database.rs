@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::postgres::catalog::{self, OURS};
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
-use crate::postgres::{Databases, Session};
+use crate::postgres::{Databases, Session, creators};
 use crate::steps::Access;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +35,9 @@ pub(super) async fn examine(
     settings(&session, notes).await?;
     for need in needs::of(kinds) {
         privilege(&session, need, major, notes).await?;
+    }
+    for found in creators::look(&session, databases.search_path(name)?, None).await? {
+        notes.error(found.text(), found.cure());
     }
     locks(&session, name, kinds, notes).await?;
     left(&session, acting, notes).await?;

@@ -9,9 +9,9 @@ use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
-use crate::postgres::Databases;
 use crate::postgres::address::Address;
 use crate::postgres::install::assert_no_strangers;
+use crate::postgres::{Databases, creators};
 use crate::steps::context::Request;
 use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
 use async_trait::async_trait;
@@ -283,6 +283,9 @@ async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(Dat
         warnings.push(format!(
             "the reader {role} of {name} may write; docs/grants.md has a role that may only read"
         ));
+    }
+    for found in creators::look(&session, databases.search_path(name)?, working.as_deref()).await? {
+        warnings.push(format!("{name}: {} ({})", found.text(), found.cure()));
     }
     Ok((DatabaseLook { name: name.to_owned(), version: Some(version), role: Some(role), reader }, warnings))
 }

@@ -10,7 +10,7 @@ use crate::failpoint;
 use crate::journal::{Phase, Status, this_process};
 use crate::plan::Plan;
 use crate::postgres::install::{Part, assert_no_strangers, install};
-use crate::postgres::{Databases, Lease, fence};
+use crate::postgres::{Databases, Lease, creators, fence};
 use crate::steps::{Access, Context, Critical, Step};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,8 +81,15 @@ impl Runner<'_> {
         let Compared { digest, reviewed, accepts } =
             compare(self.plan, &self.databases, begun.as_ref(), self.options.accept_changes).await?;
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
+        let mut warnings = Vec::new();
         for name in self.plan.databases.keys() {
-            assert_no_strangers(&mut self.databases.read_only(name).await?, None).await?;
+            let mut session = self.databases.read_only(name).await?;
+            assert_no_strangers(&mut session, None).await?;
+            if matches!(command, Command::Run | Command::Resume) {
+                for found in creators::look(&session, self.databases.search_path(name)?, None).await? {
+                    warnings.push(format!("{name}: {} ({})", found.text(), found.cure()));
+                }
+            }
         }
         for (name, _) in self.written() {
             self.fence(name, &lease).await?;
@@ -106,7 +113,11 @@ impl Runner<'_> {
         };
         let attached =
             Record::Attached { token: lease.token(), holder: this_process(), accepted_digest, accepted };
-        self.recorder.append(attached).await
+        self.recorder.append(attached).await?;
+        for text in warnings {
+            self.note(Level::Warning, text);
+        }
+        Ok(())
     }
 
     /// Giving up must be possible when a database is gone, or the plan is not what it was. Nothing is done to

@@ -7,6 +7,7 @@
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
 use super::catalog::Form;
+use crate::postgres::routine::Routine;
 use crate::postgres::{TableName, quote_ident, quote_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -92,8 +93,12 @@ pub struct Spec<'a> {
 }
 
 impl Spec<'_> {
+    fn name(&self) -> String {
+        format!("capture_{}_{}", self.capture, self.index)
+    }
+
     fn function(&self) -> String {
-        format!("handover.{}", quote_ident(&format!("capture_{}_{}", self.capture, self.index)))
+        format!("handover.{}", quote_ident(&self.name()))
     }
 
     /// The name of the trigger for an operation or `truncate`. Triggers of one event fire in the order of their
@@ -190,7 +195,7 @@ impl Spec<'_> {
         )
     }
 
-    /// `CREATE FUNCTION`.
+    /// The statements that make the function, for one batch.
     #[must_use]
     pub fn function_sql(&self) -> String {
         let same: Vec<String> = self
@@ -200,8 +205,7 @@ impl Spec<'_> {
             .collect();
         let table = self.table.to_string();
         let body = format!(
-            "begin
-  case tg_op
+            "case tg_op
   when 'UPDATE' then
     if {same} then
       {update}
@@ -216,8 +220,7 @@ impl Spec<'_> {
       using errcode = 'object_not_in_prerequisite_state',
             hint = 'Delete the rows instead, or wait until the upgrade is over.';
   end case;
-  return null;
-end",
+  return null;",
             same = same.join(" and "),
             update = self.insert("update", "update", "new", Some("old"), Some("new")),
             leave = self.insert("delete", "update", "old", Some("old"), None),
@@ -226,17 +229,16 @@ end",
             delete = self.insert("delete", "delete", "old", Some("old"), None),
             name = quote_literal(&table),
         );
-        // A dollar tag that no name in the body contains.
-        let mut tag = "$capture$".to_owned();
-        while body.contains(&tag) {
-            tag.insert(tag.len() - 1, '_');
+        Routine {
+            name: &self.name(),
+            definer: true,
+            settings: "set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD' set intervalstyle = 'iso_8601'
+             set extra_float_digits = 1 set bytea_output = 'hex'",
+            head: "",
+            body: &body,
+            tables: &[self.table],
         }
-        format!(
-            "create or replace function {}() returns trigger language plpgsql security definer
-             set search_path = pg_catalog, pg_temp set datestyle = 'ISO, YMD' set intervalstyle = 'iso_8601'
-             set extra_float_digits = 1 set bytea_output = 'hex' as {tag}{body}{tag}",
-            self.function()
-        )
+        .sql()
     }
 
     /// The statements that make the triggers, which fire for every session: also one that applies changes

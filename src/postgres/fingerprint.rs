@@ -8,7 +8,7 @@
 use super::catalog::{USER_SCHEMAS, application, is_ours, no_member};
 use super::{Session, TableName};
 use crate::error::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a fact is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,8 @@ impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let schema = &self.relation.schema;
         match (self.relation.name.is_empty(), self.name.is_empty()) {
-            (true, _) => write!(f, "{} {schema}.{}", self.kind, self.name),
+            (true, true) => write!(f, "{} schema {schema}", self.kind),
+            (true, false) => write!(f, "{} {schema}.{}", self.kind, self.name),
             (false, true) => write!(f, "{} {}", self.kind, self.relation),
             (false, false) => write!(f, "{} {}.{}", self.kind, self.relation, self.name),
         }
@@ -41,8 +42,10 @@ pub const IDENTITY: &str = "identity of";
 pub const CAPTURE: &str = "capture trigger";
 /// The kind of the facts about tables in publications of ours.
 pub const PUBLISHED: &str = "publication of";
-/// The kind of the facts about owners and grants.
+/// The kind of the facts about owners and grants: of relations, columns, schemas and routines.
 pub const RIGHTS: &str = "rights on";
+/// What stands between the rights of one such fact.
+const AND: &str = ", ";
 
 /// Of facts like these only the old side knows what they should be, and a new one means nothing.
 #[must_use]
@@ -94,6 +97,8 @@ fn words() -> String {
              select c.oid, n.nspname::text as schema, c.relname::text as name, c.relkind, c.relpersistence, c.relreplident,
                     c.relrowsecurity, c.relforcerowsecurity, c.relispartition, c.relpartbound, c.relowner, c.relacl
              from {tables}
+         ), named as (
+             select c.oid, n.nspname::text as schema, c.relname::text as name, c.relkind, c.relowner, c.relacl from {named}
          ), facts (kind, schema, relation, what, fact) as (
          select 'table' as kind, r.schema, r.name, '' as what,
                 concat_ws(', ', r.relkind, r.relpersistence, 'replica identity ' || r.relreplident::text,
@@ -105,9 +110,25 @@ fn words() -> String {
          union all
          select '{IDENTITY}', r.schema, r.name, '', r.oid::text from rel r
          union all
-         select '{RIGHTS}', r.schema, r.name, '', concat_ws(', ', pg_get_userbyid(r.relowner), (
-             select string_agg(x::text, ', ' order by x::text) from unnest(r.relacl) x))
-         from rel r
+         select '{RIGHTS}', r.schema, r.name, '', {of_relation}
+         from named r
+         union all
+         select '{RIGHTS}', r.schema, r.name, a.attname, {of_column}
+         from named r join pg_attribute a on a.attrelid = r.oid
+         where a.attnum > 0 and not a.attisdropped and a.attacl is not null
+         union all
+         select '{RIGHTS}', n.nspname, '', '', {of_schema} from pg_namespace n where {USER_SCHEMAS} and {no_schema}
+         union all
+         select '{RIGHTS}', n.nspname, '', format('%s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)), {of_routine}
+         from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {USER_SCHEMAS} and {no_routine}
+         union all
+         select 'collation of', r.schema, r.name, a.attname, format('%I.%I', cn.nspname, l.collname)
+         from named r join pg_attribute a on a.attrelid = r.oid join pg_type t on t.oid = a.atttypid
+         join pg_collation l on l.oid = a.attcollation join pg_namespace cn on cn.oid = l.collnamespace
+         where r.relkind in ('r', 'p') and a.attnum > 0 and not a.attisdropped and a.attcollation <> t.typcollation
+         union all
+         select 'rule', r.schema, r.name, w.rulename, concat_ws(' ', w.ev_enabled, md5(pg_get_ruledef(w.oid)))
+         from named r join pg_rewrite w on w.ev_class = r.oid where w.rulename <> '_RETURN'
          union all
          select 'column', r.schema, r.name, a.attname, concat_ws(' ', format_type(a.atttypid, a.atttypmod),
                 case when a.attnotnull then 'not null' end, nullif('identity ' || a.attidentity::text, 'identity '),
@@ -129,7 +150,9 @@ fn words() -> String {
          join pg_namespace pn on pn.oid = p.pronamespace
          where not t.tgisinternal and (not ({ours}) or t.tgname ~ '^00_handover_[0-9]')
          union all
-         select 'policy', r.schema, r.name, o.polname, concat_ws(' ', o.polcmd, o.polpermissive, pg_get_expr(o.polqual, o.polrelid), pg_get_expr(o.polwithcheck, o.polrelid))
+         select 'policy', r.schema, r.name, o.polname, concat_ws(' ', o.polcmd, o.polpermissive,
+                (select 'to ' || string_agg(case when x = 0 then 'public' else quote_ident(pg_get_userbyid(x)) end, ', ' order by pg_get_userbyid(x))
+                 from unnest(o.polroles) x), pg_get_expr(o.polqual, o.polrelid), pg_get_expr(o.polwithcheck, o.polrelid))
          from rel r join pg_policy o on o.polrelid = r.oid
          union all
          select '{PUBLISHED}', r.schema, r.name, b.pubname, x.oid::text
@@ -140,7 +163,8 @@ fn words() -> String {
                 s.seqmin, s.seqmax, s.seqcache, s.seqcycle)
          from {sequences}
          union all
-         select case c.relkind when 'v' then 'view' else 'materialized view' end, n.nspname, c.relname, '', md5(pg_get_viewdef(c.oid))
+         select case c.relkind when 'v' then 'view' else 'materialized view' end, n.nspname, c.relname, '',
+                concat_ws(' ', md5(pg_get_viewdef(c.oid)), (select string_agg(x, ', ' order by x) from unnest(c.reloptions) x))
          from {views}
          union all
          select 'type', n.nspname, '', t.typname, case t.typtype
@@ -154,11 +178,21 @@ fn words() -> String {
          where (t.typtype in ('e', 'd', 'r') or t.typtype = 'c' and c.relkind = 'c') and {USER_SCHEMAS} and {no_type}
          union all
          select 'routine', n.nspname, '', format('%s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
-                concat_ws(' ', p.prokind, md5(p.prosrc), p.provolatile, p.prosecdef, pg_get_function_result(p.oid))
+                -- Of a routine `begin atomic`, the source is empty and the body is in the definition.
+                concat_ws(' ', p.prokind, case when p.prokind = 'a'
+                    then (select md5(concat_ws(' ', g.aggtransfn, g.aggfinalfn, g.aggcombinefn, format_type(g.aggtranstype, null), g.agginitval))
+                          from pg_aggregate g where g.aggfnoid = p.oid)
+                    else md5(pg_get_functiondef(p.oid)) end, pg_get_function_result(p.oid))
          from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {USER_SCHEMAS} and {no_routine}
          )
          select kind, schema, relation, what, coalesce(fact, '') from facts",
         tables = application("'r', 'p'"),
+        named = application("'r', 'p', 'v', 'm', 'S'"),
+        of_relation = rights("r.relowner", "case r.relkind when 'S' then 's' else 'r' end::\"char\"", "r.relacl"),
+        of_column = granted("a.attacl"),
+        of_schema = rights("n.nspowner", "'n'", "n.nspacl"),
+        of_routine = rights("p.proowner", "'f'", "p.proacl"),
+        no_schema = no_member("pg_namespace", "n.oid"),
         ours = is_ours("pn"),
         sequences = application("'S'").replacen(
             "pg_class c",
@@ -169,6 +203,23 @@ fn words() -> String {
         no_type = no_member("pg_type", "t.oid"),
         no_routine = no_member("pg_proc", "p.oid"),
     )
+}
+
+/// The grants of a list, each right by itself: `app=SELECT, app=UPDATE*, =USAGE`. That of Postgres 17 to maintain is left
+/// out, or the same owner would have other rights in two versions.
+fn granted(list: &str) -> String {
+    format!(
+        "(select string_agg(format('%s=%s%s', case when x.grantee = 0 then '' else quote_ident(pg_get_userbyid(x.grantee)) end,
+                   x.privilege_type, case when x.is_grantable then '*' end), '{AND}'
+               order by pg_get_userbyid(x.grantee)::text collate \"C\", x.privilege_type, x.grantor)
+          from aclexplode({list}) x where x.privilege_type <> 'MAINTAIN')"
+    )
+}
+
+/// An owner and the grants, those by default too.
+fn rights(owner: &str, kind: &str, list: &str) -> String {
+    let granted = granted(&format!("coalesce({list}, acldefault({kind}, {owner}))"));
+    format!("concat_ws('{AND}', 'owner ' || quote_ident(pg_get_userbyid({owner})), {granted})")
 }
 
 /// One value that is another one when anything of the schema changed. What a cutover itself makes is not in it.
@@ -198,9 +249,12 @@ pub fn digest_sql() -> String {
              union all select concat_ws(' ', 'p', p.oid, p.xmin) from pg_proc p join pg_namespace n on n.oid = p.pronamespace
                        where {USER_SCHEMAS}
              union all select concat_ws(' ', 'w', w.oid, w.xmin) from pg_rewrite w where w.oid >= 16384
+             union all select concat_ws(' ', 'g', c.oid, c.relowner, c.relacl, c.reloptions) from {others}
+             union all select concat_ws(' ', 'n', n.oid, n.nspowner, n.nspacl) from pg_namespace n where {USER_SCHEMAS}
              union all select concat_ws(' ', 'u', s.subname, s.subenabled) from pg_subscription s
          ) facts (line)",
         tables = application("'r', 'p'"),
+        others = application("'v', 'm', 'S'"),
         defaults = of("pg_attrdef", "d", "adrelid", "oid"),
         indexes = of("pg_index", "x", "indrelid", "indexrelid"),
         constraints = of("pg_constraint", "k", "conrelid", "oid"),
@@ -229,6 +283,16 @@ pub struct Drift {
     pub is: Option<String>,
 }
 
+impl Drift {
+    /// Whether somebody lost a right by it, or the owner is another one.
+    #[must_use]
+    pub fn takes_rights(&self) -> bool {
+        let is: BTreeSet<&str> = self.is.iter().flat_map(|is| is.split(AND)).collect();
+        self.subject.kind == RIGHTS
+            && self.was.iter().flat_map(|was| was.split(AND)).any(|was| !is.contains(was))
+    }
+}
+
 impl std::fmt::Display for Drift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let subject = &self.subject;
@@ -238,7 +302,9 @@ impl std::fmt::Display for Drift {
         match (&self.was, &self.is) {
             (None, _) => write!(f, "{subject} was made"),
             (_, None) => write!(f, "{subject} is gone"),
-            (Some(was), Some(is)) if subject.kind == "column" => write!(f, "{subject} was {was} and is {is}"),
+            (Some(was), Some(is)) if subject.kind == "column" || subject.kind == RIGHTS => {
+                write!(f, "{subject} was {was} and is {is}")
+            }
             _ => write!(f, "{subject} was altered"),
         }
     }
@@ -248,13 +314,24 @@ impl std::fmt::Display for Drift {
 #[must_use]
 pub fn drift(before: &Facts, now: &Facts) -> Vec<Drift> {
     let mut out = Vec::new();
-    let whole = |facts: &Facts, relation: &TableName| {
-        let subject = Subject { kind: "table".into(), relation: relation.clone(), name: String::new() };
-        relation.name.is_empty() || facts.contains_key(&subject)
+    let own = ["table", "sequence", "view", "materialized view"];
+    let whole = |facts: &Facts, Subject { kind, relation, name }: &Subject| {
+        let has = |kind: &str, name: &str| {
+            let (relation, name) = (relation.clone(), name.to_owned());
+            facts.contains_key(&Subject { kind: kind.into(), relation, name })
+        };
+        // The rights on something, and what else is told of a column.
+        match (relation.name.is_empty(), name.is_empty()) {
+            (true, false) if kind == RIGHTS => has("routine", name),
+            (true, _) => true,
+            (false, false) if [RIGHTS, "collation of"].contains(&kind.as_str()) && has("table", "") => {
+                has("column", name)
+            }
+            (false, _) => own.iter().any(|kind| has(kind, "")),
+        }
     };
     let told = |subject: &Subject| {
-        let own = ["table", "sequence", "view", "materialized view"].contains(&subject.kind.as_str());
-        own || whole(before, &subject.relation) && whole(now, &subject.relation)
+        own.contains(&subject.kind.as_str()) || whole(before, subject) && whole(now, subject)
     };
     for (subject, was) in before {
         let is = now.get(subject);
@@ -320,5 +397,35 @@ mod tests {
             ]
         );
         assert_eq!(drift(&before, &before), []);
+    }
+
+    #[test]
+    fn a_right_that_is_gone_is_told_from_one_that_is_new() {
+        let was = facts(&[
+            ("sequence", "s", "", "1"),
+            (RIGHTS, "s", "", "owner app, app=USAGE, dml=USAGE"),
+            ("routine", "", "f()", "f"),
+            (RIGHTS, "", "f()", "owner app, =EXECUTE"),
+            ("routine", "", "gone()", "f"),
+            (RIGHTS, "", "gone()", "owner app"),
+        ]);
+        let is = facts(&[
+            ("sequence", "s", "", "1"),
+            (RIGHTS, "s", "", "owner app, app=USAGE, app=SELECT, dml=USAGE"),
+            ("routine", "", "f()", "f"),
+            (RIGHTS, "", "f()", "owner app"),
+        ]);
+        let found = drift(&was, &is);
+        let mut told: Vec<(String, bool)> =
+            found.iter().map(|drift| (drift.subject.to_string(), drift.takes_rights())).collect();
+        told.sort();
+        assert_eq!(
+            told,
+            [
+                ("rights on public.f()".to_owned(), true),
+                ("rights on s".to_owned(), false),
+                ("routine public.gone()".to_owned(), false),
+            ]
+        );
     }
 }

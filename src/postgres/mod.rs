@@ -6,6 +6,7 @@ pub mod blockers;
 pub mod catalog;
 pub mod clock;
 pub mod connect;
+pub mod creators;
 pub mod error;
 pub mod fence;
 pub mod fingerprint;
@@ -19,6 +20,7 @@ pub mod locks;
 pub mod patience;
 pub mod profile;
 pub mod programs;
+pub mod routine;
 pub mod session;
 pub mod sql;
 

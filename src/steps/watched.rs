@@ -9,8 +9,10 @@ use crate::postgres::fingerprint::{self, CAPTURE, Facts, IDENTITY, Row, Subject}
 use crate::postgres::{Session, TableName, Tx};
 use std::collections::BTreeSet;
 
-/// Where a copy keeps its facts, as a unit of its checkpoints, and a capture its own, in the journal.
+/// Where a capture keeps its facts in the journal.
 const UNIT: &str = "fingerprint";
+/// Where a copy keeps its own, as a unit of its checkpoints. Another name for other words.
+const UNIT_OF_COPY: &str = "fingerprint 2";
 
 /// Keeps what a copy saw at its point in time, with the plan of the copy.
 ///
@@ -18,7 +20,7 @@ const UNIT: &str = "fingerprint";
 /// What a server says.
 pub async fn keep_for_copy(cx: &Context, source: &Session, tx: &Tx<'_>) -> Result<()> {
     let facts = fingerprint::look(source).await?;
-    tx.save_checkpoint(cx.run, &cx.step, UNIT, &fingerprint::to_rows(&facts)).await
+    tx.save_checkpoint(cx.run, &cx.step, UNIT_OF_COPY, &fingerprint::to_rows(&facts)).await
 }
 
 /// Keeps what a capture relies on: its tables, those below them, and its triggers as they are now.
@@ -61,7 +63,7 @@ pub(super) async fn captured(blue: &Session, capture: &Capture) -> Result<BTreeS
 /// # Errors
 /// What the server says.
 pub(super) async fn of_copy(green: &Session, run: RunId, step: &StepId) -> Result<Option<Facts>> {
-    let found: Vec<Vec<Row>> = states(green, run, step, UNIT).await?;
+    let found: Vec<Vec<Row>> = states(green, run, step, UNIT_OF_COPY).await?;
     Ok(found.into_iter().next().map(fingerprint::from_rows))
 }
 

@@ -111,13 +111,23 @@ const SEQUENCES: &str = "
     create sequence plain; create sequence unused; create sequence small as smallint; create sequence full_one maxvalue 100;
     create sequence down increment -2 minvalue -1000000 maxvalue -1 start -1; create sequence steps increment 50;
     create sequence round maxvalue 1000 cycle; create sequence only_here;
+    create sequence idle; create sequence restarted; create sequence idle_down increment -2 minvalue -1000000 maxvalue -1 start -1;
+    create sequence restarted_down increment -1; create sequence begun; create sequence ahead;
     select setval('plain', 500), setval('small', 32700), setval('full_one', 100), setval('down', -101), setval('steps', 1000),
-           setval('round', 999), setval('only_here', 7);";
+           setval('round', 999), setval('only_here', 7), setval('idle', 5000, false), setval('idle_down', -501, false),
+           nextval('restarted'), setval('ahead', 10, false);
+    alter sequence restarted restart with 900000; alter sequence restarted_down restart with -700;
+    drop sequence begun; create sequence begun start 7000;";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sequences_begin_a_margin_beyond_and_never_run_out_by_it() {
     let green = SEQUENCES.replace("create sequence only_here;", "").replace(", setval('only_here', 7)", "")
-        + "select setval('steps', 900000)";
+        + "select setval('steps', 900000);
+           drop sequence idle, restarted, idle_down, restarted_down, begun;
+           create sequence idle; create sequence restarted; create sequence begun;
+           create sequence idle_down increment -2 minvalue -1000000 maxvalue -1 start -1;
+           create sequence restarted_down increment -1;
+           alter sequence ahead restart with 800000";
     let world = world(&flip_only(), SEQUENCES, &green).await;
     world.handover("run", &[]).await.success();
     for (sequence, expected) in [
@@ -134,6 +144,19 @@ async fn sequences_begin_a_margin_beyond_and_never_run_out_by_it() {
             "select coalesce(last_value::text, '') from pg_sequences where sequencename = '{sequence}'"
         );
         assert_eq!(world.green.value(&sql).await.unwrap(), expected, "{sequence}");
+    }
+    // What was to be given out next on the old side is not in any catalog.
+    for (sequence, expected) in [
+        ("idle", "6000"),
+        ("restarted", "901000"),
+        ("idle_down", "-2501"),
+        ("restarted_down", "-1700"),
+        ("begun", "7000"),
+        ("ahead", "800000"),
+        ("unused", "1"),
+    ] {
+        let next = world.green.value(&format!("select nextval('{sequence}')")).await.unwrap();
+        assert_eq!(next, expected, "{sequence}");
     }
     world.drop_now().await;
 }

@@ -149,11 +149,13 @@ async fn make_hostile(database: &Database) {
     }
 }
 
-/// Routines of ours that do not name their path, or let temporary names come before the server's.
+/// Routines of ours that do not name their path, let temporary names come before the server's, or that everybody may
+/// hang on a table of their own.
 async fn unpinned(database: &Database) -> (i64, Option<String>) {
-    let sql = "select count(*), string_agg(p.oid::regprocedure::text || ' ' || coalesce(p.proconfig::text, ''), ', ')
+    let sql = "select count(*), string_agg(concat_ws(' ', p.oid::regprocedure, p.proconfig, p.proacl), ', ')
                  filter (where not exists (select from unnest(p.proconfig) c
-                         where c in ('search_path=pg_catalog, pg_temp', 'search_path=pg_catalog, public, pg_temp')))
+                         where c in ('search_path=pg_catalog, pg_temp', 'search_path=pg_catalog, public, pg_temp'))
+                         or p.proacl is null or exists (select from aclexplode(p.proacl) a where a.grantee = 0))
                from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('handover', 'handover_queue')";
     let row = database.admin().await.query_one(sql, &[]).await.unwrap();
     (row.get(0), row.get(1))
@@ -279,6 +281,7 @@ async fn a_writers_temporary_types_run_no_code_as_our_role() {
                for f in select oid from pg_proc where pronamespace = 'handover'::regnamespace loop
                  execute replace(pg_get_functiondef(f), 'pg_catalog.', '');
                  execute format('alter function %s set search_path = \"$user\", public', f);
+                 execute format('grant execute on function %s to public', f);
                end loop;
              end $$;
              delete from handover.database_history where version >= 8",
@@ -294,6 +297,88 @@ async fn a_writers_temporary_types_run_no_code_as_our_role() {
     assert_eq!(unpinned(&world.blue).await.1, None);
     world.blue.admin().await.batch_execute("delete from public.loot").await.unwrap();
     assert_eq!(attack(&world.blue).await, None);
+}
+
+const FORGED: &str = "
+handover: 1
+name: forged
+databases: { blue: '${BLUE_URL}' }
+control: ${CONTROL_URL}
+queue: ${QUEUE_URL}
+steps:
+  - id: capture
+    capture: { from: blue, tables: { token: { on: [insert, update, delete] } } }
+  - id: spread
+    cleanup: { on: blue, table: account, action: backfill, to: { table: profile, key: { account: id }, columns: { bio: bio } }, back: { bio: bio } }
+";
+
+const TOKENS: &str = "
+    create table token (id int primary key, active bool not null) partition by range (id);
+    create table token_1 partition of token for values from (1) to (100);
+    insert into token values (7, false);";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_reads_forges_no_event_and_partitions_that_come_later_are_captured() {
+    let blue = Database::with(servers::blue().await, &format!("{ACCOUNTS} {TOKENS}")).await;
+    let world = World::new(Some(&blue.name), None, FORGED, &[]).await;
+    world.handover("run", &[]).await.success();
+    let admin = world.blue.admin().await;
+    let list =
+        "select proname::text from pg_proc where pronamespace = 'handover'::regnamespace and prosecdef";
+    let functions: Vec<String> = admin.query(list, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(functions.len(), 3, "{functions:?}");
+    let (reader, wire) =
+        tokio_postgres::connect(&world.blue.reader_url(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(wire);
+    reader.batch_execute("set default_transaction_read_only = off").await.unwrap();
+    reader
+        .batch_execute(
+            "create temp table token (id int, active bool);
+             create temp table account (id int, bio text); create temp table profile (account int, bio text)",
+        )
+        .await
+        .unwrap();
+    for function in &functions {
+        let own = match function.as_str() {
+            name if name.starts_with("capture") => "token",
+            name if name.ends_with("_back") => "profile",
+            _ => "account",
+        };
+        let hang = format!(
+            "create trigger forged after insert on pg_temp.{own} for each row execute function handover.{function}()"
+        );
+        let refused = reader.batch_execute(&hang).await.unwrap_err();
+        assert_eq!(refused.code().map(|c| c.code()), Some("42501"), "{function}: {refused:?}");
+        // Also for somebody who may, it is for our triggers.
+        let grant = format!("grant execute on function handover.{function}() to handover_reader");
+        admin.batch_execute(&grant).await.unwrap();
+        reader.batch_execute(&hang).await.unwrap();
+        let insert = match own {
+            "token" => "insert into pg_temp.token values (7, true)",
+            "profile" => "insert into pg_temp.profile values (3, 'forged')",
+            _ => "insert into pg_temp.account values (3, 'forged')",
+        };
+        let refused = reader.batch_execute(insert).await.unwrap_err();
+        assert_eq!(refused.code().map(|c| c.code()), Some("42501"), "{function}: {refused:?}");
+    }
+    let count = "select count(*) from handover.outbox";
+    assert_eq!(world.blue.value(count).await.as_deref(), Some("0"));
+    let forged = "select count(*) from public.profile where bio = 'forged'";
+    assert_eq!(world.blue.value(forged).await.as_deref(), Some("0"));
+    // The application's writes fire them, also in partitions that it makes now.
+    world
+        .blue
+        .execute(
+            "create table token_2 partition of token for values from (100) to (200);
+             create table token_3 (id int primary key, active bool not null);
+             alter table token attach partition token_3 for values from (200) to (300);
+             insert into token values (8, true), (150, true), (250, true); update token set active = true where id = 7;
+             update account set bio = 'written' where id = 5",
+        )
+        .await;
+    assert_eq!(world.blue.value(count).await.as_deref(), Some("4"));
+    let followed = "select bio from profile where account = 5";
+    assert_eq!(world.blue.value(followed).await.as_deref(), Some("written"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,6 +406,41 @@ async fn a_function_that_looks_like_the_servers_is_never_called() {
     let status = world.handover("status", &[]).await.success();
     assert!(status.stdout.contains("trigger"), "{status}");
     world.handover("rollback", &[]).await.success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_create_in_the_path_is_told_with_what_mends_it() {
+    let blue = Database::with(servers::blue().await, ACCOUNTS).await;
+    let world = World::new(Some(&blue.name), None, BACKFILL, &[]).await;
+    let admin = world.blue.admin().await;
+    let stranger = "do $$ begin
+           if not exists (select from pg_roles where rolname = 'stranger') then create role stranger; end if;
+         end $$";
+    admin.batch_execute(stranger).await.unwrap();
+    // What Postgres 13 and 14 begin with.
+    let given = "grant create on schema public to public; grant create on schema public to stranger";
+    admin.batch_execute(given).await.unwrap();
+    let words = [
+        "everybody may create functions in schema public",
+        "revoke create on schema \"public\" from public;",
+        "the role stranger may create functions in schema public",
+        "revoke create on schema \"public\" from \"stranger\";",
+    ];
+    let (doctor, dry, run) = (
+        world.handover("doctor", &[]).await.code(8),
+        world.handover("dry-run", &[]).await.success(),
+        world.handover("run", &[]).await.success(),
+    );
+    for ended in [doctor, dry, run] {
+        // A terminal's width breaks lines.
+        let text = format!("{ended}").split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
+    for word in [words[1], words[3]] {
+        admin.batch_execute(word).await.unwrap();
+    }
+    let doctor = world.handover("doctor", &[]).await;
+    assert!(!doctor.stdout.contains("may create functions"), "{doctor}");
 }
 
 const NAMES: &str = "

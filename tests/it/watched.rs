@@ -89,6 +89,70 @@ async fn what_the_old_side_got_since_the_copy_is_named_unless_the_new_side_has_i
     world.drop_now().await;
 }
 
+const MEANING: &str = r#"
+    create table pt (id int primary key, v text); alter table pt enable row level security;
+    create policy own on pt for select to public using (true);
+    grant select, insert on pt to handover_reader; grant select (v) on pt to handover_reader;
+    create view vv as select id from pt;
+    create sequence ticket; grant usage on sequence ticket to handover_reader;
+    create function f(i int) returns bool language sql begin atomic select i > 10; end;
+    create function g() returns int language sql as 'select 1';
+    create schema side; grant usage on schema side to handover_reader;"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_changes_who_may_do_what_or_what_a_name_means_is_seen() {
+    let text = plan(COPY, "");
+    let world = halted(&text, MEANING, "").await;
+    // What is granted is told, and no obstacle.
+    world.blue.execute("grant update on pt to handover_reader; grant select on vv to handover_reader").await;
+    let changes = "
+        alter policy own on pt to app;
+        alter view vv set (security_barrier = on);
+        create or replace function f(i int) returns bool language sql begin atomic select i > 99999; end;
+        alter function g() set work_mem = '8MB';
+        alter table pt alter v type text collate \"C\";
+        create rule silent as on delete to pt do instead nothing;
+        revoke insert on pt from handover_reader; revoke select (v) on pt from handover_reader;
+        revoke usage on sequence ticket from handover_reader; revoke usage on schema side from handover_reader;
+        revoke execute on function g() from public;";
+    world.blue.execute(changes).await;
+    let mut left: Vec<&str> = vec![
+        "policy pt.own was altered",
+        "view vv was altered",
+        "routine public.f(i integer) was altered",
+        "routine public.g() was altered",
+        "collation of pt.v was made",
+        "rule pt.silent was made",
+        "rights on pt was",
+        "rights on pt.v is gone",
+        "rights on ticket was",
+        "rights on schema side was",
+        "rights on public.g() was",
+    ];
+    // A refusal names a few; what is allowed makes room for the others.
+    let mut allowed = Vec::new();
+    while !left.is_empty() {
+        let refused = world.handover("resume", &["--accept-changes"]).await.code(8);
+        let told = refused.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+        let before = left.len();
+        left.retain(|drift| {
+            let found = told.contains(drift);
+            if found {
+                let subject = [" was", " is gone"].iter().find_map(|end| Some(drift.split_once(end)?.0));
+                allowed.push(format!("'{}'", subject.unwrap_or(drift)));
+            }
+            !found
+        });
+        assert!(left.len() < before, "{left:?} {told}");
+        let allow = format!("patience: 10s\n      allow_drift: [{}]", allowed.join(", "));
+        world.write("plan.yaml", &text.replace("patience: 10s", &allow));
+    }
+    let done = world.handover("resume", &["--accept-changes"]).await.success();
+    let told = format!("{done}").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.contains("rights were granted on blue") && told.contains("rights on vv"), "{told}");
+    world.drop_now().await;
+}
+
 const CAPTURE: &str = r#"  - id: capture
     capture: { from: blue, tables: { token: { on: [insert, update, delete], key: [id] } } }
   - id: tail

@@ -370,7 +370,7 @@ async fn install(session: &mut Session, spec: &Spec<'_>, path: &SearchPath) -> R
         return Ok(());
     }
     let tx = session.transaction().await?;
-    tx.execute(&spec.function_sql(), &[]).await?;
+    tx.batch(&spec.function_sql()).await?;
     // `when` is the plan's own: its names are looked up here, once.
     tx.execute("select set_config('search_path', $1, true)", &[&path.sql()]).await?;
     for sql in spec.trigger_sql() {

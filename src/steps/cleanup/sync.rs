@@ -12,6 +12,7 @@ use crate::event::StepId;
 use crate::failpoint;
 use crate::postgres::patience::Patience;
 use crate::postgres::profile::ROUTINE_FORMAT;
+use crate::postgres::routine::Routine;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use crate::steps::turns::Turns;
@@ -472,23 +473,31 @@ impl Move {
                 derive = derive.join(" "),
             );
         }
-        format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql {settings} as $handover_body$
-             #variable_conflict use_column
-             declare handover_f record; handover_was record; handover_back boolean;
-             begin
-               {body}
+        let body = format!(
+            "{body}
                select {forth} into handover_f {row} where ({condition}\n);
                if found then {assign} end if;
-               return new;
-             end $handover_body$;
-             comment on function handover.{name}() is {comment};
-             create trigger {name} before insert or update on {table} for each row execute function handover.{name}();
-             alter table {table} enable always trigger {name};",
-            name = quote_ident(name),
+               return new;",
             row = row("new"),
             condition = self.condition,
             assign = assign.join(" "),
+        );
+        let function = Routine {
+            name,
+            definer: false,
+            settings,
+            head: "#variable_conflict use_column
+             declare handover_f record; handover_was record; handover_back boolean;",
+            body: &body,
+            tables: &[&self.source.name],
+        };
+        format!(
+            "{function}
+             comment on function handover.{name}() is {comment};
+             create trigger {name} before insert or update on {table} for each row execute function handover.{name}();
+             alter table {table} enable always trigger {name};",
+            function = function.sql(),
+            name = quote_ident(name),
             comment = batch::comment(cx),
             table = self.source.name.sql(),
         )
@@ -508,11 +517,8 @@ impl Move {
         let old_key = format!("select {} from {}", keys.join(", "), row("old"));
         let new_key = format!("select {} from {} where ({}\n)", keys.join(", "), row("new"), self.condition);
         let list = idents(key, "handover_t.").join(", ");
-        format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql security definer {settings} as $handover_body$
-             #variable_conflict use_column
-             begin
-               if pg_catalog.current_setting('handover.sync', true) = {marker} then return null; end if;
+        let body = format!(
+            "if pg_catalog.current_setting('handover.sync', true) = {marker} then return null; end if;
                perform pg_catalog.set_config('handover.sync', {marker}, true);
                if tg_op = 'DELETE' then
                  delete from {target} as handover_t where ({list}) in ({old_key});
@@ -523,15 +529,26 @@ impl Move {
                  {upsert};
                end if;
                perform pg_catalog.set_config('handover.sync', '', true);
-               return null;
-             end $handover_body$;
-             comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {source} for each row execute function handover.{name}();
-             alter table {source} enable always trigger {name};",
-            name = quote_ident(name),
+               return null;",
             marker = quote_literal(name),
             target = target.name.sql(),
             upsert = self.upsert(&row("new"), "true"),
+        );
+        let function = Routine {
+            name,
+            definer: true,
+            settings,
+            head: "#variable_conflict use_column",
+            body: &body,
+            tables: &[&self.source.name],
+        };
+        format!(
+            "{function}
+             comment on function handover.{name}() is {comment};
+             create trigger {name} after insert or update or delete on {source} for each row execute function handover.{name}();
+             alter table {source} enable always trigger {name};",
+            function = function.sql(),
+            name = quote_ident(name),
             comment = batch::comment(cx),
             source = self.source.name.sql(),
         )
@@ -567,12 +584,8 @@ impl Move {
         let values = |which: &str| {
             format!("row({})::pg_catalog.text", idents(columns, &format!("{which}.")).join(", "))
         };
-        format!(
-            "create or replace function handover.{name}() returns trigger language plpgsql security definer {settings} as $handover_body$
-             #variable_conflict use_column
-             declare handover_f record;
-             begin
-               if pg_catalog.current_setting('handover.sync', true) = {marker} or pg_catalog.current_setting('handover.batch', true) = 'on' then
+        let body = format!(
+            "if pg_catalog.current_setting('handover.sync', true) = {marker} or pg_catalog.current_setting('handover.batch', true) = 'on' then
                  return null;
                end if;
                if tg_op = 'UPDATE' and {new_values} is not distinct from {old_values} then return null; end if;
@@ -584,12 +597,7 @@ impl Move {
                  update {source} set {set} where {new_matches} and ({differs});
                end if;
                perform pg_catalog.set_config('handover.sync', '', true);
-               return null;
-             end $handover_body$;
-             comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {target} for each row execute function handover.{name}();
-             alter table {target} enable always trigger {name};",
-            name = quote_ident(name),
+               return null;",
             marker = quote_literal(marker),
             new_values = values("new"),
             old_values = values("old"),
@@ -599,6 +607,23 @@ impl Move {
             back = select(&self.back),
             target_name = quote_ident(&target.name.name),
             set = set.join(", "),
+        );
+        let function = Routine {
+            name,
+            definer: true,
+            settings,
+            head: "#variable_conflict use_column
+             declare handover_f record;",
+            body: &body,
+            tables: &[&target.name],
+        };
+        format!(
+            "{function}
+             comment on function handover.{name}() is {comment};
+             create trigger {name} after insert or update or delete on {target} for each row execute function handover.{name}();
+             alter table {target} enable always trigger {name};",
+            function = function.sql(),
+            name = quote_ident(name),
             comment = batch::comment(cx),
             target = target.name.sql(),
         )

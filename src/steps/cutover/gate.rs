@@ -18,6 +18,7 @@
 
 use super::Cutover;
 use crate::error::{Class, Error, Result};
+use crate::postgres::routine::Routine;
 use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident, quote_literal};
 use crate::steps::Context;
 use crate::value::fingerprint;
@@ -65,33 +66,35 @@ impl Gate {
     }
 
     fn body(&self, shut: bool) -> String {
-        let body = if shut {
-            format!(
-                "{SHUT}
-begin
-    raise exception using message = {}, errcode = 'read_only_sql_transaction',
-        hint = 'Connect to the successor. Opening this side again loses what was written on the successor since.';
-end",
-                quote_literal(&format!(
-                    "this database was handed over to its successor by plan \"{}\"",
-                    self.plan
-                ))
+        let (head, body) = if shut {
+            let message = format!("this database was handed over to its successor by plan \"{}\"", self.plan);
+            (
+                SHUT,
+                format!(
+                    "raise exception using message = {}, errcode = 'read_only_sql_transaction',
+        hint = 'Connect to the successor. Opening this side again loses what was written on the successor since.';",
+                    quote_literal(&message)
+                ),
             )
         } else {
-            "-- open
-begin
-    if tg_level = 'STATEMENT' then return null; end if;
+            (
+                "-- open",
+                "if tg_level = 'STATEMENT' then return null; end if;
     if tg_op = 'DELETE' then return old; end if;
-    return new;
-end"
-            .to_owned()
+    return new;"
+                    .to_owned(),
+            )
         };
-        format!(
-            "create or replace function handover.{}() returns trigger language plpgsql
-             set search_path = pg_catalog, pg_temp as {}",
-            quote_ident(&self.function),
-            quote_literal(&body)
-        )
+        Routine {
+            name: &self.function,
+            definer: false,
+            settings: "set search_path = pg_catalog, pg_temp",
+            head,
+            body: &body,
+            // Its triggers on partitioned tables are for statements, which partitions do not inherit.
+            tables: &[],
+        }
+        .sql()
     }
 
     fn trigger_sql(&self, table: &TableName, level: Level) -> String {

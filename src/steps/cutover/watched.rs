@@ -68,11 +68,14 @@ pub async fn refuse(cutover: &Cutover, cx: &Context) -> Result<String> {
     let (blue, green) = (databases.read_only(freeze).await?, databases.read_only(to).await?);
     // First, so that nothing can change unseen between the two looks.
     let digest = fingerprint::digest(&blue).await?;
-    let (rights, drifted): (Vec<Drift>, Vec<Drift>) =
-        drifted(cutover, cx, &blue, &green).await?.into_iter().partition(|d| d.subject.kind == RIGHTS);
+    let (rights, drifted): (Vec<Drift>, Vec<Drift>) = drifted(cutover, cx, &blue, &green)
+        .await?
+        .into_iter()
+        // Who could not write or read any more would be able to again.
+        .partition(|d| d.subject.kind == RIGHTS && !d.takes_rights());
     if !rights.is_empty() {
         cx.warn(format!(
-            "owners or grants changed on {freeze} since the copy, and {to} lacks that: {}",
+            "rights were granted on {freeze} since the copy, and {to} lacks them: {}",
             few(&rights)
         ));
     }
