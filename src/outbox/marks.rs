@@ -217,6 +217,16 @@ impl std::fmt::Display for Aside {
     }
 }
 
+/// How many events of some streams are set aside, and how many of those somebody asked to try again.
+///
+/// # Errors
+/// What the server says.
+pub async fn count_aside(green: &Session, streams: &[&str]) -> Result<(i64, i64)> {
+    let sql = "select count(*), count(*) filter (where retry) from handover.event_quarantine where stream = any($1)";
+    let row = green.query_one(sql, &[&streams]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
 /// What is set aside of some streams, in the order in which keys first were.
 ///
 /// # Errors

@@ -13,12 +13,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 /// How long a request may take unless the plan says otherwise.
 const TIMEOUT: Duration = Duration::secs(10);
 /// How much of an answer is read.
 const LONGEST: usize = 1024 * 1024;
+/// Rises with every request of a plan, whoever sends it: an endpoint that keeps the highest one and refuses lower ones is
+/// never told something old by a request that was held up on its way.
+const SEQUENCE: &str = "handover-sequence";
+
+/// The next number: of the lease's token, which rises with each process that acts, and of the requests of this one.
+fn sequence(token: i64) -> i64 {
+    static SENT: AtomicI64 = AtomicI64::new(0);
+    token.saturating_mul(1_000_000).saturating_add(SENT.fetch_add(1, Ordering::Relaxed) + 1)
+}
 
 /// A request and the answer that it should have. Redirects are not followed: they would carry headers and
 /// acts to places that nobody reviewed.
@@ -167,6 +177,12 @@ impl Http {
         }
     }
 
+    /// How long it may take, in all.
+    #[must_use]
+    pub fn limit(&self) -> std::time::Duration {
+        self.timeout.unwrap_or(TIMEOUT).0
+    }
+
     /// The request in a line, its environment references unresolved.
     #[must_use]
     pub fn shown(&self) -> String {
@@ -262,7 +278,7 @@ impl Outside<'_> {
         let mut request = self
             .client(url.scheme() == "https", http.ca.as_deref())?
             .request(http.method.method(), url)
-            .timeout(http.timeout.unwrap_or(TIMEOUT).0);
+            .timeout(http.limit());
         for (name, value) in &http.headers {
             let mut header = HeaderValue::from_str(value.resolve()?.expose()).map_err(|_| {
                 Error::usage(format!("the header `{name}` cannot hold what `{value}` stands for"))
@@ -275,6 +291,10 @@ impl Outside<'_> {
             request = request.json(&resolved(json)?);
         } else if let Some(body) = &http.body {
             request = request.body(body.resolve()?.expose().to_owned());
+        }
+        // Who only looks holds no lease, and asks for nothing that could overtake.
+        if let Ok(lease) = self.site.databases().lease() {
+            request = request.header(SEQUENCE, sequence(lease.token()));
         }
         // The last look at the lease and at a request to stop.
         self.site.proceed()?;

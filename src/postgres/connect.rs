@@ -264,7 +264,8 @@ impl Databases {
         let target = self.target(name)?;
         let label = lease.application_name(&self.label);
         let client = open_as(&target.url, name, &label, &self.profile(target), false).await?;
-        Ok(Session::writer(client, name, lease.clone()))
+        let address = Address::parse(&target.url).map_err(|e| e.on_database(name))?;
+        Ok(Session::writer(client, name, lease.clone(), address))
     }
 
     /// A read-only session as the role that executes the plan, for steps that must see every row: row security

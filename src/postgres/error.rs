@@ -14,6 +14,19 @@ pub fn is_out_of_locks(error: &Error) -> bool {
     error.sqlstate() == Some(SqlState::OUT_OF_MEMORY.code()) && error.next_step() == Some(LOCKS_FULL)
 }
 
+/// Classes of SQLSTATE that speak of the values a statement was given: more rows than one, data exceptions,
+/// integrity constraints, a view's check option.
+const OF_VALUES: [&str; 4] = ["21", "22", "23", "44"];
+/// What functions and triggers of the application raise: an exception, no row, several rows, a failed assertion.
+const RAISED: [&str; 4] = ["P0001", "P0002", "P0003", "P0004"];
+
+/// Whether an error of this SQLSTATE is about the values that a statement was given or met, and not about the session,
+/// the server, the role, the schema or the statement. Such values may be secrets, and its texts may quote them.
+#[must_use]
+pub fn is_about_values(sqlstate: &str) -> bool {
+    RAISED.contains(&sqlstate) || OF_VALUES.iter().any(|class| sqlstate.starts_with(class))
+}
+
 /// Turns a driver error into ours. `database` is the name in the plan.
 pub fn from_postgres(error: &tokio_postgres::Error, database: &str) -> Error {
     let mapped = match error.as_db_error() {
@@ -27,13 +40,20 @@ fn from_db_error(db: &DbError) -> Error {
     let code = db.code();
     let class = class_of(code);
     // What speaks of data quotes it, and a row's values may be secrets (tokens, addresses): data exceptions in
-    // their message, integrity and check-option violations in their detail.
-    let of_data = ["22", "23", "44"].iter().any(|class| code.code().starts_with(class));
-    let mut message = db.message().to_owned();
-    if code.code().starts_with("22") {
-        message = without_quotations(&message);
-    }
-    if !of_data && let Some(detail) = db.detail() {
+    // their message, integrity and check-option violations in their detail, what a function raises anywhere.
+    let of_values = is_about_values(code.code());
+    let raised = raised_by(db);
+    let mut message = match &raised {
+        Some(Raised::Elsewhere(place)) => {
+            format!("{place} raised an error, whose text may hold values of a row; the server's log has it")
+        }
+        _ if code.code().starts_with("22") => without_quotations(db.message()),
+        _ => db.message().to_owned(),
+    };
+    if !of_values
+        && raised.is_none()
+        && let Some(detail) = db.detail()
+    {
         message = format!("{message} ({detail})");
     }
     if let Some(constraint) = db.constraint() {
@@ -53,8 +73,37 @@ fn from_db_error(db: &DbError) -> Error {
     }
     match (hint_for(class, code), db.hint()) {
         (Some(hint), _) => error.hint(hint),
+        (None, Some(_)) if matches!(raised, Some(Raised::Elsewhere(_))) => error,
         (None, Some(server)) => error.hint(format!("the server suggests: {server}")),
         (None, None) => error,
+    }
+}
+
+/// An error that was not the server's own, but raised by a statement of PL/pgSQL.
+enum Raised {
+    /// By a block that stands in the statement itself, which whoever wrote the plan can read.
+    Here,
+    /// By a function or trigger, in words.
+    Elsewhere(String),
+}
+
+/// Who raised an error; none where the server itself did, or a routine of ours. The name of the server's function that
+/// reports it is in every error, and is not translated.
+/// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>)
+fn raised_by(db: &DbError) -> Option<Raised> {
+    if db.routine() != Some("exec_stmt_raise") && !RAISED.contains(&db.code().code()) {
+        return None;
+    }
+    let context = db.where_().unwrap_or_default().lines().next().unwrap_or_default();
+    if context.contains("inline_code_block") {
+        return Some(Raised::Here);
+    }
+    // `PL/pgSQL function name(arguments) line 3 at RAISE`: the name, whatever the words around it.
+    let name = context.split_once('(').and_then(|(before, _)| before.split_whitespace().last());
+    match name {
+        Some(name) if name.starts_with("handover.") => None,
+        Some(name) => Some(Raised::Elsewhere(format!("the function {name}"))),
+        None => Some(Raised::Elsewhere("a function".to_owned())),
     }
 }
 

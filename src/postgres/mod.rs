@@ -23,6 +23,7 @@ pub mod programs;
 pub mod routine;
 pub mod session;
 pub mod sql;
+pub mod standby;
 
 pub use connect::{Databases, Lease};
 pub use ident::{TableName, quote_ident, quote_literal};

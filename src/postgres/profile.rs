@@ -218,13 +218,13 @@ fn option(name: &str, value: &str) -> String {
     out
 }
 
-/// Whether a URL's options set a parameter to a value.
+/// Whether a URL's options set a parameter to a value, in the end: what stands later wins.
 fn asks_for(options: &str, name: &str, value: &str) -> bool {
-    options.split_whitespace().any(|word| {
-        let word = word.trim_start_matches("--").trim_start_matches("-c");
-        word.split_once('=')
-            .is_some_and(|(n, v)| n.replace('-', "_").eq_ignore_ascii_case(name) && v == value)
-    })
+    let mut values = options.split_whitespace().filter_map(|word| {
+        let (n, v) = word.trim_start_matches("--").trim_start_matches("-c").split_once('=')?;
+        n.replace('-', "_").eq_ignore_ascii_case(name).then_some(v)
+    });
+    values.next_back() == Some(value)
 }
 
 #[cfg(test)]
@@ -244,6 +244,8 @@ mod tests {
             ("--synchronous-commit=remote_apply", false),
             ("-csynchronous_commit=remote_apply", false),
             ("-c synchronous_commit=off", true),
+            ("-c synchronous_commit=remote_apply -c synchronous_commit=off", true),
+            ("-c synchronous_commit=off -c synchronous_commit=remote_apply", false),
         ] {
             let options = Profile::Catalog.options(of_url, false, None);
             assert_eq!(options.contains("-c synchronous_commit=on"), ours, "{options}");

@@ -1,13 +1,16 @@
 //! A connection bound to a lease, and the transaction that proves it still holds it.
 
+use super::address::Address;
 use super::connect::{Lease, lost};
 use super::error::from_postgres;
+use super::standby::{self, Told, Watch};
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
 use tokio_postgres::types::{Json, ToSql};
 use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, Statement, ToStatement};
 
@@ -24,6 +27,10 @@ pub struct Session {
     client: Client,
     database: String,
     lease: Option<Lease>,
+    /// For commits that wait for a standby.
+    watch: Option<Watch>,
+    /// The backend, once the session's waits for locks are bounded: others may want what its transactions hold.
+    hurried: AtomicI32,
 }
 
 macro_rules! queries {
@@ -96,14 +103,36 @@ macro_rules! queries {
 }
 
 impl Session {
-    pub(super) fn writer(client: Client, database: &str, lease: Lease) -> Self {
-        Session { client, database: database.to_owned(), lease: Some(lease) }
+    pub(super) fn writer(client: Client, database: &str, lease: Lease, address: Address) -> Self {
+        let watch = Watch { address, database: database.to_owned(), told: None };
+        let session = Session::unleased(client, database);
+        Session { lease: Some(lease), watch: Some(watch), ..session }
+    }
+
+    /// Says whom to tell that a commit counts though a synchronous standby did not confirm it in time.
+    #[must_use]
+    pub fn telling(mut self, told: Told) -> Self {
+        if let Some(watch) = &mut self.watch {
+            watch.told = Some(told);
+        }
+        self
+    }
+
+    /// From here on commits are waited for no longer than [`standby::PATIENCE`] when a standby does not answer.
+    pub(super) fn hurry(&self, pid: i32) {
+        self.hurried.store(pid, Ordering::Relaxed);
     }
 
     /// A session of the engine itself (journal, installation), under no lease.
     #[must_use]
     pub(crate) fn unleased(client: Client, database: &str) -> Self {
-        Session { client, database: database.to_owned(), lease: None }
+        Session {
+            client,
+            database: database.to_owned(),
+            lease: None,
+            watch: None,
+            hurried: AtomicI32::new(0),
+        }
     }
 
     /// The driver's client, for a caller that manages the connection itself.
@@ -131,7 +160,13 @@ impl Session {
             lease.assert_held()?;
         }
         let inner = self.client.transaction().await.map_err(|e| from_postgres(&e, &self.database))?;
-        let tx = Tx { inner, database: self.database.clone(), checkpoint: AtomicBool::new(false) };
+        let tx = Tx {
+            inner,
+            database: self.database.clone(),
+            checkpoint: AtomicBool::new(false),
+            watch: self.watch.clone(),
+            hurried: AtomicI32::new(self.hurried.load(Ordering::Relaxed)),
+        };
         if let Some(lease) = &self.lease {
             tx.check_fence(lease).await?;
         }
@@ -196,6 +231,9 @@ pub struct Tx<'a> {
     database: String,
     /// Whether a checkpoint commits with it.
     checkpoint: AtomicBool,
+    watch: Option<Watch>,
+    /// As the session's.
+    hurried: AtomicI32,
 }
 
 impl Tx<'_> {
@@ -322,17 +360,37 @@ impl Tx<'_> {
         .map(drop)
     }
 
-    /// Commits.
+    /// As [`Session::hurry`], for this transaction.
+    pub(super) fn hurry(&self, pid: i32) {
+        self.hurried.store(pid, Ordering::Relaxed);
+    }
+
+    /// Commits. Where the waits for locks are bounded, the wait for a synchronous standby is too; see
+    /// [`super::standby`].
     ///
     /// # Errors
     /// What the server says. After a broken connection the outcome is unknown: read the checkpoint.
     pub async fn commit(self) -> Result<()> {
-        let Tx { inner, database, checkpoint } = self;
-        inner.commit().await.map_err(|e| from_postgres(&e, &database))?;
+        self.commit_within(standby::PATIENCE).await.map(drop)
+    }
+
+    /// Commits; whether a synchronous standby, if there is one, confirmed it within `limit`. Where the waits for locks
+    /// are not bounded, nor is this one.
+    ///
+    /// # Errors
+    /// As [`Tx::commit`].
+    pub async fn commit_within(self, limit: Duration) -> Result<bool> {
+        let Tx { inner, database, checkpoint, watch, hurried } = self;
+        let commit = inner.commit();
+        let (result, confirmed) = match (watch, hurried.into_inner()) {
+            (None, _) | (_, 0) => (commit.await, true),
+            (Some(watch), pid) => watch.over(commit, pid, limit).await,
+        };
+        result.map_err(|e| from_postgres(&e, &database))?;
         if checkpoint.into_inner() {
             failpoint::at(failpoint::CHECKPOINT_COMMITTED)?;
         }
-        Ok(())
+        Ok(confirmed)
     }
 
     /// Rolls back.

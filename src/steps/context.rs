@@ -4,6 +4,7 @@ use super::{Critical, Step};
 use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, Measure, RunId, StepId};
 use crate::outside::Site;
+use crate::postgres::standby::Told;
 use crate::postgres::{Databases, Session};
 use crate::value::EnvString;
 use async_trait::async_trait;
@@ -112,7 +113,8 @@ impl Context {
     /// # Errors
     /// Lease lost, or no connection.
     pub async fn writer(&self, database: &str) -> Result<Session> {
-        self.databases.labelled(self.step.as_str()).writer(database).await
+        let session = self.databases.labelled(self.step.as_str()).writer(database).await?;
+        Ok(session.telling(self.teller()))
     }
 
     /// A read-only session.
@@ -128,7 +130,14 @@ impl Context {
     /// # Errors
     /// Lease lost, or no connection.
     pub async fn operator_writer(&self, database: &str) -> Result<Session> {
-        self.databases.labelled(self.step.as_str()).for_operator().writer(database).await
+        let session = self.databases.labelled(self.step.as_str()).for_operator().writer(database).await?;
+        Ok(session.telling(self.teller()))
+    }
+
+    /// What warns in the name of this step.
+    fn teller(&self) -> Told {
+        let cx = self.clone();
+        Arc::new(move |text| cx.warn(text))
     }
 
     /// As [`Context::reader`], for SQL that stands in the plan.

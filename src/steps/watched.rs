@@ -67,6 +67,20 @@ pub(super) async fn of_copy(green: &Session, run: RunId, step: &StepId) -> Resul
     Ok(found.into_iter().next().map(fingerprint::from_rows))
 }
 
+/// Names the copy that filled a database, and when it did; none where none did. Another copy has another name.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn filled(green: &Session) -> Result<Option<String>> {
+    let there = green.query_one("select to_regclass('handover.checkpoint') is not null", &[]).await?;
+    if !there.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let sql = "select concat_ws('/', run, step, extract(epoch from at)) from handover.checkpoint
+               where unit = $1 order by at desc limit 1";
+    Ok(green.query_opt(sql, &[&UNIT_OF_COPY]).await?.map(|row| row.get(0)))
+}
+
 /// What a capture relies on; none of one that an earlier version began.
 ///
 /// # Errors

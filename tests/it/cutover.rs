@@ -30,6 +30,7 @@ steps:
       to: green
       write_pause: 3s
       sequence_margin: 0
+      allow_served: true
       attempts: 3
       backoff: 200ms
       patience: 20s

@@ -23,6 +23,7 @@ mod crash;
 mod create_index;
 mod cutover;
 mod cutover_durable;
+mod cutover_edges;
 mod cutover_scale;
 mod decide;
 mod demo;

@@ -218,7 +218,7 @@ async fn a_missing_privilege_or_table_halts_and_an_exception_is_set_aside() {
         .green
         .execute(
             "create function refuse() returns trigger language plpgsql as
-               $$ begin if new.version = 13 then raise exception 'no thirteen'; end if; return new; end $$;
+               $$ begin if new.version = 13 then raise exception 'no thirteen: %', new.id; end if; return new; end $$;
              create trigger refuse before update on account for each row execute function refuse()",
         )
         .await;
@@ -229,6 +229,9 @@ async fn a_missing_privilege_or_table_halts_and_an_exception_is_set_aside() {
         .await;
     let counts = world.run("tail").await.unwrap();
     assert_eq!((&counts["quarantined"], &counts["applied"]), (&json!(1), &json!(1)), "{counts}");
+    // What it raised may hold what is in the row.
+    let reason = world.green.value("select reason from handover.event_quarantine").await.unwrap();
+    assert!(reason.contains("function refuse raised an error") && !reason.contains("thirteen"), "{reason}");
     world.undo("tail").await.unwrap();
     world.undo("capture").await.unwrap();
 }

@@ -4,12 +4,16 @@ use super::Cutover;
 use super::state::{Event, FACT, Flip, Stage, Stand, Way};
 use crate::error::{Error, Result};
 use crate::steps::Context;
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use tokio::sync::Mutex;
 
 /// The state, and the only way to move it.
 pub struct Book<'a> {
     cx: &'a Context,
     flip: Mutex<Flip>,
+    /// Participants that were asked something and of whose answer nothing is known: it may still be on its way to them.
+    unanswered: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl<'a> Book<'a> {
@@ -18,7 +22,25 @@ impl<'a> Book<'a> {
     /// # Errors
     /// As [`Flip::read`].
     pub fn open(cutover: &Cutover, cx: &'a Context) -> Result<Self> {
-        Ok(Book { cx, flip: Mutex::new(read(cutover, cx)?) })
+        let flip = read(cutover, cx)?;
+        let asked = [Stand::Preparing, Stand::Aborting, Stand::Committing, Stand::Reverting];
+        let unanswered = asked.iter().flat_map(|stand| flip.those(*stand)).map(str::to_owned).collect();
+        Ok(Book { cx, flip: Mutex::new(flip), unanswered: std::sync::Mutex::new(unanswered) })
+    }
+
+    /// Says that a participant is about to be asked something, or (`answered`) that it has answered, whatever it said.
+    pub fn asks(&self, name: &str, answered: bool) {
+        let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        if answered {
+            unanswered.remove(name);
+        } else {
+            unanswered.insert(name.to_owned());
+        }
+    }
+
+    /// Whether what a participant was asked last may still be on its way.
+    pub fn is_unanswered(&self, name: &str) -> bool {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 
     /// Writes down that something happened, or is about to, and then holds it for true.

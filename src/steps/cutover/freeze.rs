@@ -11,6 +11,33 @@ use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
 use std::time::{Duration, Instant};
 
+/// Tables that are frozen and that a write to an excepted one reaches: the rows of its children and partitions are found
+/// through it, and refusing triggers are those of the table that a statement names.
+pub async fn reached_by_excepted(
+    session: &Session,
+    cutover: &Cutover,
+) -> Result<Vec<(TableName, TableName)>> {
+    if cutover.except.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .query(
+            "with recursive below (top, oid) as (
+                 select i.inhparent, i.inhrelid from pg_inherits i
+                 union select b.top, i.inhrelid from below b join pg_inherits i on i.inhparent = b.oid)
+             select tn.nspname::text, t.relname::text, n.nspname::text, c.relname::text
+             from below b join pg_class t on t.oid = b.top join pg_namespace tn on tn.oid = t.relnamespace
+             join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace order by 1, 2, 3, 4",
+            &[],
+        )
+        .await?;
+    let name = |row: &tokio_postgres::Row, at| {
+        TableName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))
+    };
+    let pairs = rows.iter().map(|row| (name(row, 0), name(row, 2)));
+    Ok(pairs.filter(|(top, below)| cutover.except.contains(top) && !cutover.except.contains(below)).collect())
+}
+
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
     let all = catalog::tables(session).await?.into_iter();
@@ -60,14 +87,29 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: In
 }
 
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
-pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover) -> Result<()> {
+pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover, successor: &str) -> Result<()> {
     Gate::of(cx).shut(tx, cutover).await?;
     tx.execute(
-        "insert into handover.decision (run, step, plan) values ($1, $2, $3)",
-        &[&cx.run.0, &cx.step.as_str(), &&*cx.plan],
+        "insert into handover.decision (run, step, plan, successor) values ($1, $2, $3, $4)",
+        &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor],
     )
     .await
     .map(drop)
+}
+
+/// Proves that a durable commit comes back, as the decision's must, which holds writers off until it does. None, or what
+/// it waits for, in words.
+pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> Result<Option<String>> {
+    let tx = session.transaction().await?;
+    tx.durable().await?;
+    tx.wait_for_locks(limit).await?;
+    // What is written and gone again is in the log all the same.
+    let (run, step) = (&cx.run.0, cx.step.as_str());
+    tx.execute("insert into handover.decision (run, step, plan) values ($1, $2, '')", &[run, &step]).await?;
+    tx.execute("delete from handover.decision where run = $1 and step = $2", &[run, &step]).await?;
+    let name = tx.database().to_owned();
+    Ok((!tx.commit_within(limit).await?)
+        .then(|| format!("a commit on {name} is not confirmed by its synchronous standby within {limit:?}")))
 }
 
 /// Whether the decision of this run and step is there.
@@ -100,14 +142,19 @@ pub async fn bolt(cx: &Context, cutover: &Cutover) {
     ));
 }
 
-/// Opens the old side again and takes the decision back, in one transaction.
+/// Opens the old side again and takes the decision back, in one transaction. That it stood is kept; see [`super::served`].
 pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
     session.wait_for_locks(Duration::from_secs(5)).await?;
     let earlier = gate::earlier(session).await?;
     let tx = session.transaction().await?;
     Gate::of(cx).open(&tx, &earlier).await?;
-    tx.execute("delete from handover.decision where run = $1 and step = $2", &[&cx.run.0, &cx.step.as_str()])
-        .await?;
+    tx.execute(
+        "with gone as (delete from handover.decision where run = $1 and step = $2 returning *)
+         insert into handover.taken_back (run, step, plan, successor, decided_at)
+         select run, step, plan, successor, decided_at from gone",
+        &[&cx.run.0, &cx.step.as_str()],
+    )
+    .await?;
     tx.commit().await
 }
 

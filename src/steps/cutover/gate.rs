@@ -205,7 +205,10 @@ impl Gate {
     ) -> Result<Option<String>> {
         let missing = self.missing(session, cutover, level).await?;
         let name = if level == Level::Row { &self.row } else { &self.statement };
-        for some in missing.chunks(TOGETHER) {
+        let (altered, fresh): (Vec<Lacking>, Vec<Lacking>) =
+            missing.into_iter().partition(|one| one.disabled);
+        // One that is to be dropped first takes a stronger lock: each by itself.
+        for some in fresh.chunks(TOGETHER).chain(altered.chunks(1)) {
             cx.proceed()?;
             match self.hang_on(session, some, name, level, "nowait").await {
                 Ok(()) => continue,
@@ -248,7 +251,8 @@ impl Gate {
         let tx = session.transaction().await?;
         let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.table.sql())).collect();
         tx.wait_for_locks(PATIENCE).await?;
-        tx.batch(&format!("lock table {} in share row exclusive mode {wait}", list.join(", "))).await?;
+        let mode = if tables.iter().any(|t| t.disabled) { "access exclusive" } else { "share row exclusive" };
+        tx.batch(&format!("lock table {} in {mode} mode {wait}", list.join(", "))).await?;
         let mut sql = String::new();
         for Lacking { table, disabled } in tables {
             if *disabled {

@@ -16,6 +16,7 @@ mod preflight;
 mod protocol;
 mod quarantine;
 mod sequences;
+mod served;
 mod state;
 mod subscriptions;
 mod turn_back;
@@ -88,6 +89,9 @@ pub struct Cutover {
     /// public.payment.note`.
     #[serde(default)]
     pub allow_drift: BTreeSet<String>,
+    /// Whether the new side may hold what was written on it while an earlier decision stood, which was taken back.
+    #[serde(default)]
+    pub allow_served: bool,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,

@@ -1,5 +1,6 @@
 //! A system that flips: what prepares it, what commits it, what calls it off and what turns it back.
 
+use super::book::Book;
 use crate::error::{Class, Error, Result};
 use crate::outside::{Action, FileWrite, Original, Outside};
 use crate::problem::{Problems, Segment};
@@ -161,14 +162,41 @@ impl Participant {
         self.perform(outside, "check", self.check.as_ref()).await
     }
 
+    /// For how long a request whose answer was not waited for may still be on its way to it: what can be ended instead
+    /// of being waited for, a command or a statement, is.
+    fn late(&self) -> Option<Duration> {
+        let asked = [&self.prepare, &self.commit, &self.abort, &self.revert];
+        asked.iter().filter_map(|action| Some(action.as_ref()?.http.as_ref()?.limit())).max()
+    }
+
+    /// Where an earlier request may still be on its way, waits it out and performs the action that takes it back once more.
+    async fn outlast(
+        &self,
+        cx: &Context,
+        outside: &Outside<'_>,
+        what: &str,
+        action: Option<&Action>,
+    ) -> Result<()> {
+        let Some(late) = self.late() else { return Ok(()) };
+        cx.note(format!(
+            "participant {} was asked something that it has not answered; should that arrive late, it is told again to {what} in {late:?}",
+            self.name
+        ));
+        tokio::time::sleep(late).await;
+        self.perform(outside, what, action).await
+    }
+
     /// Readies it.
-    pub async fn prepare(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    pub async fn prepare(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} prepares", self.name));
-        self.perform(outside, "prepare", self.prepare.as_ref()).await
+        book.asks(&self.name, false);
+        let result = self.perform(outside, "prepare", self.prepare.as_ref()).await;
+        book.asks(&self.name, is_answer(&result));
+        result
     }
 
     /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
-    pub async fn abort(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    pub async fn abort(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} is being released", self.name));
         let mut last = Ok(());
         for wait in [0, 200, 1000] {
@@ -181,6 +209,10 @@ impl Participant {
         if is_over(&last) {
             return last;
         }
+        if last.is_ok() && book.is_unanswered(&self.name) {
+            last = self.outlast(cx, outside, "abort", self.abort.as_ref()).await;
+        }
+        book.asks(&self.name, last.is_ok());
         last.map_err(|e| {
             e.with_class(Class::External).hint(format!(
                 "{} may still be holding its clients: release it by hand, then `handover resume`",
@@ -190,8 +222,9 @@ impl Participant {
     }
 
     /// Flips it.
-    pub async fn commit(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    pub async fn commit(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         self.settle(outside).await?;
+        book.asks(&self.name, false);
         if let Some(file) = &self.file {
             if cx.recall::<Original>(&self.fact("original"))?.is_none() {
                 let tag = format!("{}-{}", cx.run, cx.step);
@@ -199,7 +232,9 @@ impl Participant {
             }
             outside.file_write(&self.unit("commit"), file).await?;
         }
-        self.perform(outside, "commit", self.commit.as_ref()).await
+        let result = self.perform(outside, "commit", self.commit.as_ref()).await;
+        book.asks(&self.name, is_answer(&result));
+        result
     }
 
     /// Proves that it flipped.
@@ -218,14 +253,19 @@ impl Participant {
     }
 
     /// Turns it back. What the file was is kept until that is written down; see [`Participant::forget`].
-    pub async fn revert(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    pub async fn revert(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         self.settle(outside).await?;
         if let Some(file) = &self.file
             && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
         {
             outside.file_restore(&self.unit("revert"), file, &original).await?;
         }
-        self.perform(outside, "revert", self.revert.as_ref()).await
+        self.perform(outside, "revert", self.revert.as_ref()).await?;
+        if book.is_unanswered(&self.name) {
+            self.outlast(cx, outside, "revert", self.revert.as_ref()).await?;
+        }
+        book.asks(&self.name, true);
+        Ok(())
     }
 
     /// Drops what was kept for turning it back.
@@ -234,6 +274,14 @@ impl Participant {
             Some(original) => outside.file_forget(&original),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether it is known what became of an act.
+fn is_answer(result: &Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(e) => !matches!(e.class(), Class::Connection | Class::Timeout | Class::Cancelled),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::gate::Gate;
 use super::{
-    Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, subscriptions, uncaptured,
-    watched,
+    Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, served, subscriptions,
+    uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 pub struct Proof {
     /// The digest of the old side's schema.
     pub schema: String,
+    /// Which rows the new side holds; see [`served`].
+    pub successor: String,
     /// The tables whose writes nothing carries over, with how often the server counted a write to each.
     pub exposed: BTreeMap<TableName, i64>,
 }
@@ -35,7 +37,8 @@ async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session)
             .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
     }
     let exposed = uncaptured::refuse(cutover, cx, blue, green).await?;
-    Ok(Proof { schema: watched::refuse(cutover, cx).await?, exposed })
+    let successor = served::successor(green).await?;
+    Ok(Proof { schema: watched::refuse(cutover, cx).await?, successor, exposed })
 }
 
 /// Waits until a pause would be short, or fails with what is in the way.
@@ -46,6 +49,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(Proof::default()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
+    let mut successor = cx.writer(to).await?;
     let unknown = never_analyzed(&green).await?;
     if let Some(first) = unknown.first() {
         cx.warn(format!(
@@ -64,7 +68,10 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
     loop {
         let obstacle = match late(cx, gauge.as_mut()).await? {
             None => match obstacle(cutover, cx, &blue, &green).await? {
-                None => Gate::of(cx).raise(&mut blue, cx, cutover).await?,
+                None => match Gate::of(cx).raise(&mut blue, cx, cutover).await? {
+                    None => unconfirmed(cutover, cx, [&mut blue, &mut successor]).await?,
+                    some => some,
+                },
                 some => some,
             },
             late => late,
@@ -107,6 +114,10 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
         out.extend(sequences::look((blue, &there), (green, &here)).await?);
     }
     out.extend(subscriptions::writing(blue, cutover).await?);
+    out.extend(freeze::reached_by_excepted(blue, cutover).await?.iter().map(|(top, below)| {
+        format!("`except` has {top}, and a write to it reaches rows of {below}, which is frozen: except {below} too, or neither")
+    }));
+    out.extend(served::before(cutover, cx, blue, green).await?);
     Ok(out)
 }
 
@@ -146,6 +157,17 @@ async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>>
     }
     let behind = replicate::lag::bytes(gauge.behind().await?);
     Ok(Some(format!("a change takes longer than {patience:?} to arrive on {to}, which is {behind} behind")))
+}
+
+/// Which side's commits wait for a standby that does not answer, in words.
+async fn unconfirmed(cutover: &Cutover, cx: &Context, sides: [&mut Session; 2]) -> Result<Option<String>> {
+    let limit = (cutover.write_pause.0 / 4).max(Duration::from_millis(200));
+    for session in sides {
+        if let Some(obstacle) = freeze::confirms(session, cx, limit).await? {
+            return Ok(Some(obstacle));
+        }
+    }
+    Ok(None)
 }
 
 /// What would make a pause long, in words.

@@ -236,9 +236,9 @@ async fn try_to_flip(
 }
 
 /// Prepares everybody, all at once.
-async fn prepare(cutover: &Cutover, outer: &Context, cx: &Context) -> Result<()> {
+async fn prepare(cutover: &Cutover, outer: &Context, cx: &Context, book: &Book<'_>) -> Result<()> {
     let outside = Outside::new(cx);
-    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, &outside)));
+    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, book, &outside)));
     tokio::select! {
         result = tokio::time::timeout(cutover.prepare_timeout.0, all) => match result {
             Ok(result) => result.map(drop),
@@ -262,7 +262,7 @@ async fn decide(
 ) -> Result<()> {
     attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
-    prepare(cutover, outer, cx).await?;
+    prepare(cutover, outer, cx, book).await?;
     failpoint::at(failpoint::CUTOVER_PREPARED)?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         book.note(Event::Prepared).await?;
@@ -343,11 +343,11 @@ async fn decide(
     outer.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
-    freeze::decide(&tx, cx, cutover).await?;
+    freeze::decide(&tx, cx, cutover, &attempt.proof.successor).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());
     }
-    tx.commit().await?;
+    tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
     attempt.decided = Some(Instant::now());
     attempt.sequences = sequences;
     attempt.large_objects = carrier.zip(pass);
@@ -369,7 +369,7 @@ async fn commit_all(
         if book.stand(&participant.name).await != Stand::Committed {
             let _section = cx.critical(format!("participant {} is being committed", participant.name));
             let (mut wait, mut tries, mut told) = (Duration::from_millis(100), 0_u32, String::new());
-            while let Err(error) = commit_once(participant, cx, outside).await {
+            while let Err(error) = commit_once(participant, cx, book, outside).await {
                 tries += 1;
                 if matches!(error.class(), Class::LeaseLost | Class::Journal) {
                     return Err(error);
@@ -410,8 +410,13 @@ async fn commit_all(
     Ok(Value::Array(results.into_iter().collect::<Result<Vec<_>>>()?))
 }
 
-async fn commit_once(participant: &Participant, cx: &Context, outside: &Outside<'_>) -> Result<()> {
-    participant.commit(cx, outside).await?;
+async fn commit_once(
+    participant: &Participant,
+    cx: &Context,
+    book: &Book<'_>,
+    outside: &Outside<'_>,
+) -> Result<()> {
+    participant.commit(cx, book, outside).await?;
     failpoint::at(failpoint::CUTOVER_PARTICIPANT_ANSWERED)
 }
 
@@ -422,7 +427,7 @@ pub async fn call_off(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Resul
     let outside = &Outside::new(cx);
     let release = async |participant: &Participant| -> Result<()> {
         if book.stand(&participant.name).await == Stand::Aborting {
-            participant.abort(cx, outside).await?;
+            participant.abort(cx, book, outside).await?;
             book.note(Event::Aborted(&participant.name)).await?;
         }
         Ok(())

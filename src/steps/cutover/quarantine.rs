@@ -46,11 +46,12 @@ pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> R
         return Ok(());
     }
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
-    let keys = marks::aside(green, &names).await?;
-    let events: i64 = keys.iter().map(|key| key.events).sum();
+    // Behind the lock: the keys, of which there may be many, are looked at only to be named.
+    let (events, _) = marks::count_aside(green, &names).await?;
     if events <= limit {
         return Ok(());
     }
+    let keys = marks::aside(green, &names).await?;
     let which = format!(
         "stream in ({})",
         names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ")
@@ -81,8 +82,7 @@ pub async fn pending(
 ) -> Result<Option<String>> {
     let streams = protocol::streams(cutover, cx, blue).await?;
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
-    let asked: i64 =
-        marks::aside(green, &names).await?.iter().filter(|key| key.retry).map(|key| key.events).sum();
+    let (_, asked) = marks::count_aside(green, &names).await?;
     if asked > 0 {
         return Ok(Some(format!("replay is about to try {asked} events again that were set aside")));
     }

@@ -39,6 +39,11 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     if let Some(freeze) = &cutover.freeze {
         carry_back(cutover, freeze, cx).await;
         freeze::open_again(&mut cx.writer(freeze).await?, cx).await?;
+        if let Some(to) = cutover.to.as_ref().filter(|_| !cutover.allow_served) {
+            cx.note(format!(
+                "what was written on {to} since the cutover stays there; the next cutover to it is refused until {to} is made anew"
+            ));
+        }
     }
     failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
     let outside = Outside::new(cx);
@@ -47,7 +52,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         if book.stand(&participant.name).await != Stand::Reverted {
             let _section = cx.critical(format!("participant {} is being turned back", participant.name));
             book.note(Event::Revert(&participant.name)).await?;
-            participant.revert(cx, &outside).await?;
+            participant.revert(cx, &book, &outside).await?;
             failpoint::at(failpoint::CUTOVER_UNDO_REVERTED)?;
             book.note(Event::Reverted(&participant.name)).await?;
             participant.forget(cx, &outside)?;

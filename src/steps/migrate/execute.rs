@@ -386,9 +386,14 @@ impl<'a> Worker<'a> {
             self.as_role().await?;
             let (cx, on, pid) = (self.cx, self.step.on.as_str(), self.pid);
             let blockers = Blockers::default();
+            // Its locks are let go of before a synchronous standby has it, which the record of it waits for.
+            let durable: String =
+                self.session.query_one("select current_setting('synchronous_commit')", &[]).await?.get(0);
+            self.session.set("synchronous_commit", "local").await?;
             let run = self.session.client().execute(statement.sql.as_str(), &[]);
             let result = watched(cx, on, pid, key, statement.line, &blockers, run).await?;
             self.as_ourselves().await?;
+            self.session.set("synchronous_commit", &durable).await?;
             self.session.set("lock_timeout", &timeout).await?;
             let Err(e) = result else { return Ok(()) };
             if half_done && e.code().is_some_and(names_nothing) {

@@ -6,20 +6,11 @@
 //! (<https://www.postgresql.org/docs/current/errcodes-appendix.html>)
 
 use crate::error::Error;
-
-/// Classes of SQLSTATE that speak of the values a statement was given: more rows than one, data exceptions,
-/// integrity constraints, a view's check option.
-const CLASSES: [&str; 4] = ["21", "22", "23", "44"];
-/// What functions and triggers of the application raise: an exception, no row, several rows, a failed assertion.
-const CODES: [&str; 4] = ["P0001", "P0002", "P0003", "P0004"];
+use crate::postgres::error::is_about_values;
 
 /// Whether an error is about the event, so that the plan's `on_error` applies. Anything else halts, or passes.
 pub(super) fn is_the_events(error: &Error) -> bool {
     error.sqlstate().is_some_and(is_about_values)
-}
-
-fn is_about_values(sqlstate: &str) -> bool {
-    CODES.contains(&sqlstate) || CLASSES.iter().any(|class| sqlstate.starts_with(class))
 }
 
 #[cfg(test)]
