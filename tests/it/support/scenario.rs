@@ -110,6 +110,47 @@ impl Scenario {
         }
     }
 
+    /// As [`Scenario::prove_checkpoints`], for a kind that would begin anew at each: one checkpoint fails in each run.
+    pub async fn prove_each_checkpoint(&self, failure: &str) {
+        let (templates, loss) = (self.templates().await, self.loss());
+        let world = self.world(&templates).await;
+        let before = world.snapshot().await;
+        world.handover("run", &[]).await.success();
+        let expected = world.snapshot().await;
+        world.drop_now().await;
+        let (templates, before, expected) = (&templates, &before, &expected);
+        let fails_at = async |number: usize| -> bool {
+            let world = self.world(templates).await;
+            let point = format!("{}:{number}:{failure}", failpoint::CHECKPOINT_COMMITTED);
+            let mut command = world.command();
+            command.env("HANDOVER_FAILPOINT", point).env("HANDOVER_FAILPOINT_MARK", world.path("mark"));
+            let output = bounded(command.arg("run").arg(world.plan())).await;
+            let reached = world.path("mark").exists();
+            let what = format!("{:?}, {failure} at checkpoint {number}", self.prefixes);
+            if !output.status.success() {
+                assert!(reached, "{what}: {}", String::from_utf8_lossy(&output.stderr));
+                world.handover("resume", &[]).await.success();
+            }
+            std::fs::remove_file(world.path("mark")).unwrap_or_default();
+            assert_same(&what, expected, &world.snapshot().await);
+            if reached {
+                world.handover("rollback", loss).await.success();
+                if self.rollback_restores {
+                    assert_same(&format!("{what}, rolled back"), before, &world.snapshot().await);
+                }
+            }
+            world.drop_now().await;
+            reached
+        };
+        // They mostly wait: several at a time.
+        let mut number = 1;
+        while futures_util::future::join_all((number..number + 4).map(&fails_at)).await.into_iter().all(|r| r)
+        {
+            number += 4;
+        }
+        assert!(number > 4, "{:?}: there are more checkpoints than that", self.prefixes);
+    }
+
     /// Proves it.
     pub async fn prove(&self) {
         let (templates, loss) = (self.templates().await, self.loss());
