@@ -76,6 +76,7 @@ struct Inner {
     place: Place,
     hint: Option<String>,
     exhausted: bool,
+    unanswered: bool,
     sqlstate: Option<String>,
 }
 
@@ -88,6 +89,7 @@ impl Error {
             place: Place::default(),
             hint: None,
             exhausted: false,
+            unanswered: false,
             sqlstate: None,
         }))
     }
@@ -118,6 +120,19 @@ impl Error {
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.0.exhausted
+    }
+
+    /// Marks that nobody knows whether what was asked for happens, or will.
+    #[must_use]
+    pub fn unanswered(mut self) -> Self {
+        self.0.unanswered = true;
+        self
+    }
+
+    /// Whether that is marked.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.0.unanswered
     }
 
     /// Puts context before the message: `context: message`.

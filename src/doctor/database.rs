@@ -37,7 +37,11 @@ pub(super) async fn examine(
         privilege(&session, need, major, notes).await?;
     }
     for found in creators::look(&session, databases.search_path(name)?, None).await? {
-        notes.error(found.text(), found.cure());
+        if found.is_open() {
+            notes.error(found.text(), found.cure());
+        } else {
+            notes.warning(found.text(), found.cure());
+        }
     }
     locks(&session, name, kinds, notes).await?;
     left(&session, acting, notes).await?;

@@ -26,6 +26,9 @@ const TAIL: u64 = 8 * 1024;
 /// A stream is cut back when it has grown to this size on disk.
 const CUT: u64 = 16 * 1024 * 1024;
 
+/// The variable that holds [`Outside::next_number`].
+const SEQUENCE: &str = "HANDOVER_SEQUENCE";
+
 /// A program with its arguments: a list, or a mapping with `run`, `env` and `timeout`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
@@ -381,6 +384,9 @@ impl Outside<'_> {
         child.args(&command.run[1..]).current_dir(&base).stdin(Stdio::null()).process_group(0);
         if let Some(mark) = mark {
             child.env(MARK, mark);
+        }
+        if let Some(number) = self.next_number() {
+            child.env(SEQUENCE, number);
         }
         let mut redactor = self.redactor();
         for (name, value) in &command.env {

@@ -13,22 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Instant;
 
 /// How long a request may take unless the plan says otherwise.
 const TIMEOUT: Duration = Duration::secs(10);
 /// How much of an answer is read.
 const LONGEST: usize = 1024 * 1024;
-/// Rises with every request of a plan, whoever sends it: an endpoint that keeps the highest one and refuses lower ones is
-/// never told something old by a request that was held up on its way.
+/// The header that holds [`Outside::next_number`].
 const SEQUENCE: &str = "handover-sequence";
-
-/// The next number: of the lease's token, which rises with each process that acts, and of the requests of this one.
-fn sequence(token: i64) -> i64 {
-    static SENT: AtomicI64 = AtomicI64::new(0);
-    token.saturating_mul(1_000_000).saturating_add(SENT.fetch_add(1, Ordering::Relaxed) + 1)
-}
 
 /// A request and the answer that it should have. Redirects are not followed: they would carry headers and
 /// acts to places that nobody reviewed.
@@ -261,8 +253,10 @@ impl Outside<'_> {
         let Some(mismatch) = &answer.mismatch else { return Ok(answer) };
         let class =
             if matches!(answer.status, 429 | 502..=504) { Class::Connection } else { Class::External };
-        Err(Error::new(class, format!("{} {mismatch}", http.shown()))
-            .hint("see what the endpoint's own log says, then `handover resume`"))
+        let error = Error::new(class, format!("{} {mismatch}", http.shown()))
+            .hint("see what the endpoint's own log says, then `handover resume`");
+        // Said by something on the way, which may have passed it on; or by an endpoint that broke off.
+        Err(if matches!(answer.status, 408 | 425 | 500..) { error.unanswered() } else { error })
     }
 
     /// Sends a request; an unexpected answer is told in [`Answer::mismatch`].
@@ -292,9 +286,8 @@ impl Outside<'_> {
         } else if let Some(body) = &http.body {
             request = request.body(body.resolve()?.expose().to_owned());
         }
-        // Who only looks holds no lease, and asks for nothing that could overtake.
-        if let Ok(lease) = self.site.databases().lease() {
-            request = request.header(SEQUENCE, sequence(lease.token()));
+        if let Some(number) = self.next_number() {
+            request = request.header(SEQUENCE, number);
         }
         // The last look at the lease and at a request to stop.
         self.site.proceed()?;
@@ -359,8 +352,10 @@ fn failed(http: &Http, error: &reqwest::Error) -> Error {
         // The innermost cause says what the system said; none of the causes holds the URL.
         causes.pop().unwrap_or_else(|| "the request failed".to_owned())
     };
-    Error::new(Class::Connection, format!("{}: {why}", http.shown()))
-        .hint("see that the endpoint is up and reachable from here, then `handover resume`")
+    let failed = Error::new(Class::Connection, format!("{}: {why}", http.shown()))
+        .hint("see that the endpoint is up and reachable from here, then `handover resume`");
+    // Without a connection nothing was sent.
+    if error.is_connect() { failed } else { failed.unanswered() }
 }
 
 #[cfg(test)]

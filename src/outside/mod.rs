@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio_util::sync::CancellationToken;
 
 /// What an act outside needs of the step that does it. The steps' context is one.
@@ -91,6 +92,15 @@ impl<'a> Outside<'a> {
                 json!({ "file": file.path })
             }
         })
+    }
+
+    /// A number that rises with every act of a plan, whoever does it: of the lease's token, which rises with each process
+    /// that acts, and of the acts of this one. Who keeps the highest that it saw and refuses lower ones is never told
+    /// something old by what was held up on its way. None for who only looks, and asks for nothing that could overtake.
+    fn next_number(&self) -> Option<String> {
+        static ACTS: AtomicU32 = AtomicU32::new(0);
+        let token = self.site.databases().lease().ok()?.token();
+        Some(((i128::from(token) << 32) + i128::from(ACTS.fetch_add(1, Ordering::Relaxed)) + 1).to_string())
     }
 
     /// Sleeps, unless the run is asked to stop.

@@ -249,6 +249,12 @@ impl Address {
         tokio::time::timeout(limit, self.choose()).await.unwrap_or(Err(Refused::Silent(limit)))
     }
 
+    /// How to speak TLS to it.
+    #[must_use]
+    pub fn connector(&self) -> MakeRustlsConnect {
+        MakeRustlsConnect::new(self.tls.clone())
+    }
+
     async fn choose(&self) -> Result<(Client, Wire), Refused> {
         let connect = async |config: &Config| {
             config.connect(MakeRustlsConnect::new(self.tls.clone())).await.map_err(Refused::Driver)

@@ -5,6 +5,7 @@ use super::clock::Moment;
 use super::error::from_postgres;
 use super::profile::{self, Profile, SearchPath};
 use super::session::Session;
+use super::standby::Told;
 use crate::error::{Class, Error, Result};
 use crate::value::{Secret, fingerprint};
 use std::collections::BTreeMap;
@@ -135,20 +136,40 @@ impl Target {
 }
 
 /// The plan's databases by name. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Databases {
     targets: Arc<BTreeMap<String, Target>>,
     lease: Option<Lease>,
     label: String,
     /// Whether its sessions are for the plan's own SQL.
     for_operator: bool,
+    /// Whom to tell of a commit that a standby may lack.
+    told: Option<Told>,
+}
+
+impl std::fmt::Debug for Databases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Databases").field("targets", &self.targets).finish_non_exhaustive()
+    }
 }
 
 impl Databases {
     /// Databases that can only be read, as before a lease is taken.
     #[must_use]
     pub fn new(targets: BTreeMap<String, Target>) -> Self {
-        Databases { targets: Arc::new(targets), lease: None, label: "reader".into(), for_operator: false }
+        Databases {
+            targets: Arc::new(targets),
+            lease: None,
+            label: "reader".into(),
+            for_operator: false,
+            told: None,
+        }
+    }
+
+    /// The same databases, whose writers say what the operator should know of a commit.
+    #[must_use]
+    pub fn telling(&self, told: Told) -> Self {
+        Databases { told: Some(told), ..self.clone() }
     }
 
     /// The same databases, writable under `lease`. The readers' URLs stay behind: what acts decides by what it
@@ -265,7 +286,7 @@ impl Databases {
         let label = lease.application_name(&self.label);
         let client = open_as(&target.url, name, &label, &self.profile(target), false).await?;
         let address = Address::parse(&target.url).map_err(|e| e.on_database(name))?;
-        Ok(Session::writer(client, name, lease.clone(), address))
+        Ok(Session::writer(client, name, lease.clone(), address, self.told.clone()))
     }
 
     /// A read-only session as the role that executes the plan, for steps that must see every row: row security

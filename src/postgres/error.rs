@@ -20,6 +20,9 @@ const OF_VALUES: [&str; 4] = ["21", "22", "23", "44"];
 /// What functions and triggers of the application raise: an exception, no row, several rows, a failed assertion.
 const RAISED: [&str; 4] = ["P0001", "P0002", "P0003", "P0004"];
 
+/// What a message begins with that a block of ours passes on.
+pub const PASSED_ON: &str = "handover: ";
+
 /// Whether an error of this SQLSTATE is about the values that a statement was given or met, and not about the session,
 /// the server, the role, the schema or the statement. Such values may be secrets, and its texts may quote them.
 #[must_use]
@@ -44,11 +47,11 @@ fn from_db_error(db: &DbError) -> Error {
     let of_values = is_about_values(code.code());
     let raised = raised_by(db);
     let mut message = match &raised {
-        Some(Raised::Elsewhere(place)) => {
+        Some(place) => {
             format!("{place} raised an error, whose text may hold values of a row; the server's log has it")
         }
         _ if code.code().starts_with("22") => without_quotations(db.message()),
-        _ => db.message().to_owned(),
+        _ => db.message().strip_prefix(PASSED_ON).unwrap_or(db.message()).to_owned(),
     };
     if !of_values
         && raised.is_none()
@@ -56,7 +59,9 @@ fn from_db_error(db: &DbError) -> Error {
     {
         message = format!("{message} ({detail})");
     }
-    if let Some(constraint) = db.constraint() {
+    if raised.is_none()
+        && let Some(constraint) = db.constraint()
+    {
         message = format!("{message} [constraint {constraint}]");
     }
     let message = format!("{message} [SQLSTATE {}]", code.code());
@@ -73,38 +78,40 @@ fn from_db_error(db: &DbError) -> Error {
     }
     match (hint_for(class, code), db.hint()) {
         (Some(hint), _) => error.hint(hint),
-        (None, Some(_)) if matches!(raised, Some(Raised::Elsewhere(_))) => error,
+        (None, Some(_)) if raised.is_some() => error,
         (None, Some(server)) => error.hint(format!("the server suggests: {server}")),
         (None, None) => error,
     }
 }
 
-/// An error that was not the server's own, but raised by a statement of PL/pgSQL.
-enum Raised {
-    /// By a block that stands in the statement itself, which whoever wrote the plan can read.
-    Here,
-    /// By a function or trigger, in words.
-    Elsewhere(String),
-}
-
-/// Who raised an error; none where the server itself did, or a routine of ours. The name of the server's function that
-/// reports it is in every error, and is not translated.
+/// Who raised an error, in words; none where the server itself did, or a routine of ours. The name of the server's function
+/// that reports it is in every error, and is not translated.
 /// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>)
-fn raised_by(db: &DbError) -> Option<Raised> {
-    if db.routine() != Some("exec_stmt_raise") && !RAISED.contains(&db.code().code()) {
+fn raised_by(db: &DbError) -> Option<String> {
+    let code = db.code().code();
+    let raised = db.routine() == Some("exec_stmt_raise") || RAISED.contains(&code) || code.starts_with("38");
+    if !raised || db.message().starts_with(PASSED_ON) {
         return None;
     }
-    let context = db.where_().unwrap_or_default().lines().next().unwrap_or_default();
-    if context.contains("inline_code_block") {
-        return Some(Raised::Here);
+    place_of(db.where_().unwrap_or_default())
+}
+
+/// The routine of an error's context, `PL/pgSQL function name(arguments) line 3 at RAISE`: whatever the words around it are
+/// in the server's language. None where it is one of ours.
+fn place_of(context: &str) -> Option<String> {
+    let first = context.lines().next().unwrap_or_default();
+    let line = first.split(|c: char| !c.is_ascii_digit()).rfind(|number| !number.is_empty());
+    if first.contains("inline_code_block") {
+        return Some(format!("the statement's block (line {} of it)", line.unwrap_or("?")));
     }
-    // `PL/pgSQL function name(arguments) line 3 at RAISE`: the name, whatever the words around it.
-    let name = context.split_once('(').and_then(|(before, _)| before.split_whitespace().last());
-    match name {
-        Some(name) if name.starts_with("handover.") => None,
-        Some(name) => Some(Raised::Elsewhere(format!("the function {name}"))),
-        None => Some(Raised::Elsewhere("a function".to_owned())),
+    let ours = first.match_indices("handover.").any(|(at, _)| {
+        !first[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '"'))
+    });
+    if ours {
+        return None;
     }
+    let name = first.split_once('(').and_then(|(before, _)| before.split_whitespace().last());
+    Some(name.map_or_else(|| "a function".to_owned(), |name| format!("the function {name}")))
 }
 
 /// The class an SQLSTATE belongs to.
@@ -227,6 +234,27 @@ mod tests {
             ("division by zero", "division by zero"),
         ] {
             assert_eq!(without_quotations(message), kept);
+        }
+    }
+
+    #[test]
+    fn who_raised_an_error_is_told_in_any_language() {
+        for (context, place) in [
+            ("PL/pgSQL function refuse() line 3 at RAISE", Some("the function refuse")),
+            (
+                "PL/pgSQL function public.f(integer) line 1 at RAISE\nSQL statement",
+                Some("the function public.f"),
+            ),
+            (
+                "PL/pgSQL function inline_code_block line 7 at RAISE",
+                Some("the statement's block (line 7 of it)"),
+            ),
+            ("PL/pgSQL-Funktion handover.refuse_1a() Zeile 3 bei RAISE", None),
+            ("PL/pgSQL関数handover.refuse_1a()の3行目のRAISE", None),
+            ("PL/pgSQL function my_handover.f() line 3 at RAISE", Some("the function my_handover.f")),
+            ("", Some("a function")),
+        ] {
+            assert_eq!(place_of(context).as_deref(), place, "{context}");
         }
     }
 

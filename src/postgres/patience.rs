@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const LATE: u32 = 8;
 
 /// Sets `lock_timeout`, `$1` milliseconds at most, for the session or the transaction; tells what it is now.
-const SET: &str = "select ms, pg_backend_pid(), set_config('lock_timeout', ms::text, $2)
+const SET: &str = "select ms, set_config('lock_timeout', ms::text, $2)
     from (select greatest(1, least($1::bigint, setting::bigint * 4 / 5)) as ms
           from pg_settings where name = 'deadlock_timeout') s";
 
@@ -70,7 +70,7 @@ impl Session {
     /// What the server says.
     pub async fn wait_for_locks(&self, at_most: Duration) -> Result<Duration> {
         let row = self.query_opt(SET, &[&millis(at_most), &false]).await?;
-        self.hurry(row.as_ref().map_or(0, |row| row.get(1)));
+        self.hurry();
         Ok(length(row.as_ref().map(|row| row.get(0)), at_most))
     }
 }
@@ -129,7 +129,7 @@ impl Tx<'_> {
     /// What the server says.
     pub async fn wait_for_locks(&self, at_most: Duration) -> Result<Duration> {
         let row = self.query_opt(SET, &[&millis(at_most), &true]).await?;
-        self.hurry(row.as_ref().map_or(0, |row| row.get(1)));
+        self.hurry();
         Ok(length(row.as_ref().map(|row| row.get(0)), at_most))
     }
 

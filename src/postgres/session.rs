@@ -9,7 +9,7 @@ use crate::event::{RunId, StepId};
 use crate::failpoint;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_postgres::types::{Json, ToSql};
 use tokio_postgres::{Client, CopyInSink, CopyOutStream, Row, Statement, ToStatement};
@@ -29,8 +29,8 @@ pub struct Session {
     lease: Option<Lease>,
     /// For commits that wait for a standby.
     watch: Option<Watch>,
-    /// The backend, once the session's waits for locks are bounded: others may want what its transactions hold.
-    hurried: AtomicI32,
+    /// Whether its waits for locks are bounded: others may want what its transactions hold.
+    hurried: AtomicBool,
 }
 
 macro_rules! queries {
@@ -103,24 +103,21 @@ macro_rules! queries {
 }
 
 impl Session {
-    pub(super) fn writer(client: Client, database: &str, lease: Lease, address: Address) -> Self {
-        let watch = Watch { address, database: database.to_owned(), told: None };
+    pub(super) fn writer(
+        client: Client,
+        database: &str,
+        lease: Lease,
+        address: Address,
+        told: Option<Told>,
+    ) -> Self {
+        let watch = Watch { address, database: database.to_owned(), told };
         let session = Session::unleased(client, database);
         Session { lease: Some(lease), watch: Some(watch), ..session }
     }
 
-    /// Says whom to tell that a commit counts though a synchronous standby did not confirm it in time.
-    #[must_use]
-    pub fn telling(mut self, told: Told) -> Self {
-        if let Some(watch) = &mut self.watch {
-            watch.told = Some(told);
-        }
-        self
-    }
-
     /// From here on commits are waited for no longer than [`standby::PATIENCE`] when a standby does not answer.
-    pub(super) fn hurry(&self, pid: i32) {
-        self.hurried.store(pid, Ordering::Relaxed);
+    pub(super) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
     /// A session of the engine itself (journal, installation), under no lease.
@@ -131,7 +128,7 @@ impl Session {
             database: database.to_owned(),
             lease: None,
             watch: None,
-            hurried: AtomicI32::new(0),
+            hurried: AtomicBool::new(false),
         }
     }
 
@@ -165,7 +162,7 @@ impl Session {
             database: self.database.clone(),
             checkpoint: AtomicBool::new(false),
             watch: self.watch.clone(),
-            hurried: AtomicI32::new(self.hurried.load(Ordering::Relaxed)),
+            hurried: AtomicBool::new(self.hurried.load(Ordering::Relaxed)),
         };
         if let Some(lease) = &self.lease {
             tx.check_fence(lease).await?;
@@ -180,7 +177,22 @@ impl Session {
     /// Lease lost, or what the server says.
     pub async fn autocommit(&self, sql: &str, params: Params<'_>) -> Result<u64> {
         self.check_fence().await?;
-        self.client.execute(sql, params).await.map_err(|e| self.error(&e))
+        if !self.hurried.load(Ordering::Relaxed) {
+            return self.client.execute(sql, params).await.map_err(|e| self.error(&e));
+        }
+        // Its locks are let go of before a synchronous standby has it; what is written behind it waits for that.
+        let row = self.query_one("select current_setting('synchronous_commit')", &[]).await?;
+        self.set("synchronous_commit", "local").await?;
+        let result = self.client.execute(sql, params).await.map_err(|e| self.error(&e));
+        self.set("synchronous_commit", row.get(0)).await?;
+        let changed = result?;
+        // A role may have been refused this function; then the next commit of ours waits.
+        drop(
+            self.client
+                .batch_execute("select pg_catalog.pg_logical_emit_message(true, 'handover', '')")
+                .await,
+        );
+        Ok(changed)
     }
 
     /// Proves outside any transaction that this session's lease still holds the fence, right before a
@@ -233,7 +245,7 @@ pub struct Tx<'a> {
     checkpoint: AtomicBool,
     watch: Option<Watch>,
     /// As the session's.
-    hurried: AtomicI32,
+    hurried: AtomicBool,
 }
 
 impl Tx<'_> {
@@ -361,8 +373,8 @@ impl Tx<'_> {
     }
 
     /// As [`Session::hurry`], for this transaction.
-    pub(super) fn hurry(&self, pid: i32) {
-        self.hurried.store(pid, Ordering::Relaxed);
+    pub(super) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
     /// Commits. Where the waits for locks are bounded, the wait for a synchronous standby is too; see
@@ -374,17 +386,22 @@ impl Tx<'_> {
         self.commit_within(standby::PATIENCE).await.map(drop)
     }
 
-    /// Commits; whether a synchronous standby, if there is one, confirmed it within `limit`. Where the waits for locks
-    /// are not bounded, nor is this one.
+    /// Commits; whether that took no longer than `limit`, which a synchronous standby that does not answer makes it.
+    /// Where the waits for locks are not bounded, nor is this one.
     ///
     /// # Errors
     /// As [`Tx::commit`].
     pub async fn commit_within(self, limit: Duration) -> Result<bool> {
         let Tx { inner, database, checkpoint, watch, hurried } = self;
-        let commit = inner.commit();
-        let (result, confirmed) = match (watch, hurried.into_inner()) {
-            (None, _) | (_, 0) => (commit.await, true),
-            (Some(watch), pid) => watch.over(commit, pid, limit).await,
+        let (result, confirmed) = match watch {
+            Some(watch) if hurried.into_inner() => {
+                // Else checked by the commit, which may be cancelled.
+                let checked = inner.batch_execute("set constraints all immediate").await;
+                checked.map_err(|e| from_postgres(&e, &database))?;
+                let token = inner.cancel_token();
+                watch.over(inner.commit(), &token, limit).await
+            }
+            _ => (inner.commit().await, true),
         };
         result.map_err(|e| from_postgres(&e, &database))?;
         if checkpoint.into_inner() {

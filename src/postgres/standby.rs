@@ -5,11 +5,17 @@
 //! committed is written here by then, and can be taken back no more. So after a while the wait, and only the wait, is
 //! cancelled, as the documentation says an administrator may: the locks are free, the commit counts, and the standby may
 //! lack it. Who asked is told.
-//! (<https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA>)
+//!
+//! The cancel is the protocol's own request. It takes no session, of which there may be none left when everybody waits for
+//! us, and asks for no rights. What a commit does before it is written, such as deferred constraints, is done before
+//! ([`super::session::Tx::commit_within`]): a cancel that meets it would fail the commit.
+//! (<https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION-HA>,
+//! <https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS>)
 
 use super::address::Address;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_postgres::CancelToken;
 
 /// How long a commit may hold locks that the application may want.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -20,7 +26,7 @@ pub type Told = Arc<dyn Fn(String) + Send + Sync>;
 /// What ends the wait of a backend.
 #[derive(Clone)]
 pub(super) struct Watch {
-    /// Where to connect to for it.
+    /// Where the backend is.
     pub address: Address,
     /// The database's name in the plan.
     pub database: String,
@@ -35,44 +41,30 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Waits for the commit of the backend `pid`; whether the standby, if there is one, has confirmed it.
-    pub async fn over<T>(&self, commit: impl Future<Output = T>, pid: i32, limit: Duration) -> (T, bool) {
+    /// Waits for the commit of the backend of `token`; whether it came back within `limit`.
+    pub async fn over<T>(
+        &self,
+        commit: impl Future<Output = T>,
+        token: &CancelToken,
+        limit: Duration,
+    ) -> (T, bool) {
         let mut commit = std::pin::pin!(commit);
-        let mut confirmed = true;
-        let mut wait = limit;
+        if let Ok(result) = tokio::time::timeout(limit, &mut commit).await {
+            return (result, true);
+        }
         loop {
-            match tokio::time::timeout(wait, &mut commit).await {
-                Ok(result) => return (result, confirmed),
-                Err(_) => wait = Duration::from_millis(500),
-            }
-            // A slow disk, or constraints that are checked at the end, are none of this.
             // Waited for to its end: it must not reach what the session does next.
-            let ended = tokio::time::timeout(PATIENCE, self.end(pid)).await.unwrap_or(false);
-            if ended
-                && std::mem::take(&mut confirmed)
-                && let Some(told) = &self.told
-            {
-                told(format!(
-                    "{} committed, and its synchronous standby had not confirmed that within {limit:?}: should the standby take over now, it may lack it. See that it follows again (`select * from pg_stat_replication`)",
-                    self.database
-                ));
+            let cancel = token.cancel_query(self.address.connector());
+            let _ = tokio::time::timeout(PATIENCE, cancel).await;
+            if let Ok(result) = tokio::time::timeout(Duration::from_millis(500), &mut commit).await {
+                if let Some(told) = &self.told {
+                    told(format!(
+                        "a commit on {} took longer than {limit:?}; if a synchronous standby has not confirmed it, that one may lack it, and must not take over before it follows again (`select * from pg_stat_replication`)",
+                        self.database
+                    ));
+                }
+                return (result, false);
             }
         }
-    }
-
-    /// Ends the wait of a backend if it is one for a standby.
-    async fn end(&self, pid: i32) -> bool {
-        let Ok((client, wire)) = self.address.dial().await else { return false };
-        let wire = tokio::spawn(wire);
-        let ended = client
-            .query_opt(
-                "select pg_catalog.pg_cancel_backend(pid) from pg_catalog.pg_stat_activity
-                 where pid operator(pg_catalog.=) $1 and wait_event operator(pg_catalog.=) 'SyncRep'",
-                &[&pid],
-            )
-            .await;
-        drop(client);
-        wire.abort();
-        matches!(ended, Ok(Some(row)) if row.get::<_, bool>(0))
     }
 }

@@ -4,7 +4,6 @@ use super::{Critical, Step};
 use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, Measure, RunId, StepId};
 use crate::outside::Site;
-use crate::postgres::standby::Told;
 use crate::postgres::{Databases, Session};
 use crate::value::EnvString;
 use async_trait::async_trait;
@@ -113,8 +112,7 @@ impl Context {
     /// # Errors
     /// Lease lost, or no connection.
     pub async fn writer(&self, database: &str) -> Result<Session> {
-        let session = self.databases.labelled(self.step.as_str()).writer(database).await?;
-        Ok(session.telling(self.teller()))
+        self.own_databases().writer(database).await
     }
 
     /// A read-only session.
@@ -130,14 +128,13 @@ impl Context {
     /// # Errors
     /// Lease lost, or no connection.
     pub async fn operator_writer(&self, database: &str) -> Result<Session> {
-        let session = self.databases.labelled(self.step.as_str()).for_operator().writer(database).await?;
-        Ok(session.telling(self.teller()))
+        self.own_databases().for_operator().writer(database).await
     }
 
-    /// What warns in the name of this step.
-    fn teller(&self) -> Told {
+    /// The databases, labelled with this step, which warns of what they tell.
+    fn own_databases(&self) -> Databases {
         let cx = self.clone();
-        Arc::new(move |text| cx.warn(text))
+        self.databases.labelled(self.step.as_str()).telling(Arc::new(move |text| cx.warn(text)))
     }
 
     /// As [`Context::reader`], for SQL that stands in the plan.
@@ -249,7 +246,7 @@ impl Site for Context {
         format!("{}/{}", self.run, self.step)
     }
     fn databases(&self) -> Databases {
-        self.databases.labelled(self.step.as_str())
+        self.own_databases()
     }
     fn stop(&self) -> &CancellationToken {
         &self.stop

@@ -481,6 +481,10 @@ async fn postgres_13_is_followed_while_it_is_written_to() {
     world.blue = Database::with(servers::oldest().await, BLUE).await;
     let dry = world.handover("dry-run", &[]).await.success();
     assert!(!dry.stdout.contains("only a superuser"), "{dry}");
+    // Everybody may create in `public` there, which is told.
+    world.handover("doctor", &[]).await.code(8);
+    let revoke = "revoke create on schema public from public";
+    world.blue.admin().await.batch_execute(revoke).await.unwrap();
     world.handover("doctor", &[]).await.success();
     let traffic = Traffic::start(&world.blue, 1);
     world.handover("run", &[]).await.success();

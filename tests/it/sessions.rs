@@ -436,11 +436,25 @@ async fn whoever_may_create_in_the_path_is_told_with_what_mends_it() {
         let text = format!("{ended}").split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     }
+    // What they made in the meantime stays, as does a type that is theirs.
+    let planted = "set role stranger; create function public.lower(name) returns text language sql as $$select 'planted'$$; reset role;
+        create schema theirs authorization stranger; create type theirs.mood as enum ('glad'); alter type theirs.mood owner to stranger;
+        alter table account add mood theirs.mood";
+    admin.batch_execute(planted).await.unwrap();
     for word in [words[1], words[3]] {
         admin.batch_execute(word).await.unwrap();
     }
     let doctor = world.handover("doctor", &[]).await;
-    assert!(!doctor.stdout.contains("may create functions"), "{doctor}");
+    let said = doctor.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(!said.contains("may create functions"), "{doctor}");
+    assert!(
+        said.contains("lower(name) is where SQL of the plan finds its names, and belongs to stranger"),
+        "{doctor}"
+    );
+    assert!(
+        said.contains("the type theirs.mood of the application's columns belongs to stranger"),
+        "{doctor}"
+    );
 }
 
 const NAMES: &str = "

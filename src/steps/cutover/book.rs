@@ -4,16 +4,18 @@ use super::Cutover;
 use super::state::{Event, FACT, Flip, Stage, Stand, Way};
 use crate::error::{Error, Result};
 use crate::steps::Context;
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
+use std::time::Duration;
 use tokio::sync::Mutex;
 
 /// The state, and the only way to move it.
 pub struct Book<'a> {
     cx: &'a Context,
     flip: Mutex<Flip>,
-    /// Participants that were asked something and of whose answer nothing is known: it may still be on its way to them.
-    unanswered: std::sync::Mutex<BTreeSet<String>>,
+    /// Participants that were asked something of which nothing more is heard: the asking was broken off.
+    asked: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl<'a> Book<'a> {
@@ -23,24 +25,9 @@ impl<'a> Book<'a> {
     /// As [`Flip::read`].
     pub fn open(cutover: &Cutover, cx: &'a Context) -> Result<Self> {
         let flip = read(cutover, cx)?;
-        let asked = [Stand::Preparing, Stand::Aborting, Stand::Committing, Stand::Reverting];
-        let unanswered = asked.iter().flat_map(|stand| flip.those(*stand)).map(str::to_owned).collect();
-        Ok(Book { cx, flip: Mutex::new(flip), unanswered: std::sync::Mutex::new(unanswered) })
-    }
-
-    /// Says that a participant is about to be asked something, or (`answered`) that it has answered, whatever it said.
-    pub fn asks(&self, name: &str, answered: bool) {
-        let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
-        if answered {
-            unanswered.remove(name);
-        } else {
-            unanswered.insert(name.to_owned());
-        }
-    }
-
-    /// Whether what a participant was asked last may still be on its way.
-    pub fn is_unanswered(&self, name: &str) -> bool {
-        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+        let asking = [Stand::Preparing, Stand::Aborting, Stand::Committing, Stand::Reverting];
+        let asked = asking.iter().flat_map(|stand| flip.those(*stand)).map(str::to_owned).collect();
+        Ok(Book { cx, flip: Mutex::new(flip), asked: std::sync::Mutex::new(asked) })
     }
 
     /// Writes down that something happened, or is about to, and then holds it for true.
@@ -52,10 +39,49 @@ impl<'a> Book<'a> {
         let mut next = flip.after(event).ok_or_else(|| {
             Error::internal(format!("{event:?} cannot come while the cutover is {:?}", flip.stage))
         })?;
-        next.since = next.since.or_else(|| Some(jiff::Timestamp::now()));
+        next.since = next.since.or_else(|| Some(Timestamp::now()));
         self.cx.remember(FACT, &next).await?;
         *flip = next;
         Ok(())
+    }
+
+    /// A participant is about to be asked something.
+    pub fn asks(&self, name: &str) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// It has answered, whatever it said; or (`late`) it has not, and the request may arrive within that time.
+    ///
+    /// # Errors
+    /// The journal failing.
+    pub async fn heard(&self, name: &str, late: Option<Duration>) -> Result<()> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let Some(until) = late.and_then(|late| Timestamp::now().checked_add(late).ok()) else {
+            return Ok(());
+        };
+        let mut flip = self.flip.lock().await;
+        let mut next = flip.clone();
+        let there = next.late.entry(name.to_owned()).or_insert(until);
+        *there = (*there).max(until);
+        self.cx.remember(FACT, &next).await?;
+        *flip = next;
+        Ok(())
+    }
+
+    /// Something else is about to be asked of a participant: what was broken off before may arrive within `limit`.
+    ///
+    /// # Errors
+    /// The journal failing.
+    pub async fn breaks_off(&self, name: &str, limit: Option<Duration>) -> Result<()> {
+        let broken_off = self.asked.lock().unwrap_or_else(PoisonError::into_inner).contains(name);
+        if broken_off { self.heard(name, limit).await } else { Ok(()) }
+    }
+
+    /// For how long a request to a participant may still be on its way.
+    pub async fn late(&self, name: &str) -> Option<Duration> {
+        let until = self.flip.lock().await.late.get(name).copied()?;
+        let left = Duration::try_from(until.duration_since(Timestamp::now())).ok()?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// What to do next; see [`Flip::way`].

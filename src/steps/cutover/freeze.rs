@@ -38,6 +38,9 @@ pub async fn reached_by_excepted(
     Ok(pairs.filter(|(top, below)| cutover.except.contains(top) && !cutover.except.contains(below)).collect())
 }
 
+/// The fact that names the rows a cutover hands over to; see [`super::served`].
+pub const SUCCESSOR: &str = "successor";
+
 /// The tables that a freeze covers, in the order of their names: partitions too, which can be written to directly.
 pub async fn tables(session: &Session, cutover: &Cutover) -> Result<Vec<TableName>> {
     let all = catalog::tables(session).await?.into_iter();
@@ -109,7 +112,9 @@ pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> R
     tx.execute("delete from handover.decision where run = $1 and step = $2", &[run, &step]).await?;
     let name = tx.database().to_owned();
     Ok((!tx.commit_within(limit).await?)
-        .then(|| format!("a commit on {name} is not confirmed by its synchronous standby within {limit:?}")))
+        .then(|| format!(
+            "a commit on {name} takes longer than {limit:?}: its synchronous standby does not confirm it, or its disk is slow"
+        )))
 }
 
 /// Whether the decision of this run and step is there.
@@ -144,6 +149,8 @@ pub async fn bolt(cx: &Context, cutover: &Cutover) {
 
 /// Opens the old side again and takes the decision back, in one transaction. That it stood is kept; see [`super::served`].
 pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
+    // The decision may be gone, where the old side was restored or failed over.
+    let successor: Option<String> = cx.recall(SUCCESSOR)?;
     session.wait_for_locks(Duration::from_secs(5)).await?;
     let earlier = gate::earlier(session).await?;
     let tx = session.transaction().await?;
@@ -151,8 +158,14 @@ pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
     tx.execute(
         "with gone as (delete from handover.decision where run = $1 and step = $2 returning *)
          insert into handover.taken_back (run, step, plan, successor, decided_at)
-         select run, step, plan, successor, decided_at from gone",
-        &[&cx.run.0, &cx.step.as_str()],
+         select $1, $2, $3, w.successor, w.at from (
+             select coalesce(nullif(g.successor, ''), $4) as successor, coalesce(g.decided_at, clock_timestamp()) as at,
+                    g.run is not null as known
+             from (select) one left join gone g on true) w
+         where w.successor is not null
+           and (w.known or not exists (select from handover.taken_back t
+                                       where t.run = $1 and t.step = $2 and t.successor = w.successor))",
+        &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor],
     )
     .await?;
     tx.commit().await

@@ -132,7 +132,9 @@ impl Gate {
                     exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = {0})
              from {1}
              and not exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                             where t.tgrelid = c.oid and t.tgname = {0} and t.tgenabled = 'A' and p.proname = {2})
+                             join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'handover'
+                             where t.tgrelid = c.oid and t.tgname = {0} and t.tgenabled = 'A' and t.tgqual is null
+                               and p.proname = {2})
              order by n.nspname::text collate \"C\", c.relname::text collate \"C\"",
             quote_literal(name),
             catalog::application(kinds),
@@ -401,12 +403,9 @@ async fn drop_all(session: &mut Session, hung: &[(TableName, String)], wait: &st
         .iter()
         .map(|(table, name)| format!("drop trigger if exists {} on {}", quote_ident(name), table.sql()))
         .collect();
-    let sql = format!(
-        "set local lock_timeout = '{}ms'; lock table {} in access exclusive mode {wait}; {}",
-        PATIENCE.as_millis(),
-        tables.join(", "),
-        drops.join(";")
-    );
+    tx.wait_for_locks(PATIENCE).await?;
+    let sql =
+        format!("lock table {} in access exclusive mode {wait}; {}", tables.join(", "), drops.join(";"));
     match tx.batch(&sql).await {
         Ok(()) => tx.commit().await.map(|()| true),
         Err(e) if passes(&e) => tx.rollback().await.map(|()| false),

@@ -18,6 +18,7 @@ mod quarantine;
 mod sequences;
 mod served;
 mod state;
+mod statements;
 mod subscriptions;
 mod turn_back;
 mod uncaptured;

@@ -162,46 +162,59 @@ impl Participant {
         self.perform(outside, "check", self.check.as_ref()).await
     }
 
-    /// For how long a request whose answer was not waited for may still be on its way to it: what can be ended instead
-    /// of being waited for, a command or a statement, is.
-    fn late(&self) -> Option<Duration> {
-        let asked = [&self.prepare, &self.commit, &self.abort, &self.revert];
-        asked.iter().filter_map(|action| Some(action.as_ref()?.http.as_ref()?.limit())).max()
+    /// How long its requests may take at most. What can be ended instead of being waited for, a command or a statement,
+    /// is none.
+    fn limit(&self) -> Option<Duration> {
+        self.actions().filter_map(|(_, action)| Some(action.http.as_ref()?.limit())).max()
     }
 
-    /// Where an earlier request may still be on its way, waits it out and performs the action that takes it back once more.
-    async fn outlast(
+    /// As `perform`, with an account of requests that are not answered.
+    async fn ask(
         &self,
-        cx: &Context,
+        book: &Book<'_>,
         outside: &Outside<'_>,
         what: &str,
         action: Option<&Action>,
     ) -> Result<()> {
-        let Some(late) = self.late() else { return Ok(()) };
+        book.asks(&self.name);
+        let result = self.perform(outside, what, action).await;
+        let unanswered = result.as_ref().is_err_and(Error::is_unanswered);
+        book.heard(&self.name, self.limit().filter(|_| unanswered)).await?;
+        result
+    }
+
+    /// Where an earlier request may still be on its way, waits that out and performs the action that takes it back once more.
+    async fn outlast(
+        &self,
+        cx: &Context,
+        book: &Book<'_>,
+        outside: &Outside<'_>,
+        what: &str,
+        action: Option<&Action>,
+    ) -> Result<()> {
+        let Some(late) = book.late(&self.name).await.filter(|_| action.is_some()) else { return Ok(()) };
         cx.note(format!(
-            "participant {} was asked something that it has not answered; should that arrive late, it is told again to {what} in {late:?}",
+            "participant {} did not answer a request; should that arrive late, it is told again to {what} in {late:.0?}",
             self.name
         ));
         tokio::time::sleep(late).await;
-        self.perform(outside, what, action).await
+        self.ask(book, outside, what, action).await
     }
 
     /// Readies it.
     pub async fn prepare(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} prepares", self.name));
-        book.asks(&self.name, false);
-        let result = self.perform(outside, "prepare", self.prepare.as_ref()).await;
-        book.asks(&self.name, is_answer(&result));
-        result
+        self.ask(book, outside, "prepare", self.prepare.as_ref()).await
     }
 
     /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
     pub async fn abort(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} is being released", self.name));
+        book.breaks_off(&self.name, self.limit()).await?;
         let mut last = Ok(());
         for wait in [0, 200, 1000] {
             tokio::time::sleep(Duration::from_millis(wait)).await;
-            last = self.perform(outside, "abort", self.abort.as_ref()).await;
+            last = self.ask(book, outside, "abort", self.abort.as_ref()).await;
             if last.is_ok() || is_over(&last) {
                 break;
             }
@@ -209,10 +222,9 @@ impl Participant {
         if is_over(&last) {
             return last;
         }
-        if last.is_ok() && book.is_unanswered(&self.name) {
-            last = self.outlast(cx, outside, "abort", self.abort.as_ref()).await;
+        if last.is_ok() {
+            last = self.outlast(cx, book, outside, "abort", self.abort.as_ref()).await;
         }
-        book.asks(&self.name, last.is_ok());
         last.map_err(|e| {
             e.with_class(Class::External).hint(format!(
                 "{} may still be holding its clients: release it by hand, then `handover resume`",
@@ -224,7 +236,6 @@ impl Participant {
     /// Flips it.
     pub async fn commit(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
         self.settle(outside).await?;
-        book.asks(&self.name, false);
         if let Some(file) = &self.file {
             if cx.recall::<Original>(&self.fact("original"))?.is_none() {
                 let tag = format!("{}-{}", cx.run, cx.step);
@@ -232,9 +243,7 @@ impl Participant {
             }
             outside.file_write(&self.unit("commit"), file).await?;
         }
-        let result = self.perform(outside, "commit", self.commit.as_ref()).await;
-        book.asks(&self.name, is_answer(&result));
-        result
+        self.ask(book, outside, "commit", self.commit.as_ref()).await
     }
 
     /// Proves that it flipped.
@@ -260,12 +269,9 @@ impl Participant {
         {
             outside.file_restore(&self.unit("revert"), file, &original).await?;
         }
-        self.perform(outside, "revert", self.revert.as_ref()).await?;
-        if book.is_unanswered(&self.name) {
-            self.outlast(cx, outside, "revert", self.revert.as_ref()).await?;
-        }
-        book.asks(&self.name, true);
-        Ok(())
+        book.breaks_off(&self.name, self.limit()).await?;
+        self.ask(book, outside, "revert", self.revert.as_ref()).await?;
+        self.outlast(cx, book, outside, "revert", self.revert.as_ref()).await
     }
 
     /// Drops what was kept for turning it back.
@@ -274,14 +280,6 @@ impl Participant {
             Some(original) => outside.file_forget(&original),
             None => Ok(()),
         }
-    }
-}
-
-/// Whether it is known what became of an act.
-fn is_answer(result: &Result<()>) -> bool {
-    match result {
-        Ok(()) => true,
-        Err(e) => !matches!(e.class(), Class::Connection | Class::Timeout | Class::Cancelled),
     }
 }
 

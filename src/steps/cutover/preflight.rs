@@ -79,8 +79,13 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
         let Some(obstacle) = obstacle else {
             forecast::rehearse(cutover, cx, &mut blue, &green).await?;
             // Last of all, and all of it: what was written, made or altered while we waited counts as well.
-            if std::mem::take(&mut waited) || fingerprint::digest(&blue).await? != proof.schema {
+            if std::mem::take(&mut waited) {
                 proof = prove(cutover, cx, &blue, &green).await?;
+                continue;
+            }
+            if fingerprint::digest(&blue).await? != proof.schema {
+                wait(cutover, cx, begun, &format!("the schema of {freeze} is being changed")).await?;
+                waited = true;
                 continue;
             }
             // Objects changed also while we waited.
@@ -89,20 +94,21 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
             }
             return Ok(proof);
         };
-        if begun.elapsed() >= cutover.patience.0 {
-            return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {}: {obstacle}", cutover.patience))
-                .on_database(freeze)
-                .hint("nothing was paused and the old side serves on; remove what is in the way, then `handover resume`"));
-        }
-        cx.progress(
-            "waiting to begin",
-            begun.elapsed().as_secs(),
-            Some(cutover.patience.0.as_secs()),
-            Measure::Seconds,
-        );
-        cx.sleep(Duration::from_millis(250)).await?;
+        wait(cutover, cx, begun, &obstacle).await?;
         waited = true;
     }
+}
+
+/// Waits for a moment for what is in the way, unless that took too long already.
+async fn wait(cutover: &Cutover, cx: &Context, begun: Instant, obstacle: &str) -> Result<()> {
+    let patience = cutover.patience;
+    if begun.elapsed() >= patience.0 {
+        return Err(Error::new(Class::Timeout, format!("not ready for the cutover within {patience}: {obstacle}"))
+            .on_database(cutover.freeze.as_deref().unwrap_or_default())
+            .hint("nothing was paused and the old side serves on; remove what is in the way, then `handover resume`"));
+    }
+    cx.progress("waiting to begin", begun.elapsed().as_secs(), Some(patience.0.as_secs()), Measure::Seconds);
+    cx.sleep(Duration::from_millis(250)).await
 }
 
 /// What no waiting mends, in words.

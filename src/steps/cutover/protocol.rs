@@ -4,16 +4,16 @@ use super::book::Book;
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, uncaptured,
-    watched,
+    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, statements,
+    uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
 use crate::outbox::{self, Stream};
 use crate::outside::Outside;
+use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
-use crate::postgres::{Session, fence};
 use crate::steps::capture::Capture;
 use crate::steps::copy::large_objects::carry::{Carrier, Pass};
 use crate::steps::replay::Replay;
@@ -21,7 +21,6 @@ use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The name of a cutover's marks in a replication's stream.
@@ -216,10 +215,11 @@ async fn try_to_flip(
         // Nothing that decides was sent yet: whoever holds its clients is released without asking the old side, which
         // may be what fails.
         if book.stage().await == Stage::Preparing {
+            statements::end_of_participants(cutover, cx).await;
             call_off(cutover, cx, book).await?;
             return Ok(Outcome::CalledOff(error));
         }
-        settle(cutover, cx).await?;
+        statements::settle(cutover, cx).await?;
         match book.way(look(cutover, cx).await?).await {
             // The answer to the commit was lost: it counts.
             Way::Decide | Way::Commit => {}
@@ -287,6 +287,8 @@ async fn decide(
     }
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
+    // Should the old side lose the decision, it is still known to whom it was.
+    cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
     // From here on a decision may have fallen, whatever is heard of it.
     book.note(Event::Prepared).await?;
 
@@ -433,26 +435,6 @@ pub async fn call_off(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Resul
         Ok(())
     };
     join_all(cutover.participants.iter().map(release)).await.into_iter().collect()
-}
-
-/// Ends what a failed attempt left in the servers, so that the decision cannot fall after it was looked for, nor a
-/// participant's statement take effect after it was told something else.
-pub async fn settle(cutover: &Cutover, cx: &Context) -> Result<()> {
-    let own: BTreeSet<&str> = cutover.freeze.as_deref().into_iter().collect();
-    let all: BTreeSet<&str> =
-        cutover.participants.iter().flat_map(Participant::databases).chain(own.clone()).collect();
-    for name in all {
-        let ended = async {
-            let session = cx.databases.labelled("engine").writer(name).await?;
-            fence::end_step(&session, cx.databases.lease()?, cx.step.as_str()).await
-        };
-        match ended.await {
-            Err(error) if own.contains(name) => return Err(error),
-            Err(error) => cx.warn(format!("a statement of a participant may still be running: {error}")),
-            Ok(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// The old side's word on the decision; none where there is no old side, and the journal tells.

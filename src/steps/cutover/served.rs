@@ -69,6 +69,6 @@ fn cure(cutover: &Cutover, cx: &Context) -> String {
                 "undo the copy with {undo}, and go forward again with `handover resume` or `handover run`; {keep}"
             )
         }
-        None => format!("make {to} anew from the old side; {keep}"),
+        None => format!("drop the database of {to} and make it anew from the old side; {keep}"),
     }
 }

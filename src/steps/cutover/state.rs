@@ -136,6 +136,9 @@ pub struct Flip {
     pub since: Option<Timestamp>,
     /// Where each participant stands, by name.
     pub participants: BTreeMap<String, Stand>,
+    /// Until when a request that was not answered may still arrive at a participant, by the clock of the host that acted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub late: BTreeMap<String, Timestamp>,
 }
 
 impl Flip {
@@ -192,7 +195,7 @@ impl Flip {
             .iter()
             .map(|name| ((*name).to_owned(), if committed(name) { Stand::Committed } else { stand }))
             .collect();
-        Flip { stage, since: None, participants }
+        Flip { stage, participants, ..Flip::default() }
     }
 
     /// The state after an event; none when it cannot come now.
@@ -202,7 +205,7 @@ impl Flip {
         let all = |stage, stand: fn(Stand) -> Stand| {
             let participants =
                 self.participants.iter().map(|(name, now)| (name.clone(), stand(*now))).collect();
-            Some(Flip { stage, participants, since: None })
+            Some(Flip { stage, participants, since: None, late: self.late.clone() })
         };
         let one = |name: &str, from: &[Stand], to| {
             let mut next = self.clone();

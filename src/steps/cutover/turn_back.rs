@@ -2,7 +2,7 @@
 
 use super::book::Book;
 use super::state::{Event, Stand, Way};
-use super::{Cutover, freeze, protocol, sequences};
+use super::{Cutover, freeze, protocol, sequences, statements};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::outside::Outside;
@@ -16,7 +16,7 @@ const CARRY: Duration = Duration::from_secs(3);
 /// Takes the cutover back, from wherever it stands.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     let book = Book::open(cutover, cx)?;
-    protocol::settle(cutover, cx).await?;
+    statements::settle(cutover, cx).await?;
     match book.way(protocol::look(cutover, cx).await?).await {
         Way::Attempt => {
             freeze::clear(cx, cutover).await;

@@ -265,7 +265,12 @@ impl<'a> Worker<'a> {
             };
             if half_done && e.code().is_some_and(names_nothing) {
                 tx.batch("rollback to savepoint handover_statement").await?;
-                cx.note(format!("{}:{}: there was nothing to take back ({e})", script.path, statement.line));
+                cx.note(format!(
+                    "{}:{}: there was nothing to take back ({})",
+                    script.path,
+                    statement.line,
+                    tx.error(&e).message()
+                ));
                 continue;
             }
             let error = place(script, statement, &e, tx.error(&e), whole);

@@ -4,6 +4,7 @@
 use super::{Link, Replicate};
 use crate::error::{Class, Error, Result};
 use crate::postgres::blockers::{self, Blocker};
+use crate::postgres::error::PASSED_ON;
 use crate::postgres::programs::connection_string;
 use crate::postgres::{Session, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
@@ -72,7 +73,7 @@ async fn execute(tx: &Tx<'_>, link: &Link, publications: &str, address: &Secret)
              execute format('create subscription %I connection %L publication {} with (create_slot = false, slot_name = %L, copy_data = false)',
                             {name}, (select text from pg_temp.handover_address), {name});
          exception when others then
-             raise exception using errcode = sqlstate, message = sqlerrm;
+             raise exception using errcode = sqlstate, message = '{PASSED_ON}' || sqlerrm;
          end",
         // Within a format string, within a string.
         publications.replace('%', "%%").replace('\'', "''")

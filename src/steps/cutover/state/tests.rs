@@ -223,7 +223,7 @@ fn every_pair_of_state_and_event_is_in_the_table() {
     ];
     for (stage, stand, allowed) in table {
         let participants = NAMES.iter().map(|name| ((*name).to_owned(), stand)).collect();
-        let flip = Flip { stage, since: None, participants };
+        let flip = Flip { stage, participants, ..Flip::default() };
         for (name, event) in events {
             assert_eq!(flip.after(event).is_some(), allowed.contains(&name), "{stage:?} {name}");
         }
@@ -232,7 +232,7 @@ fn every_pair_of_state_and_event_is_in_the_table() {
     for stage in [Idle, Preparing, Deciding, CallingOff, Decided, Committed, TurningBack, TurnedBack] {
         for stand in [Stand::Committing, Stand::Committed] {
             let participants = [("a".to_owned(), stand)].into();
-            let flip = Flip { stage, since: None, participants };
+            let flip = Flip { stage, participants, ..Flip::default() };
             assert!(flip.after(Event::Aborted("a")).is_none());
         }
     }
