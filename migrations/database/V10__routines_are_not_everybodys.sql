@@ -9,7 +9,7 @@ begin
     for routine in
         select p.oid, format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) as name
         from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-        where n.nspname = 'handover' and p.prokind = 'f' and pg_has_role(p.proowner, 'usage')
+        where n.nspname = '{OURS}' and p.prokind = 'f' and pg_has_role(p.proowner, 'usage')
     loop
         execute format('revoke all on function %s from public', routine.name);
         for owner in

@@ -1,11 +1,11 @@
 -- In every database that a run writes to: who may write, and how far each step's effect reaches.
-create table handover.fence (
+create table {OURS}.fence (
     plan  text primary key,
     token bigint not null
 );
-comment on table handover.fence is 'Every writing transaction locks its plan''s row and compares the token, so a superseded runner can do no harm.';
+comment on table {OURS}.fence is 'Every writing transaction locks its plan''s row and compares the token, so a superseded runner can do no harm.';
 
-create table handover.checkpoint (
+create table {OURS}.checkpoint (
     run   uuid not null,
     step  text not null,
     unit  text not null,
@@ -13,4 +13,4 @@ create table handover.checkpoint (
     at    timestamptz not null default clock_timestamp(),
     primary key (run, step, unit)
 );
-comment on table handover.checkpoint is 'Written in the transaction that has the effect it speaks of.';
+comment on table {OURS}.checkpoint is 'Written in the transaction that has the effect it speaks of.';

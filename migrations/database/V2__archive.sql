@@ -6,7 +6,7 @@
 -- same value. jsonb of the row itself would lose several of those. A typed table per step would be exact too,
 -- but would hold on to the types: a later migration could not drop an enum, and a new domain constraint would
 -- be checked against the very rows that were set aside.
-create table handover.archive (
+create table {OURS}.archive (
     run        uuid not null,
     step       text not null,
     id         bigint generated always as identity,
@@ -19,6 +19,6 @@ create table handover.archive (
     at         timestamptz not null default clock_timestamp(),
     primary key (run, step, id)
 );
-comment on table handover.archive is 'Undo reads it backwards; what it could not put back stays, with the reason in `conflict`.';
-comment on column handover.archive.old_row is 'delete and quarantine: the whole row; update: the columns that changed; insert: null.';
-comment on column handover.archive.new_row is 'update: the columns that changed; insert: the columns that were brought.';
+comment on table {OURS}.archive is 'Undo reads it backwards; what it could not put back stays, with the reason in `conflict`.';
+comment on column {OURS}.archive.old_row is 'delete and quarantine: the whole row; update: the columns that changed; insert: null.';
+comment on column {OURS}.archive.new_row is 'update: the columns that changed; insert: the columns that were brought.';

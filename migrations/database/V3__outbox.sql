@@ -1,6 +1,6 @@
 -- Capture on the old side (capture, outbox, outbox_numbered, outbox_partition) and replay on the new one
 -- (replay, event_quarantine). Every database gets all of them; each side uses its own.
-create table handover.capture (
+create table {OURS}.capture (
     id         bigint primary key,
     run        uuid not null,
     step       text not null,
@@ -11,13 +11,13 @@ create table handover.capture (
 );
 
 -- No cache: ids taken under the lock of one row must rise in the order in which the lock was held.
-create sequence handover.outbox_id as bigint cache 1;
+create sequence {OURS}.outbox_id as bigint cache 1;
 
 -- json, not jsonb: it keeps json columns as they were written, and has no value that it refuses, so that a
 -- trigger never fails a write of the application's.
-create table handover.outbox (
+create table {OURS}.outbox (
     capture   bigint not null,
-    id        bigint not null default nextval('handover.outbox_id'),
+    id        bigint not null default nextval('{OURS}.outbox_id'),
     partition int not null,
     tbl       text not null,
     op        text not null,
@@ -28,9 +28,9 @@ create table handover.outbox (
     txid      xid8 not null default pg_current_xact_id(),
     primary key (capture, id)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-comment on table handover.outbox is 'Captured changes as the triggers wrote them. The relay moves them on to outbox_numbered.';
+comment on table {OURS}.outbox is 'Captured changes as the triggers wrote them. The relay moves them on to outbox_numbered.';
 
-create table handover.outbox_numbered (
+create table {OURS}.outbox_numbered (
     capture   bigint not null,
     partition int not null,
     number    bigint not null,
@@ -44,9 +44,9 @@ create table handover.outbox_numbered (
     txid      xid8 not null,
     primary key (capture, partition, number)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-comment on table handover.outbox_numbered is 'Captured changes with their place in the stream, kept until the new side holds their applied mark.';
+comment on table {OURS}.outbox_numbered is 'Captured changes with their place in the stream, kept until the new side holds their applied mark.';
 
-create table handover.outbox_partition (
+create table {OURS}.outbox_partition (
     capture     bigint not null,
     partition   int not null,
     last_number bigint not null default 0,
@@ -56,10 +56,10 @@ create table handover.outbox_partition (
     trimmed_markers bigint not null default 0,
     primary key (capture, partition)
 ) with (fillfactor = 50);
-comment on column handover.outbox_partition.published is 'Numbers up to this one were confirmed by the queue; lowered to have the relay publish again.';
-comment on column handover.outbox_partition.trimmed is 'Numbers up to this one are gone: the new side holds their applied mark.';
+comment on column {OURS}.outbox_partition.published is 'Numbers up to this one were confirmed by the queue; lowered to have the relay publish again.';
+comment on column {OURS}.outbox_partition.trimmed is 'Numbers up to this one are gone: the new side holds their applied mark.';
 
-create table handover.replay (
+create table {OURS}.replay (
     stream      text not null,
     partition   int not null,
     base        bigint not null,
@@ -76,9 +76,9 @@ create table handover.replay (
     primary key (stream, partition),
     check (done = base + applied + already + ignored + quarantined + markers)
 ) with (fillfactor = 50);
-comment on table handover.replay is 'How far a stream was applied here; every number up to done has exactly one outcome.';
+comment on table {OURS}.replay is 'How far a stream was applied here; every number up to done has exactly one outcome.';
 
-create table handover.event_quarantine (
+create table {OURS}.event_quarantine (
     stream    text not null,
     partition int not null,
     number    bigint not null,
@@ -89,4 +89,4 @@ create table handover.event_quarantine (
     at        timestamptz not null default clock_timestamp(),
     primary key (stream, partition, number)
 );
-comment on table handover.event_quarantine is 'Events that could not be applied, and all later ones of the same key.';
+comment on table {OURS}.event_quarantine is 'Events that could not be applied, and all later ones of the same key.';

@@ -13,7 +13,7 @@ begin
                          where c like 'search_path=%'
                            and trim(word) not in ('', '""', '"$user"', 'pg_catalog', 'pg_temp', '"pg_catalog"', '"pg_temp"')), '') as path
         from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-        where n.nspname = 'handover' and p.prokind = 'f' and pg_has_role(p.proowner, 'usage')
+        where n.nspname = '{OURS}' and p.prokind = 'f' and pg_has_role(p.proowner, 'usage')
           and not exists (select from unnest(p.proconfig) c where c ~ '^search_path=pg_catalog, (.*, )?pg_temp$')
     loop
         execute format('alter function %s set search_path = pg_catalog, %spg_temp', routine.name, routine.path);

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, StepId};
 use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
+use crate::postgres::ours::{self, OURS};
 use crate::steps::approve::Approve;
 use crate::steps::{Critical, of_kind};
 use crate::ui::{self, Format, out};
@@ -128,16 +129,20 @@ pub struct ApproveArgs {
     note: Option<String>,
 }
 
-/// Reads a plan; prints its problems and returns none when it is refused.
-pub fn load(format: Format, path: &Path) -> Option<Plan> {
+/// Reads a plan that this process is about; prints its problems and returns none when it is refused.
+///
+/// # Errors
+/// Another plan, with another `schema:`, that this process is about already.
+pub fn load(format: Format, path: &Path) -> Result<Option<Plan>> {
     match Plan::load(path) {
         Ok(plan) => {
+            ours::choose(&plan.schema)?;
             ui::problems(format, &plan.warnings);
-            Some(plan)
+            Ok(Some(plan))
         }
         Err(errors) => {
             ui::problems(format, &errors.problems);
-            None
+            Ok(None)
         }
     }
 }
@@ -186,7 +191,7 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
 
 /// `handover approve`.
 pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let step = StepId(args.step);
     let waits = of_kind::<Approve>(&plan.steps);
     known_step(waits.clone().map(|(id, _)| id), &step)
@@ -205,7 +210,7 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     }
     let journal = Journal::open_existing(plan.control.address()?, Duration::from_secs(5)).await?;
     let run = journal.runs(Some(&plan.name)).await?.into_iter().next().ok_or_else(|| {
-        Error::usage(format!("plan `{}` was never run from this control database", plan.name))
+        Error::usage(format!("plan `{}` was never run from this control database (in schema {OURS})", plan.name))
             .hint("begin with `handover run`")
     })?;
     let state = RunState::fold(&journal.entries(run.run).await?)?;

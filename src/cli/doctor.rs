@@ -23,7 +23,7 @@ pub struct Args {
 
 /// Looks.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let diagnosis = examine(&plan).await?;
     match format {
         Format::Json => ui::object(&diagnosis)?,

@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Looks.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let (emitter, events) = Emitter::channel();
     let screen = tokio::spawn(ui::dry_run::watch(events));
     let answer = dry_run(&plan, &emitter).await;

@@ -4,6 +4,7 @@ use super::act::load;
 use super::select;
 use crate::error::Result;
 use crate::journal::{RunRow, RunState};
+use crate::postgres::ours::OURS;
 use crate::ui::words::{duration, time};
 use crate::ui::{Format, out};
 use serde_json::json;
@@ -31,7 +32,7 @@ pub struct Args {
 /// Lists. As JSON, one object on standard output: `runs`, each with `run`, `plan`, `started`, `updated`, `seconds`
 /// and its phase.
 pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
-    let Some(plan) = load(format, &args.plan) else { return Ok(ExitCode::from(2)) };
+    let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let mut found: Vec<(RunRow, RunState)> = Vec::new();
     if let Some(journal) = select::journal(&plan).await? {
         let rows = journal.runs((!args.all).then_some(plan.name.as_str())).await?;
@@ -61,7 +62,7 @@ pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
                 .collect();
             out(json!({ "plan": plan.name, "runs": runs }));
         }
-        Format::Text if found.is_empty() => out(format_args!("plan `{}` was never run", plan.name)),
+        Format::Text if found.is_empty() => out(format_args!("plan `{}` was never run (in schema {OURS} of its control database)", plan.name)),
         Format::Text => {
             for (row, state) in &found {
                 let name = if args.all { format!("  {}", row.plan) } else { String::new() };

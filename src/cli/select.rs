@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::event::RunId;
 use crate::journal::Journal;
 use crate::plan::Plan;
+use crate::postgres::ours::OURS;
 use std::time::Duration;
 
 /// How patient a command that only looks is with the control database.
@@ -43,6 +44,6 @@ pub async fn run(journal: &Journal, plan: &Plan, prefix: Option<&str>) -> Result
 
 /// The error for a plan without a run.
 pub fn never(plan: &Plan) -> Error {
-    Error::usage(format!("plan `{}` was never run from this control database", plan.name))
-        .hint(format!("check `control:` in the plan, or begin with `handover run {}`", plan.file.display()))
+    Error::usage(format!("plan `{}` was never run from this control database (in schema {OURS})", plan.name))
+        .hint(format!("check `control:` and `schema:` in the plan, or begin with `handover run {}`", plan.file.display()))
 }

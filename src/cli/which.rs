@@ -4,6 +4,7 @@ use super::act::load;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, RunState};
 use crate::plan::{Plan, has_password};
+use crate::postgres::ours::{self, OURS};
 use crate::ui::{self, Format};
 use crate::value::EnvString;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ pub struct Which {
     /// Without a file: the plan of this name as the journal of its newest run has it.
     #[arg(long = "plan", id = "kept", value_name = "NAME", requires = "control", conflicts_with = "file")]
     kept: Option<String>,
+    /// With `--control`: the `schema:` of that plan, if it has one.
+    #[arg(long, value_name = "NAME", requires = "kept", conflicts_with = "file")]
+    schema: Option<String>,
 }
 
 impl Which {
@@ -36,7 +40,13 @@ impl Which {
             (Some(file), ..) => Some(quoted(&file.to_string_lossy())),
             // A password on the command line is not repeated.
             (None, Some(control), Some(name)) if !has_password(control) => {
-                Some(format!("--control {} --plan {}", quoted(control), quoted(name)))
+                let schema = self.schema.as_deref().unwrap_or(ours::DEFAULT);
+                Some(format!(
+                    "--control {} --plan {}{}",
+                    quoted(control),
+                    quoted(name),
+                    ours::option(schema)
+                ))
             }
             _ => None,
         }
@@ -48,15 +58,17 @@ impl Which {
     /// No such plan in the journal, or no connection to it.
     pub async fn load(&self, format: Format, verb: &str) -> Result<Option<Plan>> {
         if let (Some(control), Some(name)) = (&self.control, &self.kept) {
+            ours::choose(self.schema.as_deref().unwrap_or(ours::DEFAULT))?;
             return kept(control, name).await.map(Some);
         }
         let Some(file) = &self.file else { return Err(Error::usage("no plan is named")) };
-        let plan = load(format, file);
+        let plan = load(format, file)?;
         if plan.is_none()
-            && let Some((name, control)) = std::fs::read_to_string(file).ok().and_then(|text| guess(&text))
+            && let Some((name, control, schema)) = std::fs::read_to_string(file).ok().and_then(|text| guess(&text))
         {
             ui::remark(format_args!(
-                "\nA run that has begun does not need the file: `handover {verb} --control '{control}' --plan {name}`"
+                "\nA run that has begun does not need the file: `handover {verb} --control '{control}' --plan {name}{}`",
+                ours::option(&schema)
             ));
         }
         Ok(plan)
@@ -84,8 +96,8 @@ async fn kept(control: &str, name: &str) -> Result<Plan> {
     let variable = !control.is_empty() && control.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let control = EnvString(if variable { format!("${{{control}}}") } else { control.to_owned() });
     let never = || {
-        Error::usage(format!("plan `{name}` was never run from this control database"))
-            .hint("look at the name, and at where `--control` leads")
+        Error::usage(format!("plan `{name}` was never run from this control database (in schema {OURS})"))
+            .hint("look at the name, at where `--control` leads, and at `schema:` in the plan, which is `--schema` here")
     };
     let journal = Journal::look(control.address()?, Duration::from_secs(5)).await?.ok_or_else(never)?;
     let run = journal.runs(Some(name)).await?.first().map(|row| row.run).ok_or_else(never)?;
@@ -97,19 +109,31 @@ async fn kept(control: &str, name: &str) -> Result<Plan> {
         .hint("name the plan's file")
     })?;
     let mut plan = Plan::parse(Path::new(&reviewed.file), reviewed.text)?;
+    if plan.schema != OURS.name() {
+        return Err(Error::usage(format!(
+            "run {run} of plan `{name}` began with `schema: {}`, and its journal is in schema {OURS} now",
+            plan.schema
+        ))
+        .hint(format!(
+            "routines of a run write its name: give it back (`alter schema {OURS} rename to {}`) in the control database \
+             and in those of the plan",
+            plan.schema
+        )));
+    }
     plan.control = control;
     Ok(plan)
 }
 
-/// Name and control database of a plan that cannot be read as one.
-fn guess(text: &str) -> Option<(String, String)> {
+/// Name, control database and schema of a plan that cannot be read as one.
+fn guess(text: &str) -> Option<(String, String, String)> {
     let value = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix(':'))?;
         let value = line.split(" #").next()?.trim().trim_matches(['"', '\'']);
         let plain = !value.is_empty() && !value.contains(['"', '\'', ' ']) && !has_password(value);
         plain.then(|| value.to_owned())
     };
-    Some((value("name")?, value("control")?))
+    let schema = value("schema").filter(|name| ours::problem(name).is_none());
+    Some((value("name")?, value("control")?, schema.unwrap_or_else(|| ours::DEFAULT.to_owned())))
 }
 
 #[cfg(test)]
@@ -119,7 +143,9 @@ mod tests {
     #[test]
     fn a_broken_plan_still_tells_its_name_and_control() {
         let found = guess("handover: 1\nname: shop  # ours\ncontrol: ${CONTROL_URL}\nsteps:\n  - {{{\n");
-        assert_eq!(found, Some(("shop".into(), "${CONTROL_URL}".into())));
+        assert_eq!(found, Some(("shop".into(), "${CONTROL_URL}".into(), "handover".into())));
+        let found = guess("name: shop\nschema: upkeep\ncontrol: ${C}\nsteps: {{{\n");
+        assert_eq!(found, Some(("shop".into(), "${C}".into(), "upkeep".into())));
         assert_eq!(guess("name: shop\ncontrol: postgres://u:pw@h/d\n"), None);
         assert_eq!(guess("steps: []"), None);
     }

@@ -4,7 +4,8 @@ use super::Notes;
 use super::needs::{self, Need};
 use crate::engine::status::words;
 use crate::error::Result;
-use crate::postgres::catalog::{self, OURS};
+use crate::postgres::catalog::{self, OUR_SCHEMAS};
+use crate::postgres::ours::OURS;
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
 use crate::postgres::{Databases, Session, creators};
@@ -60,7 +61,7 @@ pub(super) async fn examine_reader(databases: &Databases, name: &str, notes: &mu
                     -- Postgres 13 has no such role: it is enough there to read everything there is.
                     coalesce((select pg_has_role(oid, 'usage') from pg_roles where rolname = 'pg_read_all_data'),
                              not exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
-                                         where (c.relkind in ('r', 'p') and {OURS} or {application})
+                                         where (c.relkind in ('r', 'p') and {OUR_SCHEMAS} or {application})
                                            and not has_table_privilege(c.oid, 'select')))
              from pg_roles where rolname = current_user", application = catalog::is_application("'r', 'p'")),
             &[],
@@ -188,7 +189,7 @@ async fn privilege(session: &Session, need: Need, major: i32, notes: &mut Notes)
     let list = |select: &str| format!("select {select} from {}", catalog::application("'r', 'p'"));
     let (what, sql) = match need {
         Need::CreateInDatabase => (
-            "may create the schema `handover`",
+            &*format!("may create the schema `{OURS}`"),
             "select 'CREATE on database ' || current_database()
              where not has_database_privilege(current_database(), 'create')
                and not exists (select from pg_namespace where nspname = 'handover' and has_schema_privilege(oid, 'create'))"

@@ -10,7 +10,7 @@ mod transport;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
 use crate::plan::{Plan, compare_reader};
-use crate::postgres::Databases;
+use crate::postgres::{Databases, ours};
 use crate::postgres::connect::Target;
 use crate::queue;
 use crate::steps::Access;
@@ -95,6 +95,7 @@ impl Notes {
 /// # Errors
 /// An environment variable that is not set; everything else is a finding.
 pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
+    ours::choose(&plan.schema)?;
     let targets = plan.targets()?;
     let control = plan.control.address()?;
     let mut findings = Vec::new();

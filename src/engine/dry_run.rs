@@ -11,7 +11,7 @@ use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
 use crate::postgres::address::Address;
 use crate::postgres::install::assert_no_strangers;
-use crate::postgres::{Databases, creators};
+use crate::postgres::{Databases, creators, ours};
 use crate::steps::context::Request;
 use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
 use async_trait::async_trait;
@@ -128,6 +128,7 @@ pub struct StepLook {
 /// # Errors
 /// An environment variable that is not set. What the databases say is part of the answer.
 pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
+    ours::choose(&plan.schema)?;
     let databases = Databases::new(plan.targets_to_look()?);
     let control = plan.control.address()?;
     let mut out = DryRun {

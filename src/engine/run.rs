@@ -12,7 +12,7 @@ use crate::event::{Emitter, Event, Level, RunId, StepId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
 use crate::plan::Plan;
 use crate::postgres::clock::Moment;
-use crate::postgres::{Databases, Lease};
+use crate::postgres::{Databases, Lease, ours};
 use crate::steps::Critical;
 use crate::value::Secret;
 use std::sync::Arc;
@@ -103,6 +103,7 @@ pub async fn execute(
     emitter: Emitter,
     stop: CancellationToken,
 ) -> Result<Outcome> {
+    ours::choose(&plan.schema)?;
     let databases = Databases::new(plan.targets()?);
     let control = plan.control.address()?;
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();

@@ -10,6 +10,7 @@ use crate::journal::{Journal, LeaseRow, Phase, RunState, Status, StepState};
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::leftovers::{self, Leftover};
+use crate::postgres::ours::{self, OURS};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -149,6 +150,7 @@ pub struct Held {
 /// # Errors
 /// The control database failing. A database of the plan that cannot be reached is part of the answer.
 pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
+    ours::choose(&plan.schema)?;
     let control = plan.control.address()?;
     let journal = Journal::look(control, std::time::Duration::from_secs(5)).await?;
     let (run, entries, lease) = match &journal {
@@ -284,7 +286,7 @@ pub fn words(leftover: &Leftover) -> String {
         Kind::Session => "connection",
         Kind::Snapshot => "snapshot held by",
         Kind::Trigger => "trigger",
-        Kind::Table => "table handover.",
+        Kind::Table => &*format!("table {OURS}."),
         Kind::Slot => "replication slot",
         Kind::Publication => "publication",
         Kind::Subscription => "subscription",

@@ -7,6 +7,7 @@ use crate::failpoint;
 use crate::postgres::connect;
 use crate::postgres::error::from_postgres;
 use crate::postgres::install::{Part, install};
+use crate::postgres::ours::{OURS, assert_plain};
 use crate::postgres::profile::Profile;
 use crate::postgres::session::{Params, Session};
 use crate::value::Secret;
@@ -77,14 +78,17 @@ impl Journal {
     /// No connection; a control database without a journal.
     pub async fn open_existing(url: Secret, patience: Duration) -> Result<Self> {
         let client = connect::open(&url, CONTROL, "handover/journal").await?;
+        assert_plain(&client, CONTROL).await?;
         let found = client
             .query_opt("select 1 where to_regclass('handover.record') is not null", &[])
             .await
             .map_err(|e| from_postgres(&e, CONTROL))?;
         if found.is_none() {
-            return Err(Error::usage("the control database has no journal: nothing ever ran from it")
-                .on_database(CONTROL)
-                .hint("check `control:` in the plan, or begin with `handover run`"));
+            return Err(Error::usage(format!(
+                "the control database has no journal in schema {OURS}: nothing ever ran from it"
+            ))
+            .on_database(CONTROL)
+            .hint("check `control:` and `schema:` in the plan, or begin with `handover run`"));
         }
         Ok(Journal { url, client: Mutex::new(Some(client)), patience, read_only: false })
     }
@@ -95,6 +99,7 @@ impl Journal {
     /// No connection.
     pub async fn look(url: Secret, patience: Duration) -> Result<Option<Self>> {
         let client = reach(&url, true).await?;
+        assert_plain(&client, CONTROL).await?;
         let found = client
             .query_opt("select 1 where to_regclass('handover.record') is not null", &[])
             .await

@@ -259,7 +259,7 @@ pub async fn reopen(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
 }
 
 async fn switch(tx: &Tx<'_>, stream: &Stream, verb: &str) -> Result<()> {
-    for found in tx.query(trigger::FIND, &[&trigger::function_pattern(stream.id)]).await? {
+    for found in tx.query(&trigger::find(), &[&trigger::function_pattern(stream.id)]).await? {
         let table = TableName::new(found.get::<_, String>(0), found.get::<_, String>(1));
         let name = quote_ident(found.get(2));
         tx.execute(&format!("alter table {} {verb} trigger {name}", table.sql()), &[]).await?;

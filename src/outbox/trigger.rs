@@ -7,6 +7,7 @@
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
 use super::catalog::Form;
+use crate::postgres::ours::OURS;
 use crate::postgres::routine::Routine;
 use crate::postgres::{TableName, quote_ident, quote_literal};
 use schemars::JsonSchema;
@@ -57,11 +58,16 @@ impl fmt::Display for Operation {
 
 /// Finds the triggers whose function's name matches `$1`: schema, table, trigger, `tgenabled`, function. Clones
 /// on partitions follow their parent's.
-pub const FIND: &str = "select tn.nspname, c.relname, t.tgname, t.tgenabled::text, p.proname::text
+#[must_use]
+pub fn find() -> String {
+    format!(
+        "select tn.nspname, c.relname, t.tgname, t.tgenabled::text, p.proname::text
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
     join pg_class c on c.oid = t.tgrelid join pg_namespace tn on tn.oid = c.relnamespace
-    where n.nspname = 'handover' and p.proname like $1 and t.tgparentid = 0
-    order by 1, 2, 3";
+    where n.nspname = '{OURS}' and p.proname like $1 and t.tgparentid = 0
+    order by 1, 2, 3"
+    )
+}
 
 /// The `LIKE` pattern of a capture's functions.
 #[must_use]

@@ -24,6 +24,8 @@ pub struct Checked {
     pub control: Option<EnvString>,
     /// Its queue.
     pub queue: Option<EnvString>,
+    /// The name of our own schema.
+    pub schema: String,
     /// Its steps.
     pub steps: Arc<[Step]>,
     /// Where the steps stand in the document, in the same order.
@@ -88,6 +90,7 @@ pub fn check(mut plan: Value, base: &std::path::Path, problems: &mut Problems) -
     out.control = url("control");
     out.queue = url("queue");
     whole::urls(&out, problems);
+    out.schema = whole::schema(map.get("schema"), &out.databases, problems);
 
     if let Some(Value::Array(steps)) = map.get("steps") {
         read_steps(steps, &parts.1, &mut out, problems);
@@ -126,7 +129,7 @@ fn envelope(part: &Part, plan: &Value, problems: &mut Problems) {
 
 /// Goes on with a misspelt key as what it was meant to be, so that one slip does not hide other problems.
 fn accept_misspelt(map: &mut Map<String, Value>) {
-    const KEYS: &[&str] = &["handover", "name", "databases", "control", "queue", "steps"];
+    const KEYS: &[&str] = &["handover", "name", "databases", "control", "queue", "schema", "steps"];
     let unknown: Vec<String> =
         map.keys().filter(|k| !KEYS.contains(&k.as_str()) && !k.starts_with("x-")).cloned().collect();
     for key in unknown {
@@ -426,6 +429,7 @@ fn check_kinds(out: &Checked, base: &std::path::Path, problems: &mut Problems) {
             has_queue: out.queue.is_some(),
             steps: &out.steps,
             index,
+            ours: &out.schema,
         };
         problems.within(place.kind(), |problems| step.kind.check(&cx, problems));
     }

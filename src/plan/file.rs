@@ -36,6 +36,9 @@ pub struct PlanShape {
     pub control: EnvString,
     /// The queue: `amqp://`, `amqps://` (RabbitMQ) or `postgres://` (the embedded queue), e.g. `${QUEUE_URL}`.
     pub queue: Option<EnvString>,
+    /// The name of Handover's own schema in each database, `handover` unless given; the queue's in Postgres is
+    /// `NAME_queue`. Small letters, digits and `_`, at most 40. For an application that has a schema `handover`.
+    pub schema: Option<String>,
     /// The steps, executed in order.
     #[schemars(length(min = 1))]
     pub steps: Vec<Value>,

@@ -44,6 +44,8 @@ pub struct Plan {
     pub control: EnvString,
     /// The queue.
     pub queue: Option<EnvString>,
+    /// The name of our own schema.
+    pub schema: String,
     /// The steps, in order.
     pub steps: Arc<[Step]>,
     /// What is worth knowing before it runs.
@@ -135,6 +137,7 @@ impl Plan {
             databases: checked.databases,
             control,
             queue: checked.queue,
+            schema: checked.schema,
             steps: checked.steps,
             warnings: errors.problems,
             lines,

@@ -3,6 +3,7 @@
 use super::check::{Checked, is_name};
 use super::file::DatabaseSpec;
 use super::secrets;
+use crate::postgres::ours;
 use crate::postgres::profile::SearchPath;
 use crate::problem::{Path, Problems, Segment};
 use crate::steps::OnFailure;
@@ -60,6 +61,33 @@ fn check_path(name: &str, schemas: &[String], problems: &mut Problems) -> bool {
         return false;
     }
     true
+}
+
+/// The name of our own schema.
+pub fn schema(
+    value: Option<&Value>,
+    databases: &BTreeMap<String, DatabaseSpec>,
+    problems: &mut Problems,
+) -> String {
+    let Some(name) = value.and_then(Value::as_str) else { return ours::DEFAULT.to_owned() };
+    let on_path = |spec: &DatabaseSpec| {
+        spec.search_path.as_ref().is_some_and(|SearchPath(path)| path.iter().any(|schema| schema == name))
+    };
+    if let Some(problem) = ours::problem(name) {
+        problems.error(["schema"], problem).hint(
+            "leave it out (it is `handover` then), or write a name that nothing else has, such as `schema: upkeep`",
+        );
+    } else if let Some((database, _)) = databases.iter().find(|(_, spec)| on_path(spec)) {
+        problems
+            .error(
+                ["schema"],
+                format!("schema `{name}` is the application's: `databases.{database}.search_path` names it"),
+            )
+            .hint("Handover's own schema holds nothing else: choose a name that nothing else has");
+    } else {
+        return name.to_owned();
+    }
+    ours::DEFAULT.to_owned()
 }
 
 /// Every connection string of a plan, with its place and whether a queue may be there.

@@ -8,27 +8,42 @@
 //! are the application's all the same; `pg_dump` carries them, and no lock of ours covers them.) Foreign tables
 //! have their rows elsewhere: no kind of ours that names `'r', 'p'` sees them.
 
+use super::ours::OURS;
 use super::{Session, TableName};
 use crate::error::Result;
+use std::fmt;
 
-/// The schemas that are ours, as a condition on an alias of `pg_namespace`.
-macro_rules! ours {
-    ($alias:expr) => {
-        concat!($alias, ".nspname in ('handover', 'handover_queue')")
-    };
+/// A condition on a schema `n` of `pg_namespace`, for a place in `format!`.
+#[derive(Debug, Clone, Copy)]
+pub enum Schemas {
+    /// It is ours.
+    Ours,
+    /// It is the application's.
+    User,
 }
 
 /// Whether a schema `n` of `pg_namespace` is ours.
-pub const OURS: &str = ours!("n");
+pub const OUR_SCHEMAS: Schemas = Schemas::Ours;
 
 /// Whether a schema `n` of `pg_namespace` is the application's.
-pub const USER_SCHEMAS: &str =
-    concat!("n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and not (", ours!("n"), ")");
+pub const USER_SCHEMAS: Schemas = Schemas::User;
+
+impl fmt::Display for Schemas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ours = is_ours("n");
+        match self {
+            Schemas::Ours => f.write_str(&ours),
+            Schemas::User => {
+                write!(f, "n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and not ({ours})")
+            }
+        }
+    }
+}
 
 /// Whether a schema is ours, by another alias of `pg_namespace` than `n`.
 #[must_use]
 pub fn is_ours(alias: &str) -> String {
-    OURS.replace("n.nspname", &format!("{alias}.nspname"))
+    format!("{alias}.nspname in ('{OURS}', '{OURS}_queue')")
 }
 
 /// Not a member of an extension: condition on `(class, oid)`.

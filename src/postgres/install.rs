@@ -1,5 +1,6 @@
-//! Our own schema `handover` in a database, created and upgraded by refinery.
+//! Our own schema in a database, created and upgraded by refinery. Our migrations write `{OURS}` for its name.
 
+use super::ours::{self, OURS, assert_plain};
 use super::session::Session;
 use crate::error::{Class, Error, Result};
 use std::time::{Duration, Instant};
@@ -7,14 +8,8 @@ use std::time::{Duration, Instant};
 /// How long to wait for another process that installs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The schema of our tables.
-const SCHEMA: &str = "handover";
-/// The schema of the embedded queue.
-pub const QUEUE_SCHEMA: &str = "handover_queue";
-
-/// refinery's table of what was applied. In schema `handover`, so that a plan's own migrations never meet it.
-const CONTROL_HISTORY: &str = "handover.control_history";
-const DATABASE_HISTORY: &str = "handover.database_history";
+/// What the comments on our schemas begin with: the mark by which they are known under any name.
+const MARKS: [&str; 2] = ["Handover's own tables", "Handover's embedded message queue"];
 
 mod control {
     refinery::embed_migrations!("migrations/control");
@@ -105,9 +100,8 @@ impl Owner {
             (
                 format!("schema {schema} belongs to the role {role}, and Handover did not make it"),
                 format!(
-                    "Handover keeps its own tables in a schema of that name, and leaves it out of copies and freezes: \
-                     rename it before the run (`alter schema {schema} rename to …`) in the application too, whose SQL and routines may write \
-                     that name; after `handover finish` and `drop schema {schema} cascade` the name is free again"
+                    "choose another name for Handover's own schema in the plan, one that nothing else has, for example \
+                     `schema: upkeep`: what is in {schema} is then the application's like everything else"
                 ),
             )
         };
@@ -151,29 +145,80 @@ pub async fn owner_of(
 /// A stranger's schema, with its owner named; what the server says.
 pub async fn assert_no_strangers(session: &mut Session, working: Option<&str>) -> Result<()> {
     let database = session.database().to_owned();
-    for schema in [SCHEMA, QUEUE_SCHEMA] {
-        let owner = owner_of(session.client(), schema, working).await;
-        if let Some(owner) = owner.map_err(|e| super::error::from_postgres(&e, &database))? {
-            owner.assert_ours(schema).map_err(|e| e.on_database(&database))?;
+    let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, &database);
+    assert_plain(session.client(), &database).await?;
+    for schema in ours::schemas() {
+        let owner = owner_of(session.client(), &schema, working).await;
+        if let Some(owner) = owner.map_err(error)? {
+            owner.assert_ours(&schema).map_err(|e| e.on_database(&database))?;
         }
     }
-    Ok(())
+    let others = under_other_names(session.client()).await.map_err(error)?;
+    let Some(other) = others.first() else { return Ok(()) };
+    let of = other.strip_suffix("_queue").unwrap_or(other);
+    Err(Error::usage(format!(
+        "schema {other} is Handover's too, of plans with `schema: {of}`, and this plan says `schema: {OURS}`: it would be \
+         copied and frozen like the application's"
+    ))
+    .on_database(&database)
+    .hint(format!(
+        "write `schema: {of}` in this plan; or, when no run needs it any more, `handover finish` with that plan and \
+         `drop schema {other} cascade`"
+    )))
+}
+
+/// Schemas that a Handover of another `schema:` made here. Only reads.
+async fn under_other_names(client: &tokio_postgres::Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let rows = client
+        .query(
+            "select n.nspname::text from pg_namespace n
+             where exists (select from unnest($1::text[]) mark
+                           where starts_with(obj_description(n.oid, 'pg_namespace'), mark))
+               and n.nspname <> all ($2) order by 1",
+            &[&MARKS.as_slice(), &ours::schemas().as_slice()],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Our embedded migrations with the name of our schema in it. With the default name the text, and with it
+/// refinery's checksum, is what it was before the name could be chosen.
+///
+/// # Errors
+/// A migration's file of another name than refinery knows, which is a defect.
+pub fn named(runner: &refinery::Runner, schema: &str) -> Result<refinery::Runner> {
+    let migrations: Result<Vec<refinery::Migration>, refinery::Error> = runner
+        .get_migrations()
+        .iter()
+        .map(|migration| {
+            let sql = migration.sql().unwrap_or_default().replace("{OURS}", schema);
+            refinery::Migration::unapplied(&format!("V{}__{}", migration.version(), migration.name()), &sql)
+        })
+        .collect();
+    let migrations = migrations.map_err(|e| Error::internal(format!("a migration of ours is broken ({e})")))?;
+    Ok(refinery::Runner::new(&migrations))
 }
 
 async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str) -> Result<()> {
     let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, database);
-    match owner_of(client, SCHEMA, None).await.map_err(error)? {
+    assert_plain(client, database).await?;
+    match owner_of(client, OURS.name(), None).await.map_err(error)? {
         None => client
-            .batch_execute("create schema handover; comment on schema handover is 'Handover''s own tables; docs/grants.md says how to drop them'")
+            .batch_execute(&format!(
+                "create schema {OURS};
+                 comment on schema {OURS} is 'Handover''s own tables; docs/grants.md says how to drop them'"
+            ))
             .await
             .map_err(error)?,
-        Some(owner) => owner.assert_ours(SCHEMA).map_err(|e| e.on_database(database))?,
+        Some(owner) => owner.assert_ours(OURS.name()).map_err(|e| e.on_database(database))?,
     }
-    let (mut runner, history) = match part {
-        Part::Control => (control::migrations::runner(), CONTROL_HISTORY),
-        Part::Database => (database::migrations::runner(), DATABASE_HISTORY),
+    let (runner, history) = match part {
+        Part::Control => (control::migrations::runner(), "control_history"),
+        Part::Database => (database::migrations::runner(), "database_history"),
     };
-    runner.set_migration_table_name(history);
+    let mut runner = named(&runner, OURS.name())?;
+    // In our schema, so that a plan's own migrations never meet it.
+    runner.set_migration_table_name(format!("{OURS}.{history}"));
     runner.run_async(client).await.map(drop).map_err(|e| {
         let source = std::error::Error::source(&e).and_then(|s| s.downcast_ref::<tokio_postgres::Error>());
         match source {
@@ -184,4 +229,32 @@ async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str
                 .hint("a schema made by a newer Handover needs that version; see handover.control_history and handover.database_history"),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checksums of the embedded migrations as databases have them in their histories. A text that was released
+    /// must never change, and the name's place in it must not show under the default name.
+    #[test]
+    fn under_the_default_name_the_checksums_are_those_of_the_histories() {
+        let sums = |runner: &refinery::Runner, schema| -> Vec<(i64, u64)> {
+            let runner = named(runner, schema).unwrap();
+            runner.get_migrations().iter().map(|m| (m.version(), m.checksum())).collect()
+        };
+        let (control, database) = (control::migrations::runner(), database::migrations::runner());
+        assert_eq!(sums(&control, ours::DEFAULT), CONTROL_SUMS);
+        assert_eq!(sums(&database, ours::DEFAULT), DATABASE_SUMS);
+        assert_ne!(sums(&control, "upkeep"), CONTROL_SUMS);
+        for runner in [&control, &database] {
+            for migration in named(runner, "upkeep").unwrap().get_migrations() {
+                let sql = migration.sql().unwrap();
+                assert!(!sql.contains("{OURS}") && !sql.contains("handover."), "V{}: {sql}", migration.version());
+            }
+        }
+    }
+
+    const CONTROL_SUMS: [(i64, u64); 1] = [(1, 0)];
+    const DATABASE_SUMS: [(i64, u64); 1] = [(1, 0)];
 }

@@ -17,6 +17,7 @@ pub mod index;
 pub mod install;
 pub mod leftovers;
 pub mod locks;
+pub mod ours;
 pub mod patience;
 pub mod profile;
 pub mod programs;

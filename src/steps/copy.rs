@@ -38,7 +38,7 @@ pub mod violation;
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::postgres::{Session, TableName, fence, quote_ident};
+use crate::postgres::{Session, TableName, fence, ours, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
 pub use options::{Copy, Dependents, LargeObjects, Names, OnViolation, Owners, Selection, SplitBy};
@@ -81,8 +81,8 @@ impl StepKind for Copy {
                     .hint("remove it from one of the two");
             }
         }
-        for schema in ["handover", "handover_queue"] {
-            if self.include.schemas.iter().any(|s| s == schema) {
+        for schema in ours::both(cx.ours) {
+            if self.include.schemas.contains(&schema) {
                 problems
                     .error(["include"], format!("schema `{schema}` is Handover's own and is never copied"))
                     .hint("remove it");
@@ -324,7 +324,7 @@ impl Copy {
             return Ok(None);
         };
         let mut options: Vec<String> =
-            ["handover", "handover_queue"].iter().map(|s| format!("--exclude-schema={s}")).collect();
+            ours::schemas().iter().map(|s| format!("--exclude-schema={s}")).collect();
         options.push("--no-blobs".into());
         let dumped = match program
             .dump(cx.databases.url(&self.to)?, (&self.to, version), None, &options)
@@ -426,7 +426,7 @@ impl Copy {
     async fn dump_options(&self, session: &Session) -> Result<Vec<String>> {
         let selection = self.selection();
         let mut options: Vec<String> =
-            ["handover", "handover_queue"].iter().map(|s| format!("--exclude-schema={s}")).collect();
+            ours::schemas().iter().map(|s| format!("--exclude-schema={s}")).collect();
         let sql = format!("select n.nspname::text from pg_namespace n where {}", catalog::USER_SCHEMAS);
         for row in session.query(&sql, &[]).await? {
             let schema: String = row.get(0);

@@ -187,6 +187,8 @@ pub struct CheckContext<'a> {
     pub steps: &'a [Step],
     /// This step's place among them.
     pub index: usize,
+    /// The name of our own schema.
+    pub ours: &'a str,
 }
 
 impl CheckContext<'_> {

@@ -209,6 +209,7 @@ fn steps_that_could_not_fail_are_found_before_they_run() {
             has_queue: false,
             steps: &[],
             index: 0,
+            ours: "handover",
         };
         let mut problems = handover::problem::Problems::new();
         kind("verify", value).check(&cx, &mut problems);

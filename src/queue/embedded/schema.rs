@@ -3,6 +3,7 @@
 use super::connect::Target;
 use crate::error::{Class, Error, Result};
 use crate::postgres::install;
+use crate::postgres::ours::{self, OURS};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -12,14 +13,18 @@ mod embedded {
 
 /// refinery keeps one history table per database unless told otherwise; ours must not meet the journal's or a
 /// plan's.
-const HISTORY: &str = "handover_queue.refinery_history";
+fn history() -> String {
+    format!("{OURS}_queue.refinery_history")
+}
+
 /// Any constant that is ours: the lock under which the tables are created.
 const LOCK: i64 = 0x68_6f_71_75_65_75_65;
 
 /// Brings the tables up to date. Any number of processes may do so at once.
 pub async fn install(target: &Target) -> Result<()> {
     let mut session = target.connect().await?;
-    let runner = embedded::migrations::runner();
+    ours::assert_plain(&session.client, &target.place()).await?;
+    let mut runner = install::named(&embedded::migrations::runner(), OURS.name())?;
     let newest = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or_default();
     if current(target, &session.client).await? == Some(newest) {
         // Spares a role that may use the queue but not create anything.
@@ -42,10 +47,11 @@ pub async fn install(target: &Target) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let owner = install::owner_of(&session.client, install::QUEUE_SCHEMA, None).await;
+    let schema = format!("{OURS}_queue");
+    let owner = install::owner_of(&session.client, &schema, None).await;
     if let Some(owner) = owner.map_err(|e| target.error(&e, "look at schema handover_queue"))? {
         owner
-            .assert_ours(install::QUEUE_SCHEMA)
+            .assert_ours(&schema)
             .map_err(|e| e.context(format!("the queue at {}", target.place())))?;
     }
     session
@@ -57,8 +63,7 @@ pub async fn install(target: &Target) -> Result<()> {
         )
         .await
         .map_err(|e| target.error(&e, "create schema handover_queue"))?;
-    let mut runner = runner;
-    runner.set_migration_table_name(HISTORY);
+    runner.set_migration_table_name(history());
     runner.run_async(&mut session.client).await.map_err(|e| {
         // refinery's own text hides the server's answer.
         match std::error::Error::source(&e).and_then(|s| s.downcast_ref::<tokio_postgres::Error>()) {
@@ -78,7 +83,7 @@ pub async fn install(target: &Target) -> Result<()> {
 
 /// The version that is in place, if any.
 async fn current(target: &Target, client: &tokio_postgres::Client) -> Result<Option<i64>> {
-    match client.query_one(&format!("select max(version)::bigint from {HISTORY}"), &[]).await {
+    match client.query_one(&format!("select max(version)::bigint from {}", history()), &[]).await {
         Ok(row) => Ok(row.get(0)),
         Err(e) if super::connect::is_missing(&e) => Ok(None),
         Err(e) => Err(target.error(&e, "look at the queue's tables")),

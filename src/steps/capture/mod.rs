@@ -15,7 +15,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
 use crate::outbox::catalog::{Form, TableFacts, inspect};
-use crate::outbox::trigger::{FIND, Operation, Spec, function_pattern};
+use crate::outbox::trigger::{Operation, Spec, find, function_pattern};
 use crate::outbox::{Stream, books};
 use crate::postgres::profile::SearchPath;
 use crate::postgres::{Session, TableName, blockers, quote_ident};
@@ -229,7 +229,7 @@ impl StepKind for Capture {
         let stream = Stream::get(&session, cx.run, &cx.step).await?;
         for (index, (name, table)) in self.tables.iter().enumerate() {
             let spec = self.spec(&stream, index, name, table, &[], &[]);
-            let rows = session.query(FIND, &[&function_pattern(stream.id)]).await?;
+            let rows = session.query(&find(), &[&function_pattern(stream.id)]).await?;
             for trigger in spec.triggers() {
                 let found = rows.iter().find(|row| {
                     (row.get::<_, &str>(0), row.get::<_, &str>(1), row.get::<_, &str>(2))
@@ -316,7 +316,7 @@ impl Capture {
 
     async fn remove(&self, cx: &Context, session: &mut Session, stream: &Stream) -> Result<usize> {
         session.wait_for_locks(self.lock_timeout.0).await?;
-        let found = session.query(FIND, &[&function_pattern(stream.id)]).await?;
+        let found = session.query(&find(), &[&function_pattern(stream.id)]).await?;
         for row in &found {
             let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
             let sql = format!("drop trigger if exists {} on {}", quote_ident(row.get(2)), table.sql());
@@ -360,7 +360,7 @@ impl Capture {
 
 /// Makes a table's function and triggers in one transaction, unless they are there.
 async fn install(session: &mut Session, spec: &Spec<'_>, path: &SearchPath) -> Result<()> {
-    let there = session.query(FIND, &[&function_pattern(spec.capture)]).await?;
+    let there = session.query(&find(), &[&function_pattern(spec.capture)]).await?;
     let ours = |row: &tokio_postgres::Row| {
         (row.get::<_, &str>(0), row.get::<_, &str>(1))
             == (spec.table.schema.as_str(), spec.table.name.as_str())

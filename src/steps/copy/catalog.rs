@@ -1,13 +1,13 @@
 //! The queries a copy asks of catalogs.
 
-use crate::postgres::catalog::{OURS, application, is_application};
+use crate::postgres::catalog::{OUR_SCHEMAS, application, is_application};
 pub use crate::postgres::catalog::{USER_SCHEMAS, no_member};
 
 /// A trigger of the application's, and none that capture, backfill or a cutover installed: condition on `p`, its
 /// function.
 #[must_use]
 pub fn not_our_trigger() -> String {
-    format!("p.pronamespace not in (select n.oid from pg_namespace n where {OURS})")
+    format!("p.pronamespace not in (select n.oid from pg_namespace n where {OUR_SCHEMAS})")
 }
 
 /// A routine `p` in words that are the same in every version: which names are quoted differs.

@@ -8,7 +8,8 @@ use super::dump::Entry;
 use super::state::Fact;
 use super::{Copy, Dependents, Selection};
 use crate::error::Result;
-use crate::postgres::catalog::OURS;
+use crate::postgres::catalog::OUR_SCHEMAS;
+use crate::postgres::ours;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::Description;
@@ -186,7 +187,7 @@ async fn find(copy: &Copy, blue: &Session) -> Result<Found> {
 }
 
 fn selected(selection: &Selection<'_>, schema: &str, relation: Option<&str>) -> bool {
-    !["handover", "handover_queue"].contains(&schema)
+    !ours::is_ours(schema)
         && match relation {
             Some(relation) => selection.relation(&TableName::new(schema, relation)),
             None => selection.schema(schema),
@@ -272,7 +273,7 @@ async fn edges(blue: &Session) -> Result<Vec<Edge>> {
                and not coalesce(tg.tgisinternal, false)
                -- Triggers of ours stay where they are.
                and not (d.classid = 'pg_trigger'::regclass and exists (
-                   select from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = tg.tgfoid and {OURS}))
+                   select from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = tg.tgfoid and {OUR_SCHEMAS}))
                and not exists (select from pg_depend e where e.classid = o.class and e.objid = o.oid and e.deptype = 'e')
              order by 3, 9",
                 routine = super::catalog::ROUTINE.replace("p.pro", "pr.pro")

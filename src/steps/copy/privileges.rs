@@ -3,7 +3,7 @@
 
 use super::{Copy, Owners, Selection, catalog};
 use crate::error::Result;
-use crate::postgres::{Session, TableName};
+use crate::postgres::{Session, TableName, ours};
 use crate::problem::few;
 use crate::steps::Description;
 use std::collections::BTreeSet;
@@ -44,7 +44,7 @@ pub async fn look(copy: &Copy, blue: &Session, green: &Session, out: &mut Descri
 /// Whether an object of this schema, and of this relation if it is one or belongs to one, is copied.
 fn selected(selection: &Selection<'_>, schema: Option<String>, relation: Option<String>) -> bool {
     match (schema, relation) {
-        (Some(schema), _) if ["handover", "handover_queue"].contains(&schema.as_str()) => false,
+        (Some(schema), _) if ours::is_ours(&schema) => false,
         (Some(schema), Some(relation)) => selection.relation(&TableName::new(schema, relation)),
         (Some(schema), None) => selection.schema(&schema),
         (None, _) => true,

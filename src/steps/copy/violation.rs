@@ -7,6 +7,7 @@ use super::options::OnViolation;
 use super::state::{Object, Rule};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident};
 use crate::problem::few;
 use crate::steps::Context;
@@ -129,13 +130,17 @@ fn search(object: &Object, key: &Rule) -> Option<String> {
 }
 
 async fn archived(tx: &Tx<'_>, cx: &Context) -> Result<BTreeMap<String, i64>> {
-    let sql = format!("{ARCHIVED} group by 1");
+    let sql = count_archived();
     let rows = tx.query(&sql, &[&cx.run.0, &cx.step.as_str()]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-const ARCHIVED: &str = "select table_name, count(*) from handover.archive
-    where run = $1 and step = $2 and action = 'quarantine'";
+fn count_archived() -> String {
+    format!(
+        "select table_name, count(*) from {OURS}.archive
+         where run = $1 and step = $2 and action = 'quarantine' group by 1"
+    )
+}
 
 /// Rows that a copy set aside, by table.
 ///
@@ -146,7 +151,7 @@ pub async fn set_aside(
     run: crate::event::RunId,
     step: &crate::event::StepId,
 ) -> Result<BTreeMap<TableName, u64>> {
-    let sql = format!("{ARCHIVED} group by 1");
+    let sql = count_archived();
     let rows = session.query(&sql, &[&run.0, &step.as_str()]).await?;
     rows.iter()
         .map(|row| {

@@ -10,6 +10,7 @@ use super::names::Kind;
 use crate::error::{Error, Result};
 use crate::event::RunId;
 use crate::postgres::Session;
+use crate::postgres::ours::OURS;
 
 /// The history table of a step, with its schema, ready for SQL. At most 63 bytes, and of another name for
 /// every other plan and step, so that it meets neither ours nor an application's own table.
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn names_are_short_and_differ() {
         let long = table_name(&"plan-".repeat(30), &"step/".repeat(30));
-        assert!(long.len() <= 63 + "handover.".len(), "{long}");
+        assert!(long.len() <= 63 + 1 + OURS.name().len(), "{long}");
         assert_ne!(table_name("a-b", "c"), table_name("a_b", "c"));
         assert_ne!(table_name("a", "b_c"), table_name("a_b", "c"));
     }

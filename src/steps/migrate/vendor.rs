@@ -338,7 +338,7 @@ async fn missing(session: &Session, step: &Migrate, tool: Tool) -> Result<Vendor
             let current = session.query_one("select coalesce(current_schema()::text, 'public')", &[]).await?;
             let current: String = current.get(0);
             // Ours is never the application's.
-            let current = if current == "handover" { "public".to_owned() } else { current };
+            let current = if current == OURS.name() { "public".to_owned() } else { current };
             (first.unwrap_or(current), wanted)
         }
     };
