@@ -1,8 +1,8 @@
 -- Decisions that were taken back, on the side that was opened again: the successor of that time holds what was written
 -- on it while it served. Which database that was, and by which copy it was filled, stands with each decision.
-alter table handover.decision add column if not exists successor text not null default '';
+alter table {OURS}.decision add column if not exists successor text not null default '';
 
-create table if not exists handover.taken_back (
+create table if not exists {OURS}.taken_back (
     run         uuid not null,
     step        text not null,
     plan        text not null,

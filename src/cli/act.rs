@@ -210,8 +210,11 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     }
     let journal = Journal::open_existing(plan.control.address()?, Duration::from_secs(5)).await?;
     let run = journal.runs(Some(&plan.name)).await?.into_iter().next().ok_or_else(|| {
-        Error::usage(format!("plan `{}` was never run from this control database (in schema {OURS})", plan.name))
-            .hint("begin with `handover run`")
+        Error::usage(format!(
+            "plan `{}` was never run from this control database (in schema {OURS})",
+            plan.name
+        ))
+        .hint("begin with `handover run`")
     })?;
     let state = RunState::fold(&journal.entries(run.run).await?)?;
     // A word given before the step began would not count: what it spoke of may look different by then.

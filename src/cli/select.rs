@@ -45,5 +45,8 @@ pub async fn run(journal: &Journal, plan: &Plan, prefix: Option<&str>) -> Result
 /// The error for a plan without a run.
 pub fn never(plan: &Plan) -> Error {
     Error::usage(format!("plan `{}` was never run from this control database (in schema {OURS})", plan.name))
-        .hint(format!("check `control:` and `schema:` in the plan, or begin with `handover run {}`", plan.file.display()))
+        .hint(format!(
+            "check `control:` and `schema:` in the plan, or begin with `handover run {}`",
+            plan.file.display()
+        ))
 }

@@ -41,12 +41,7 @@ impl Which {
             // A password on the command line is not repeated.
             (None, Some(control), Some(name)) if !has_password(control) => {
                 let schema = self.schema.as_deref().unwrap_or(ours::DEFAULT);
-                Some(format!(
-                    "--control {} --plan {}{}",
-                    quoted(control),
-                    quoted(name),
-                    ours::option(schema)
-                ))
+                Some(format!("--control {} --plan {}{}", quoted(control), quoted(name), ours::option(schema)))
             }
             _ => None,
         }
@@ -64,7 +59,8 @@ impl Which {
         let Some(file) = &self.file else { return Err(Error::usage("no plan is named")) };
         let plan = load(format, file)?;
         if plan.is_none()
-            && let Some((name, control, schema)) = std::fs::read_to_string(file).ok().and_then(|text| guess(&text))
+            && let Some((name, control, schema)) =
+                std::fs::read_to_string(file).ok().and_then(|text| guess(&text))
         {
             ui::remark(format_args!(
                 "\nA run that has begun does not need the file: `handover {verb} --control '{control}' --plan {name}{}`",

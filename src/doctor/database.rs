@@ -5,9 +5,9 @@ use super::needs::{self, Need};
 use crate::engine::status::words;
 use crate::error::Result;
 use crate::postgres::catalog::{self, OUR_SCHEMAS};
-use crate::postgres::ours::OURS;
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Session, creators};
 use crate::steps::Access;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -190,10 +190,9 @@ async fn privilege(session: &Session, need: Need, major: i32, notes: &mut Notes)
     let (what, sql) = match need {
         Need::CreateInDatabase => (
             &*format!("may create the schema `{OURS}`"),
-            "select 'CREATE on database ' || current_database()
+            format!("select 'CREATE on database ' || current_database()
              where not has_database_privilege(current_database(), 'create')
-               and not exists (select from pg_namespace where nspname = 'handover' and has_schema_privilege(oid, 'create'))"
-                .to_owned(),
+               and not exists (select from pg_namespace where nspname = '{OURS}' and has_schema_privilege(oid, 'create'))"),
         ),
         Need::ActAsOwners => (
             "has the rights of every table's owner",

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::event::RunId;
 use crate::postgres::leftovers::{Leftover, LeftoverKind, SNAPSHOT_PREFIX};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Lease, Session, quote_ident};
 use std::collections::BTreeSet;
 
@@ -56,14 +57,15 @@ pub async fn only(session: &Session, whose: &Whose<'_>, found: Vec<Leftover>) ->
 async fn captures(session: &Session, runs: &[uuid::Uuid]) -> Result<BTreeSet<String>> {
     let there = session
         .query_one(
-            "select coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass('handover.capture'), 'select'), false)",
+            &format!("select coalesce(pg_catalog.has_table_privilege(pg_catalog.to_regclass('{OURS}.capture'), 'select'), false)"),
             &[],
         )
         .await?;
     if !there.get::<_, bool>(0) {
         return Ok(BTreeSet::new());
     }
-    let rows = session.query("select id::text from handover.capture where run = any($1)", &[&runs]).await?;
+    let rows =
+        session.query(&format!("select id::text from {OURS}.capture where run = any($1)"), &[&runs]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -99,7 +101,7 @@ async fn table(
     simple: &[String],
     leftover: &Leftover,
 ) -> Result<Option<Leftover>> {
-    let name = format!("handover.{}", quote_ident(&leftover.name));
+    let name = format!("{OURS}.{}", quote_ident(&leftover.name));
     let columns = session
         .query(
             "select attname::text, pg_catalog.has_table_privilege(attrelid, 'select') from pg_catalog.pg_attribute
@@ -113,7 +115,7 @@ async fn table(
     let of_runs = if has("run") {
         "run = any($1) or $2::text[] is null"
     } else if has("capture") {
-        "$2::text[] is null or capture in (select id from handover.capture where run = any($1))"
+        &format!("$2::text[] is null or capture in (select id from {OURS}.capture where run = any($1))")
     } else if has("stream") {
         "$1::uuid[] is null or pg_catalog.right(stream, 32) = any($2)"
     } else {

@@ -80,7 +80,7 @@ impl Journal {
         let client = connect::open(&url, CONTROL, "handover/journal").await?;
         assert_plain(&client, CONTROL).await?;
         let found = client
-            .query_opt("select 1 where to_regclass('handover.record') is not null", &[])
+            .query_opt(&format!("select 1 where to_regclass('{OURS}.record') is not null"), &[])
             .await
             .map_err(|e| from_postgres(&e, CONTROL))?;
         if found.is_none() {
@@ -101,7 +101,7 @@ impl Journal {
         let client = reach(&url, true).await?;
         assert_plain(&client, CONTROL).await?;
         let found = client
-            .query_opt("select 1 where to_regclass('handover.record') is not null", &[])
+            .query_opt(&format!("select 1 where to_regclass('{OURS}.record') is not null"), &[])
             .await
             .map_err(|e| from_postgres(&e, CONTROL))?;
         Ok(found.map(|_| Journal { url, client: Mutex::new(Some(client)), patience, read_only: true }))
@@ -164,7 +164,7 @@ impl Journal {
     /// The control database failing.
     pub async fn create_run(&self, run: RunId, plan: &str) -> Result<()> {
         self.rows(
-            "insert into handover.run (id, plan) values ($1, $2) on conflict do nothing",
+            &format!("insert into {OURS}.run (id, plan) values ($1, $2) on conflict do nothing"),
             &[&run.0, &plan],
         )
         .await
@@ -207,9 +207,11 @@ impl Journal {
             |rows: &[Row]| if rows.is_empty() { Ok(()) } else { failpoint::at(failpoint::JOURNAL_APPENDED) };
         let rows = self
             .rows_at(
-                "with mine as (select from handover.lease where plan = $5 and token = $3 for share)
-                 insert into handover.record (run, seq, token, record) select $1, $2, $3, $4 from mine
-                 on conflict (run, seq) do nothing returning at",
+                &format!(
+                    "with mine as (select from {OURS}.lease where plan = $5 and token = $3 for share)
+                 insert into {OURS}.record (run, seq, token, record) select $1, $2, $3, $4 from mine
+                 on conflict (run, seq) do nothing returning at"
+                ),
                 &[&run.0, &seq, &token, &Json(&json), &plan],
                 landed,
             )
@@ -220,7 +222,9 @@ impl Journal {
         // Either the lease is gone, or a broken connection hid that an earlier attempt at this insert landed.
         let rows = self
             .rows(
-                "select at from handover.record where run = $1 and seq = $2 and token = $3 and record = $4",
+                &format!(
+                    "select at from {OURS}.record where run = $1 and seq = $2 and token = $3 and record = $4"
+                ),
                 &[&run.0, &seq, &token, &Json(&json)],
             )
             .await?;
@@ -246,7 +250,9 @@ impl Journal {
     pub async fn entries_after(&self, run: RunId, after: i64) -> Result<Vec<Entry>> {
         let rows = self
             .rows(
-                "select seq, at, record from handover.record where run = $1 and seq > $2 order by seq",
+                &format!(
+                    "select seq, at, record from {OURS}.record where run = $1 and seq > $2 order by seq"
+                ),
                 &[&run.0, &after],
             )
             .await?;
@@ -262,8 +268,10 @@ impl Journal {
     pub async fn runs(&self, plan: Option<&str>) -> Result<Vec<RunRow>> {
         let rows = self
             .rows(
-                "select id, plan, started_at from handover.run where $1::text is null or plan = $1
-                 order by started_at desc, id desc",
+                &format!(
+                    "select id, plan, started_at from {OURS}.run where $1::text is null or plan = $1
+                 order by started_at desc, id desc"
+                ),
                 &[&plan],
             )
             .await?;
@@ -283,7 +291,7 @@ impl Journal {
         note: Option<&str>,
     ) -> Result<()> {
         self.rows(
-            "insert into handover.request (run, kind, step, by, note) values ($1, $2, $3, $4, $5)",
+            &format!("insert into {OURS}.request (run, kind, step, by, note) values ($1, $2, $3, $4, $5)"),
             &[&run.0, &kind, &step, &by, &note],
         )
         .await
@@ -297,7 +305,7 @@ impl Journal {
     pub async fn requests(&self, run: RunId) -> Result<Vec<RequestRow>> {
         let rows = self
             .rows(
-                "select kind, step, by, note, at from handover.request where run = $1 order by id",
+                &format!("select kind, step, by, note, at from {OURS}.request where run = $1 order by id"),
                 &[&run.0],
             )
             .await?;
@@ -322,12 +330,12 @@ impl Journal {
         let dead = self.lease(plan).await?.filter(LeaseRow::holder_is_dead).map(|row| row.token);
         let rows = self
             .rows(
-                "insert into handover.lease as l (plan, token, holder, run, expires)
+                &format!("insert into {OURS}.lease as l (plan, token, holder, run, expires)
                  values ($1, 1, $2, $3, clock_timestamp() + make_interval(secs => $4))
                  on conflict (plan) do update set token = l.token + 1, holder = excluded.holder, run = excluded.run,
                     since = clock_timestamp(), expires = excluded.expires
                  where l.holder is null or l.expires < clock_timestamp() or l.token = $5
-                 returning token",
+                 returning token"),
                 &[&plan, &Json(holder), &run.0, &ttl.as_secs_f64(), &dead],
             )
             .await?;
@@ -351,8 +359,10 @@ impl Journal {
     pub async fn renew(&self, plan: &str, token: i64, ttl: Duration) -> Result<bool> {
         let rows = self
             .rows(
-                "update handover.lease set expires = clock_timestamp() + make_interval(secs => $3)
-                 where plan = $1 and token = $2 returning 1",
+                &format!(
+                    "update {OURS}.lease set expires = clock_timestamp() + make_interval(secs => $3)
+                 where plan = $1 and token = $2 returning 1"
+                ),
                 &[&plan, &token, &ttl.as_secs_f64()],
             )
             .await?;
@@ -365,8 +375,10 @@ impl Journal {
     /// The control database failing; the lease then runs out by itself.
     pub async fn release(&self, plan: &str, token: i64) -> Result<()> {
         self.rows(
-            "update handover.lease set holder = null, run = null, expires = clock_timestamp()
-             where plan = $1 and token = $2",
+            &format!(
+                "update {OURS}.lease set holder = null, run = null, expires = clock_timestamp()
+             where plan = $1 and token = $2"
+            ),
             &[&plan, &token],
         )
         .await
@@ -380,8 +392,10 @@ impl Journal {
     pub async fn lease(&self, plan: &str) -> Result<Option<LeaseRow>> {
         let rows = self
             .rows(
-                "select plan, token, holder, run, since, expires, expires < clock_timestamp()
-                 from handover.lease where plan = $1",
+                &format!(
+                    "select plan, token, holder, run, since, expires, expires < clock_timestamp()
+                 from {OURS}.lease where plan = $1"
+                ),
                 &[&plan],
             )
             .await?;

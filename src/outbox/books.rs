@@ -6,6 +6,7 @@
 use super::{MARKER, Stream};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
 use crate::queue::Message;
 
@@ -31,8 +32,10 @@ pub struct PartitionBooks {
 pub async fn read(blue: &Session, stream: &Stream) -> Result<Vec<PartitionBooks>> {
     let rows = blue
         .query(
-            "select partition, last_number, published, trimmed, trimmed_markers
-             from handover.outbox_partition where capture = $1 order by partition",
+            &format!(
+                "select partition, last_number, published, trimmed, trimmed_markers
+             from {OURS}.outbox_partition where capture = $1 order by partition"
+            ),
             &[&stream.id],
         )
         .await?;
@@ -70,7 +73,9 @@ impl Floor {
 }
 
 async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
-    let row = tx.query_opt("select 1 from handover.capture where id = $1 for update", &[&stream.id]).await?;
+    let row = tx
+        .query_opt(&format!("select 1 from {OURS}.capture where id = $1 for update"), &[&stream.id])
+        .await?;
     row.map(drop).ok_or_else(|| {
         Error::data("the capture's records are gone from the outbox")
             .hint("the capture was undone by somebody else; see `handover status`")
@@ -84,7 +89,7 @@ async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
 pub async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Result<bool> {
     Ok(blue
         .query_one(
-            "select exists (select from handover.outbox where capture = $1 and id > $2)",
+            &format!("select exists (select from {OURS}.outbox where capture = $1 and id > $2)"),
             &[&stream.id, &floor.id],
         )
         .await?
@@ -100,7 +105,8 @@ pub async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Res
 /// # Errors
 /// Lease lost, or what the server says.
 pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limit: i64) -> Result<i64> {
-    let last_value: i64 = blue.query_one("select last_value from handover.outbox_id", &[]).await?.get(0);
+    let last_value: i64 =
+        blue.query_one(&format!("select last_value from {OURS}.outbox_id"), &[]).await?.get(0);
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
     let ids = tx
@@ -112,33 +118,33 @@ pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limi
     let (ours, oldest): (i64, i64) = (ids.get(0), ids.get(1));
     let row = tx
         .query_one(
-            "with moved as (
-                 delete from handover.outbox o
-                 using (select id from handover.outbox where capture = $1 and id > $2 order by id limit $3) b
+            &format!("with moved as (
+                 delete from {OURS}.outbox o
+                 using (select id from {OURS}.outbox where capture = $1 and id > $2 order by id limit $3) b
                  where o.capture = $1 and o.id = b.id
                  returning o.*
              ), numbered as (
-                 insert into handover.outbox_numbered
+                 insert into {OURS}.outbox_numbered
                      (capture, partition, number, id, tbl, op, key, old, new, forms, via, bytes, at, txid)
                  select $1, m.partition, p.last_number + row_number() over (partition by m.partition order by m.id),
                         m.id, m.tbl, m.op, m.key, m.old, m.new, m.forms, m.via,
                         octet_length(concat(m.key, m.old, m.new, m.forms)), m.at, m.txid
-                 from moved m join handover.outbox_partition p on p.capture = $1 and p.partition = m.partition
+                 from moved m join {OURS}.outbox_partition p on p.capture = $1 and p.partition = m.partition
                  returning partition, number, tbl, op, coalesce(via, op) as via
              ), written as (
                  -- An update that changes the key is two events.
-                 insert into handover.outbox_written as w (capture, tbl, via, events)
+                 insert into {OURS}.outbox_written as w (capture, tbl, via, events)
                  select $1, tbl, via, count(*) from numbered
                  where op <> $4 and not (via = 'update' and op = 'delete') group by tbl, via
                  on conflict (capture, tbl, via) do update set events = w.events + excluded.events
              ), counted as (
-                 update handover.outbox_partition p
+                 update {OURS}.outbox_partition p
                  set last_number = n.last, markers = p.markers + n.markers
                  from (select partition, max(number) as last, count(*) filter (where op = $4) markers
                        from numbered group by partition) n
                  where p.capture = $1 and p.partition = n.partition
              )
-             select (select count(*) from moved), (select count(*) from numbered)",
+             select (select count(*) from moved), (select count(*) from numbered)"),
             &[&stream.id, &floor.id, &limit, &MARKER],
         )
         .await?;
@@ -207,7 +213,7 @@ pub async fn unpublished(
                 "select e.number, case when e.size > $6::bigint then {NOTE} else {EVENT} end::text, e.tbl, e.key::text, e.size
                  from (
                      select s.*, sum(least(s.size, $6) + 300) over (order by s.number) - least(s.size, $6) - 300 as before
-                     from (select e.*, {BYTES}::bigint as size from handover.outbox_numbered e
+                     from (select e.*, {BYTES}::bigint as size from {OURS}.outbox_numbered e
                            where e.capture = $1 and e.partition = $2 and e.number > $4 order by e.number limit $5) s
                  ) e where before < $7::bigint order by e.number"
             ),
@@ -259,7 +265,7 @@ pub async fn stored(
     let rows = blue
         .query(
             &format!(
-                "select e.number, {EVENT}::text from handover.outbox_numbered e
+                "select e.number, {EVENT}::text from {OURS}.outbox_numbered e
                  where e.capture = $1 and e.partition = $2 and e.number = any($4)"
             ),
             &[&stream.id, &partition, &stream.name, &numbers],
@@ -285,9 +291,11 @@ pub async fn mark_published(
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
     tx.execute(
-        "update handover.outbox_partition p set published = m.new
+        &format!(
+            "update {OURS}.outbox_partition p set published = m.new
          from unnest($2::int[], $3::bigint[], $4::bigint[]) m(partition, old, new)
-         where p.capture = $1 and p.partition = m.partition and p.published = m.old",
+         where p.capture = $1 and p.partition = m.partition and p.published = m.old"
+        ),
         &[&stream.id, &partitions, &from, &to],
     )
     .await?;
@@ -303,8 +311,10 @@ pub async fn publish_again(blue: &mut Session, stream: &Stream, partition: u32, 
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
     tx.execute(
-        "update handover.outbox_partition set published = greatest(trimmed, least(published, $3))
-         where capture = $1 and partition = $2",
+        &format!(
+            "update {OURS}.outbox_partition set published = greatest(trimmed, least(published, $3))
+         where capture = $1 and partition = $2"
+        ),
         &[&stream.id, &partition, &above],
     )
     .await?;
@@ -318,8 +328,11 @@ pub async fn publish_again(blue: &mut Session, stream: &Stream, partition: u32, 
 pub async fn publish_all_again(blue: &mut Session, stream: &Stream) -> Result<()> {
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
-    tx.execute("update handover.outbox_partition set published = trimmed where capture = $1", &[&stream.id])
-        .await?;
+    tx.execute(
+        &format!("update {OURS}.outbox_partition set published = trimmed where capture = $1"),
+        &[&stream.id],
+    )
+    .await?;
     tx.commit().await
 }
 
@@ -338,16 +351,18 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
         lock(&tx, stream).await?;
         let moved = tx
             .execute(
-                "with gone as (
-                 delete from handover.outbox_numbered n using handover.outbox_partition p
+                &format!(
+                    "with gone as (
+                 delete from {OURS}.outbox_numbered n using {OURS}.outbox_partition p
                  where p.capture = $1 and p.partition = $2 and p.trimmed = $3
                    and n.capture = $1 and n.partition = $2 and n.number > $3 and n.number <= $4
                  returning n.op
              )
-             update handover.outbox_partition
+             update {OURS}.outbox_partition
              set trimmed = $4, published = greatest(published, $4),
                  trimmed_markers = trimmed_markers + (select count(*) from gone where op = $5)
-             where capture = $1 and partition = $2 and trimmed = $3",
+             where capture = $1 and partition = $2 and trimmed = $3"
+                ),
                 &[&stream.id, &partition, &trimmed, &to, &MARKER],
             )
             .await?;
@@ -369,7 +384,7 @@ pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, d
 pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Result<[i64; 3]> {
     let rows = blue
         .query(
-            "select via, events from handover.outbox_written where capture = $1 and tbl = $2",
+            &format!("select via, events from {OURS}.outbox_written where capture = $1 and tbl = $2"),
             &[&stream.id, &table.to_string()],
         )
         .await?;
@@ -386,7 +401,7 @@ pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Resu
 pub async fn size(blue: &Session) -> Result<i64> {
     Ok(blue
         .query_one(
-            "select pg_total_relation_size('handover.outbox') + pg_total_relation_size('handover.outbox_numbered')",
+            &format!("select pg_total_relation_size('{OURS}.outbox') + pg_total_relation_size('{OURS}.outbox_numbered')"),
             &[],
         )
         .await?

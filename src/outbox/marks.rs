@@ -3,6 +3,7 @@
 use super::Stream;
 use super::books::PartitionBooks;
 use crate::error::{Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, Tx};
 use std::collections::HashSet;
 
@@ -46,8 +47,10 @@ pub async fn begin(
     begun: bool,
 ) -> Result<Vec<i64>> {
     let tx = green.transaction().await?;
-    let there: i64 =
-        tx.query_one("select count(*) from handover.replay where stream = $1", &[&stream.name]).await?.get(0);
+    let there: i64 = tx
+        .query_one(&format!("select count(*) from {OURS}.replay where stream = $1"), &[&stream.name])
+        .await?
+        .get(0);
     let lost = |what: &str| {
         Error::data(format!("{what}: this database lost what replay had applied to it"))
             .on_database(tx.database())
@@ -58,8 +61,8 @@ pub async fn begin(
     }
     for partition in books {
         tx.execute(
-            "insert into handover.replay (stream, partition, base, base_markers, done) values ($1, $2, $3, $4, $3)
-             on conflict do nothing",
+            &format!("insert into {OURS}.replay (stream, partition, base, base_markers, done) values ($1, $2, $3, $4, $3)
+             on conflict do nothing"),
             &[
                 &stream.name,
                 &i32::try_from(partition.partition).unwrap_or(i32::MAX),
@@ -70,7 +73,10 @@ pub async fn begin(
         .await?;
     }
     let done: Vec<i64> = tx
-        .query("select done from handover.replay where stream = $1 order by partition", &[&stream.name])
+        .query(
+            &format!("select done from {OURS}.replay where stream = $1 order by partition"),
+            &[&stream.name],
+        )
         .await?
         .iter()
         .map(|row| row.get(0))
@@ -88,7 +94,10 @@ pub async fn begin(
 /// What the server says.
 pub async fn done(green: &Session, stream: &Stream) -> Result<Vec<i64>> {
     let rows = green
-        .query("select done from handover.replay where stream = $1 order by partition", &[&stream.name])
+        .query(
+            &format!("select done from {OURS}.replay where stream = $1 order by partition"),
+            &[&stream.name],
+        )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -100,7 +109,7 @@ pub async fn done(green: &Session, stream: &Stream) -> Result<Vec<i64>> {
 pub async fn lock(tx: &Tx<'_>, stream: &Stream, partition: i32) -> Result<i64> {
     let row = tx
         .query_opt(
-            "select done from handover.replay where stream = $1 and partition = $2 for update",
+            &format!("select done from {OURS}.replay where stream = $1 and partition = $2 for update"),
             &[&stream.name, &partition],
         )
         .await?;
@@ -117,11 +126,13 @@ pub async fn lock(tx: &Tx<'_>, stream: &Stream, partition: i32) -> Result<i64> {
 /// What the server says.
 pub async fn advance(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
     tx.execute(
-        "update handover.replay
+        &format!(
+            "update {OURS}.replay
          set done = done + $3 + $4 + $5 + $6 + $7, applied = applied + $3, already = already + $4,
              ignored = ignored + $5, quarantined = quarantined + $6, markers = markers + $7,
              marker = greatest(marker, $8), problem = null, at = clock_timestamp()
-         where stream = $1 and partition = $2",
+         where stream = $1 and partition = $2"
+        ),
         &[
             &stream.name,
             &partition,
@@ -144,7 +155,7 @@ pub async fn advance(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally
 pub async fn stuck(green: &mut Session, stream: &Stream, partition: i32, problem: &str) -> Result<()> {
     let tx = green.transaction().await?;
     tx.execute(
-        "update handover.replay set problem = $3 where stream = $1 and partition = $2",
+        &format!("update {OURS}.replay set problem = $3 where stream = $1 and partition = $2"),
         &[&stream.name, &partition, &problem],
     )
     .await?;
@@ -157,8 +168,10 @@ pub async fn stuck(green: &mut Session, stream: &Stream, partition: i32, problem
 /// What the server says.
 pub async fn quarantine(tx: &Tx<'_>, stream: &Stream, partition: i32, event: &Quarantined<'_>) -> Result<()> {
     tx.execute(
-        "insert into handover.event_quarantine (stream, partition, number, tbl, key, event, reason)
-         values ($1, $2, $3, $4, $5, $6::text::json, $7)",
+        &format!(
+            "insert into {OURS}.event_quarantine (stream, partition, number, tbl, key, event, reason)
+         values ($1, $2, $3, $4, $5, $6::text::json, $7)"
+        ),
         &[&stream.name, &partition, &event.number, &event.table, &event.key, &event.payload, &event.reason],
     )
     .await
@@ -187,7 +200,9 @@ pub struct Quarantined<'a> {
 pub async fn blocked(green: &Session, stream: &Stream, partition: i32) -> Result<HashSet<(String, String)>> {
     let rows = green
         .query(
-            "select distinct tbl, key from handover.event_quarantine where stream = $1 and partition = $2",
+            &format!(
+                "select distinct tbl, key from {OURS}.event_quarantine where stream = $1 and partition = $2"
+            ),
             &[&stream.name, &partition],
         )
         .await?;
@@ -222,7 +237,9 @@ impl std::fmt::Display for Aside {
 /// # Errors
 /// What the server says.
 pub async fn count_aside(green: &Session, streams: &[&str]) -> Result<(i64, i64)> {
-    let sql = "select count(*), count(*) filter (where retry) from handover.event_quarantine where stream = any($1)";
+    let sql = &format!(
+        "select count(*), count(*) filter (where retry) from {OURS}.event_quarantine where stream = any($1)"
+    );
     let row = green.query_one(sql, &[&streams]).await?;
     Ok((row.get(0), row.get(1)))
 }
@@ -234,8 +251,8 @@ pub async fn count_aside(green: &Session, streams: &[&str]) -> Result<(i64, i64)
 pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
     let rows = green
         .query(
-            "select tbl, key, count(*), bool_or(retry) from handover.event_quarantine where stream = any($1)
-             group by stream, partition, tbl, key order by min(at), tbl, key",
+            &format!("select tbl, key, count(*), bool_or(retry) from {OURS}.event_quarantine where stream = any($1)
+             group by stream, partition, tbl, key order by min(at), tbl, key"),
             &[&streams],
         )
         .await?;
@@ -252,8 +269,10 @@ pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
 pub async fn asked(green: &Session, stream: &Stream, partition: i32) -> Result<Vec<(String, String)>> {
     let rows = green
         .query(
-            "select distinct tbl, key from handover.event_quarantine
-             where stream = $1 and partition = $2 and retry order by 1, 2",
+            &format!(
+                "select distinct tbl, key from {OURS}.event_quarantine
+             where stream = $1 and partition = $2 and retry order by 1, 2"
+            ),
             &[&stream.name, &partition],
         )
         .await?;
@@ -273,8 +292,8 @@ pub async fn next_aside(
 ) -> Result<Option<(i64, String)>> {
     let row = tx
         .query_opt(
-            "select number, event::text from handover.event_quarantine
-             where stream = $1 and partition = $2 and tbl = $3 and key = $4 and number > $5 order by number limit 1",
+            &format!("select number, event::text from {OURS}.event_quarantine
+             where stream = $1 and partition = $2 and tbl = $3 and key = $4 and number > $5 order by number limit 1"),
             &[&stream.name, &partition, &key.0, &key.1, &above],
         )
         .await?;
@@ -287,7 +306,7 @@ pub async fn next_aside(
 /// What the server says.
 pub async fn back(tx: &Tx<'_>, stream: &Stream, partition: i32, number: i64) -> Result<()> {
     tx.execute(
-        "delete from handover.event_quarantine where stream = $1 and partition = $2 and number = $3",
+        &format!("delete from {OURS}.event_quarantine where stream = $1 and partition = $2 and number = $3"),
         &[&stream.name, &partition, &number],
     )
     .await
@@ -307,8 +326,8 @@ pub async fn refused_again(
     reason: &str,
 ) -> Result<()> {
     tx.execute(
-        "update handover.event_quarantine set retry = false, reason = case number when $5 then $6 else reason end
-         where stream = $1 and partition = $2 and tbl = $3 and key = $4",
+        &format!("update {OURS}.event_quarantine set retry = false, reason = case number when $5 then $6 else reason end
+         where stream = $1 and partition = $2 and tbl = $3 and key = $4"),
         &[&stream.name, &partition, &key.0, &key.1, &number, &reason],
     )
     .await
@@ -321,10 +340,10 @@ pub async fn refused_again(
 /// What the server says.
 pub async fn settle(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
     tx.execute(
-        "update handover.replay
+        &format!("update {OURS}.replay
          set applied = applied + $3, already = already + $4, ignored = ignored + $5, quarantined = quarantined - $6,
              at = clock_timestamp()
-         where stream = $1 and partition = $2",
+         where stream = $1 and partition = $2"),
         &[&stream.name, &partition, &tally.applied, &tally.already, &tally.ignored, &tally.total()],
     )
     .await
@@ -337,9 +356,9 @@ pub async fn settle(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally)
 /// Lease lost, or what the server says.
 pub async fn forget(green: &mut Session, stream: &str, quarantine_too: bool) -> Result<()> {
     let tx = green.transaction().await?;
-    tx.execute("delete from handover.replay where stream = $1", &[&stream]).await?;
+    tx.execute(&format!("delete from {OURS}.replay where stream = $1"), &[&stream]).await?;
     if quarantine_too {
-        tx.execute("delete from handover.event_quarantine where stream = $1", &[&stream]).await?;
+        tx.execute(&format!("delete from {OURS}.event_quarantine where stream = $1"), &[&stream]).await?;
     }
     tx.commit().await
 }

@@ -19,6 +19,7 @@ pub mod trigger;
 
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident};
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,7 @@ impl Stream {
     pub async fn find(blue: &Session, run: RunId, step: &StepId) -> Result<Option<Stream>> {
         let row = blue
             .query_opt(
-                "select id, stream, partitions from handover.capture where run = $1 and step = $2",
+                &format!("select id, stream, partitions from {OURS}.capture where run = $1 and step = $2"),
                 &[&run.0, &step.as_str()],
             )
             .await?;
@@ -79,25 +80,29 @@ impl Stream {
         let count = i32::try_from(partitions).unwrap_or(i32::MAX);
         // The lowest id that is free rather than one from a sequence: triggers are named by it, and a run that
         // was rolled back leaves no trace in the names of the next.
-        tx.execute("lock table handover.capture in share row exclusive mode", &[]).await?;
+        tx.execute(&format!("lock table {OURS}.capture in share row exclusive mode"), &[]).await?;
         tx.execute(
-            "insert into handover.capture (id, run, step, stream, partitions)
-             select coalesce(max(id), 0) + 1, $1, $2, $3, $4 from handover.capture
-             on conflict (run, step) do nothing",
+            &format!(
+                "insert into {OURS}.capture (id, run, step, stream, partitions)
+             select coalesce(max(id), 0) + 1, $1, $2, $3, $4 from {OURS}.capture
+             on conflict (run, step) do nothing"
+            ),
             &[&run.0, &step.as_str(), &name, &count],
         )
         .await?;
         let row = tx
             .query_one(
-                "select id, stream, partitions from handover.capture where run = $1 and step = $2",
+                &format!("select id, stream, partitions from {OURS}.capture where run = $1 and step = $2"),
                 &[&run.0, &step.as_str()],
             )
             .await?;
         let stream =
             Stream { id: row.get(0), name: row.get(1), partitions: row.get::<_, i32>(2).unsigned_abs() };
         tx.execute(
-            "insert into handover.outbox_partition (capture, partition)
-             select $1, p from generate_series(0, $2::int - 1) p on conflict do nothing",
+            &format!(
+                "insert into {OURS}.outbox_partition (capture, partition)
+             select $1, p from generate_series(0, $2::int - 1) p on conflict do nothing"
+            ),
             &[&stream.id, &row.get::<_, i32>(2)],
         )
         .await?;
@@ -129,11 +134,13 @@ pub const MARKER: &str = "marker";
 /// Lease lost, or what the server says.
 pub async fn write_fence_marker(blue: &mut Session, stream: &Stream) -> Result<Marker> {
     let tx = blue.transaction().await?;
-    let marker: i64 = tx.query_one("select nextval('handover.outbox_id')", &[]).await?.get(0);
+    let marker: i64 = tx.query_one(&format!("select nextval('{OURS}.outbox_id')"), &[]).await?.get(0);
     tx.execute(
-        "insert into handover.outbox (capture, partition, tbl, op, key)
+        &format!(
+            "insert into {OURS}.outbox (capture, partition, tbl, op, key)
          select $1, partition, '', $2, json_build_object('marker', $3::bigint)
-         from handover.outbox_partition where capture = $1",
+         from {OURS}.outbox_partition where capture = $1"
+        ),
         &[&stream.id, &MARKER, &marker],
     )
     .await?;
@@ -148,7 +155,7 @@ pub async fn write_fence_marker(blue: &mut Session, stream: &Stream) -> Result<M
 pub async fn marker_passed(green: &Session, stream: &Stream, marker: Marker) -> Result<bool> {
     let passed: i64 = green
         .query_one(
-            "select count(*) from handover.replay where stream = $1 and marker >= $2",
+            &format!("select count(*) from {OURS}.replay where stream = $1 and marker >= $2"),
             &[&stream.name, &marker.0],
         )
         .await?
@@ -207,20 +214,22 @@ impl std::fmt::Display for Counts {
 pub async fn backlog(blue: &Session, green: &Session, stream: &Stream) -> Result<Counts> {
     let there = green
         .query_one(
-            "select coalesce(sum(base), 0)::bigint, coalesce(sum(applied), 0)::bigint, coalesce(sum(already), 0)::bigint,
+            &format!("select coalesce(sum(base), 0)::bigint, coalesce(sum(applied), 0)::bigint, coalesce(sum(already), 0)::bigint,
                     coalesce(sum(ignored), 0)::bigint, coalesce(sum(quarantined), 0)::bigint,
                     coalesce(sum(base_markers), 0)::bigint, count(problem)
-             from handover.replay where stream = $1",
+             from {OURS}.replay where stream = $1"),
             &[&stream.name],
         )
         .await?;
     // One statement, one snapshot: a row is either not numbered or numbered, never both or neither.
     let here = blue
         .query_one(
-            "select coalesce(sum(last_number), 0)::bigint, coalesce(sum(markers), 0)::bigint,
+            &format!(
+                "select coalesce(sum(last_number), 0)::bigint, coalesce(sum(markers), 0)::bigint,
                     coalesce(sum(greatest(published, trimmed)), 0)::bigint,
-                    (select count(*) from handover.outbox where capture = $1 and op <> $2)
-             from handover.outbox_partition where capture = $1",
+                    (select count(*) from {OURS}.outbox where capture = $1 and op <> $2)
+             from {OURS}.outbox_partition where capture = $1"
+            ),
             &[&stream.id, &MARKER],
         )
         .await?;

@@ -104,7 +104,7 @@ impl Spec<'_> {
     }
 
     fn function(&self) -> String {
-        format!("handover.{}", quote_ident(&self.name()))
+        format!("{OURS}.{}", quote_ident(&self.name()))
     }
 
     /// The name of the trigger for an operation or `truncate`. Triggers of one event fire in the order of their
@@ -191,7 +191,7 @@ impl Spec<'_> {
         let image = |row: Option<&str>| row.map_or("null".to_owned(), |row| self.image_of(row));
         let forms = self.forms_of(key, old, new);
         format!(
-            "insert into handover.outbox (capture, partition, tbl, op, via, key, old, new, forms) values ({}, {}, {}, '{operation}', '{via}', {}, {}, {}, {forms});",
+            "insert into {OURS}.outbox (capture, partition, tbl, op, via, key, old, new, forms) values ({}, {}, {}, '{operation}', '{via}', {}, {}, {}, {forms});",
             self.capture,
             self.partition_of(key),
             quote_literal(&self.table.to_string()),

@@ -1,6 +1,7 @@
 //! What a Postgres error means to the engine, by its SQLSTATE
 //! (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 
+use super::ours::OURS;
 use crate::error::{Class, Error};
 use std::error::Error as _;
 use tokio_postgres::error::{DbError, SqlState};
@@ -104,7 +105,7 @@ fn place_of(context: &str) -> Option<String> {
     if first.contains("inline_code_block") {
         return Some(format!("the statement's block (line {} of it)", line.unwrap_or("?")));
     }
-    let ours = first.match_indices("handover.").any(|(at, _)| {
+    let ours = first.match_indices(&format!("{OURS}.")).any(|(at, _)| {
         !first[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '"'))
     });
     if ours {
@@ -249,7 +250,7 @@ mod tests {
                 "PL/pgSQL function inline_code_block line 7 at RAISE",
                 Some("the statement's block (line 7 of it)"),
             ),
-            ("PL/pgSQL-Funktion handover.refuse_1a() Zeile 3 bei RAISE", None),
+            (&format!("PL/pgSQL-Funktion {OURS}.refuse_1a() Zeile 3 bei RAISE"), None),
             ("PL/pgSQL関数handover.refuse_1a()の3行目のRAISE", None),
             ("PL/pgSQL function my_handover.f() line 3 at RAISE", Some("the function my_handover.f")),
             ("", Some("a function")),

@@ -1,6 +1,7 @@
 //! Taking over a database: end what a predecessor left running there, then bump the fence.
 
 use super::connect::Lease;
+use super::ours::OURS;
 use super::session::{Params, Session};
 use crate::error::{Class, Error, Result};
 use std::time::Duration;
@@ -38,8 +39,8 @@ pub async fn take_over(session: &mut Session, lease: &Lease) -> Result<u64> {
             // A predecessor began a transaction after we ended its others: end this one too.
             Err(error) if error.class() == Class::Contention && attempt < BUMPS => {}
             Err(error) if error.class() == Class::Contention => {
-                return Err(error.context("another session holds this plan's row in handover.fence").hint(
-                    "see pg_locks and pg_prepared_xacts for who holds handover.fence; end it, then `handover resume`",
+                return Err(error.context(format!("another session holds this plan's row in {OURS}.fence")).hint(
+                    format!("see pg_locks and pg_prepared_xacts for who holds {OURS}.fence; end it, then `handover resume`"),
                 ));
             }
             Err(error) => return Err(error),
@@ -54,9 +55,11 @@ async fn bump(session: &mut Session, lease: &Lease) -> Result<bool> {
     session.set("lock_timeout", "2s").await?;
     let row = session
         .query_opt(
-            "insert into handover.fence as f (plan, token) values ($1, $2)
+            &format!(
+                "insert into {OURS}.fence as f (plan, token) values ($1, $2)
              on conflict (plan) do update set token = excluded.token where f.token <= excluded.token
-             returning token",
+             returning token"
+            ),
             &[&lease.plan(), &lease.token()],
         )
         .await;

@@ -195,7 +195,8 @@ pub fn named(runner: &refinery::Runner, schema: &str) -> Result<refinery::Runner
             refinery::Migration::unapplied(&format!("V{}__{}", migration.version(), migration.name()), &sql)
         })
         .collect();
-    let migrations = migrations.map_err(|e| Error::internal(format!("a migration of ours is broken ({e})")))?;
+    let migrations =
+        migrations.map_err(|e| Error::internal(format!("a migration of ours is broken ({e})")))?;
     Ok(refinery::Runner::new(&migrations))
 }
 
@@ -223,10 +224,10 @@ async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str
         let source = std::error::Error::source(&e).and_then(|s| s.downcast_ref::<tokio_postgres::Error>());
         match source {
             Some(source) => super::error::from_postgres(source, database)
-                .context("Handover's own tables in schema handover cannot be made or upgraded"),
+                .context(format!("Handover's own tables in schema {OURS} cannot be made or upgraded")),
             None => Error::new(Class::Data, format!("Handover's own tables cannot be made or upgraded ({e})"))
                 .on_database(database)
-                .hint("a schema made by a newer Handover needs that version; see handover.control_history and handover.database_history"),
+                .hint(format!("a schema made by a newer Handover needs that version; see {OURS}.control_history and {OURS}.database_history")),
         }
     })
 }
@@ -250,7 +251,11 @@ mod tests {
         for runner in [&control, &database] {
             for migration in named(runner, "upkeep").unwrap().get_migrations() {
                 let sql = migration.sql().unwrap();
-                assert!(!sql.contains("{OURS}") && !sql.contains("handover."), "V{}: {sql}", migration.version());
+                assert!(
+                    !sql.contains("{OURS}") && !sql.contains(&format!("{OURS}.")),
+                    "V{}: {sql}",
+                    migration.version()
+                );
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What of ours is in a database: read from the catalogs, so that it is found whatever the journal says.
 
 use super::ident::quote_ident;
+use super::ours::OURS;
 use super::session::Session;
 use crate::error::Result;
 use serde::Serialize;
@@ -63,7 +64,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
     let mut out = Vec::new();
     let rows = session
         .query(
-            "select 'session', application_name, format('pid %s, %s, since %s', pid, coalesce(state, '?'),
+            &format!("select 'session', application_name, format('pid %s, %s, since %s', pid, coalesce(state, '?'),
                     to_char(backend_start at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS \"UTC\"'))
              from pg_stat_activity
              where starts_with(application_name, 'handover/') and datname = current_database()
@@ -76,7 +77,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
              select 'trigger', t.tgname::text, case count(*) when 1 then 'on ' || min(t.tgrelid::regclass::text) else format('on %s tables', count(*)) end
              from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
              join pg_class c on c.oid = t.tgrelid
-             where n.nspname = 'handover' and not t.tgisinternal and c.relnamespace <> n.oid
+             where n.nspname = '{OURS}' and not t.tgisinternal and c.relnamespace <> n.oid
              -- What a cutover refuses with is on every table.
              group by t.tgname, case when not starts_with(t.tgname::text, '00_handover_refuse') then t.tgrelid end
              union all
@@ -84,7 +85,7 @@ pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
              from pg_replication_slots where starts_with(slot_name, 'handover') and database = current_database()
              union all
              select 'publication', pubname, '' from pg_publication where starts_with(pubname, 'handover')
-             order by 1, 2, 3",
+             order by 1, 2, 3"),
             &[&SNAPSHOT_PREFIX],
         )
         .await?;
@@ -125,9 +126,9 @@ async fn subscriptions(session: &Session) -> Result<Vec<Leftover>> {
 async fn tables(session: &Session) -> Result<Vec<Leftover>> {
     let tables = session
         .query(
-            "select c.relname::text, pg_size_pretty(pg_total_relation_size(c.oid)), has_table_privilege(c.oid, 'select')
+            &format!("select c.relname::text, pg_size_pretty(pg_total_relation_size(c.oid)), has_table_privilege(c.oid, 'select')
              from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where n.nspname = 'handover' and c.relkind = 'r' and not c.relname = any($1) order by 1",
+             where n.nspname = '{OURS}' and c.relkind = 'r' and not c.relname = any($1) order by 1"),
             &[&BOOKS],
         )
         .await?;
@@ -139,7 +140,7 @@ async fn tables(session: &Session) -> Result<Vec<Leftover>> {
             continue;
         }
         let sql = format!(
-            "select count(*) from (select from handover.{} limit {}) t",
+            "select count(*) from (select from {OURS}.{} limit {}) t",
             quote_ident(&name),
             COUNTED + 1
         );

@@ -135,9 +135,20 @@ mod tests {
             assert_eq!(problem(good), None);
         }
         let long = "a".repeat(41);
-        for bad in
-            ["", "Upkeep", "up-keep", "up keep", "1up", "ü", "a\"b", "a.b", &long, "pg_own", "public", "information_schema"]
-        {
+        for bad in [
+            "",
+            "Upkeep",
+            "up-keep",
+            "up keep",
+            "1up",
+            "ü",
+            "a\"b",
+            "a.b",
+            &long,
+            "pg_own",
+            "public",
+            "information_schema",
+        ] {
             assert!(problem(bad).is_some(), "{bad}");
         }
     }

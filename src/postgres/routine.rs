@@ -4,6 +4,7 @@
 //! there fire for every writer all the same: only CREATE TRIGGER asks for the right.
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
+use super::ours::OURS;
 use super::{TableName, quote_ident, quote_literal};
 
 /// A trigger function in schema `handover`.
@@ -44,7 +45,7 @@ impl Routine<'_> {
         while text.contains(&tag) {
             tag.insert(tag.len() - 1, '_');
         }
-        let function = format!("handover.{}()", quote_ident(name));
+        let function = format!("{OURS}.{}()", quote_ident(name));
         let definer = if self.definer { " security definer" } else { "" };
         let mut sql = format!(
             "create or replace function {function} returns trigger language plpgsql{definer} {settings} as {tag}{text}{tag};
@@ -69,7 +70,7 @@ fn grants(name: &str, table: &TableName) -> String {
              join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_roles r on r.oid = c.relowner
              where c.relkind = 'p'
            loop
-             execute pg_catalog.format('grant execute on function handover.%I() to %I', {}::pg_catalog.text, owner);
+             execute pg_catalog.format('grant execute on function {OURS}.%I() to %I', {}::pg_catalog.text, owner);
            end loop;
          end",
         quote_literal(name)
@@ -94,7 +95,10 @@ mod tests {
         let sql = routine.sql();
         assert!(sql.contains("as $handover_$declare x text;\nbegin\n"), "{sql}");
         assert!(sql.contains("\nend$handover_$;"), "{sql}");
-        assert!(sql.ends_with("revoke all on function handover.\"odd name\"() from public;"), "{sql}");
+        assert!(
+            sql.ends_with(&format!("revoke all on function {OURS}.\"odd name\"() from public;")),
+            "{sql}"
+        );
         assert!(!Routine { definer: false, ..routine }.sql().contains("security definer"));
     }
 }

@@ -3,6 +3,7 @@
 use super::address::Address;
 use super::connect::{Lease, lost};
 use super::error::from_postgres;
+use super::ours::OURS;
 use super::standby::{self, Told, Watch};
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
@@ -205,7 +206,7 @@ impl Session {
         lease.assert_held()?;
         let row = self
             .query_opt(
-                "select 1 from handover.fence where plan = $1 and token = $2",
+                &format!("select 1 from {OURS}.fence where plan = $1 and token = $2"),
                 &[&lease.plan(), &lease.token()],
             )
             .await?;
@@ -255,7 +256,7 @@ impl Tx<'_> {
         // FOR SHARE: a takeover's UPDATE of the row waits for us (or ends us), and we for it.
         let row = self
             .query_opt(
-                "select 1 from handover.fence where plan = $1 and token = $2 for share",
+                &format!("select 1 from {OURS}.fence where plan = $1 and token = $2 for share"),
                 &[&lease.plan(), &lease.token()],
             )
             .await?;
@@ -311,7 +312,7 @@ impl Tx<'_> {
     ) -> Result<Option<T>> {
         let row = self
             .query_opt(
-                "select state from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+                &format!("select state from {OURS}.checkpoint where run = $1 and step = $2 and unit = $3"),
                 &[&run.0, &step.as_str(), &unit],
             )
             .await?;
@@ -336,8 +337,10 @@ impl Tx<'_> {
     ) -> Result<()> {
         self.checkpoint.store(true, Ordering::Relaxed);
         self.execute(
-            "insert into handover.checkpoint (run, step, unit, state) values ($1, $2, $3, $4)
-             on conflict (run, step, unit) do update set state = excluded.state, at = clock_timestamp()",
+            &format!(
+                "insert into {OURS}.checkpoint (run, step, unit, state) values ($1, $2, $3, $4)
+             on conflict (run, step, unit) do update set state = excluded.state, at = clock_timestamp()"
+            ),
             &[&run.0, &step.as_str(), &unit, &Json(state)],
         )
         .await
@@ -350,7 +353,7 @@ impl Tx<'_> {
     /// What the server says.
     pub async fn forget_checkpoints(&self, run: RunId, step: &StepId) -> Result<()> {
         self.execute(
-            "delete from handover.checkpoint where run = $1 and step = $2",
+            &format!("delete from {OURS}.checkpoint where run = $1 and step = $2"),
             &[&run.0, &step.as_str()],
         )
         .await

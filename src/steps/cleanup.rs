@@ -16,6 +16,7 @@ mod sync;
 mod table;
 mod throttle;
 
+use crate::postgres::ours::OURS;
 pub(super) use archive::{Guard, forget, put_back};
 pub use expected::Expect;
 pub(super) use table::{Catalog, Column, Table, object, params};
@@ -201,7 +202,7 @@ impl StepKind for Cleanup {
             let (of, step) = self.synced(cx)?;
             let n: i64 = session
                 .query_one(
-                    "select count(*) from handover.checkpoint where run = $1 and step = $2 and unit = 'sync'",
+                    &format!("select count(*) from {OURS}.checkpoint where run = $1 and step = $2 and unit = 'sync'"),
                     &[&cx.run.0, &step.as_str()],
                 )
                 .await?

@@ -38,6 +38,7 @@ pub mod violation;
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, replicate};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, fence, ours, quote_ident};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
@@ -164,7 +165,7 @@ impl StepKind for Copy {
 
 /// Whether this run and step has begun a copy there.
 async fn own_checkpoints(green: &Session, cx: &Context) -> Result<bool> {
-    let table = green.query_one("select to_regclass('handover.checkpoint') is not null", &[]).await?;
+    let table = green.query_one(&format!("select to_regclass('{OURS}.checkpoint') is not null"), &[]).await?;
     Ok(table.get(0) && !state::units(green, cx.run, &cx.step).await?.is_empty())
 }
 

@@ -6,6 +6,7 @@
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::profile::SearchPath;
 use crate::problem::{Problems, count};
 use crate::value::Duration;
@@ -263,7 +264,7 @@ impl StepKind for Migrate {
         let mut worker = Worker::open(cx, self).await?;
         let tx = worker.session.transaction().await?;
         tx.execute(
-            "delete from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+            &format!("delete from {OURS}.checkpoint where run = $1 and step = $2 and unit = $3"),
             &[&cx.run.0, &thrown(&cx.step).as_str(), &THROWN_AWAY],
         )
         .await?;
@@ -356,9 +357,12 @@ fn thrown(step: &crate::event::StepId) -> crate::event::StepId {
 /// # Errors
 /// What the server says.
 pub(in crate::steps) async fn forget_thrown_away(cx: &Context, tx: &crate::postgres::Tx<'_>) -> Result<()> {
-    tx.execute("delete from handover.checkpoint where run = $1 and unit = $2", &[&cx.run.0, &THROWN_AWAY])
-        .await
-        .map(drop)
+    tx.execute(
+        &format!("delete from {OURS}.checkpoint where run = $1 and unit = $2"),
+        &[&cx.run.0, &THROWN_AWAY],
+    )
+    .await
+    .map(drop)
 }
 
 /// Checkpoint of a database that was migrated, and is to be emptied rather than migrated back.
@@ -381,7 +385,7 @@ pub(in crate::steps) async fn thrown_away<'a>(
         }
         let there = session
             .query_opt(
-                "select 1 from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+                &format!("select 1 from {OURS}.checkpoint where run = $1 and step = $2 and unit = $3"),
                 &[&cx.run.0, &thrown(&step.id).as_str(), &THROWN_AWAY],
             )
             .await?;

@@ -6,6 +6,7 @@ use super::copy::state::states;
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::postgres::fingerprint::{self, CAPTURE, Facts, IDENTITY, Row, Subject};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
 use std::collections::BTreeSet;
 
@@ -72,12 +73,14 @@ pub(super) async fn of_copy(green: &Session, run: RunId, step: &StepId) -> Resul
 /// # Errors
 /// What the server says.
 pub(super) async fn filled(green: &Session) -> Result<Option<String>> {
-    let there = green.query_one("select to_regclass('handover.checkpoint') is not null", &[]).await?;
+    let there = green.query_one(&format!("select to_regclass('{OURS}.checkpoint') is not null"), &[]).await?;
     if !there.get::<_, bool>(0) {
         return Ok(None);
     }
-    let sql = "select concat_ws('/', run, step, extract(epoch from at)) from handover.checkpoint
-               where unit = $1 order by at desc limit 1";
+    let sql = &format!(
+        "select concat_ws('/', run, step, extract(epoch from at)) from {OURS}.checkpoint
+               where unit = $1 order by at desc limit 1"
+    );
     Ok(green.query_opt(sql, &[&UNIT_OF_COPY]).await?.map(|row| row.get(0)))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{Class, Error, Result};
 use crate::postgres::address::{Address, Wire};
+use crate::postgres::ours::OURS;
 use crate::postgres::profile::{self, Profile};
 use crate::queue::{Options, QueueUrl};
 use crate::value::Secret;
@@ -96,7 +97,9 @@ impl Target {
             ),
             "42501" => (
                 Class::Privilege,
-                "the queue's role needs CREATE on the database to set the queue up, and to own schema handover_queue",
+                &format!(
+                    "the queue's role needs CREATE on the database to set the queue up, and to own schema {OURS}_queue"
+                ),
             ),
             "3D000" => (Class::Usage, "create the database, or correct its name in the queue's URL"),
             "57014" => (

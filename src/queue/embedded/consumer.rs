@@ -2,6 +2,7 @@
 
 use super::connect::{Session, Target};
 use crate::error::{Error, Result};
+use crate::postgres::ours::OURS;
 use crate::queue::{Consumer, Delivery, Message, no_stream};
 use async_trait::async_trait;
 use std::collections::VecDeque;
@@ -41,7 +42,7 @@ impl EmbeddedConsumer {
         let session = target.connect().await?;
         session
             .client
-            .batch_execute("listen handover_queue")
+            .batch_execute(&format!("listen {OURS}_queue"))
             .await
             .map_err(|e| target.error(&e, "listen"))?;
         Ok(Self {
@@ -67,7 +68,7 @@ impl EmbeddedConsumer {
     /// Tries to become the partition's only consumer.
     async fn activate(&mut self) -> Result<bool, tokio_postgres::Error> {
         if !self.active {
-            let key = format!("handover_queue:{}:{}", self.stream, self.partition);
+            let key = format!("{OURS}_queue:{}:{}", self.stream, self.partition);
             let client = &self.session.client;
             self.active = client
                 .query_one("select pg_try_advisory_lock(hashtextextended($1, 0))", &[&key])
@@ -75,8 +76,9 @@ impl EmbeddedConsumer {
                 .get(0);
             if self.active {
                 // Read only now: before, another consumer was still writing it.
-                let sql =
-                    "select delivered from handover_queue.partition where stream = $1 and partition = $2";
+                let sql = &format!(
+                    "select delivered from {OURS}_queue.partition where stream = $1 and partition = $2"
+                );
                 self.delivered =
                     client.query_opt(sql, &[&self.stream, &self.number()]).await?.and_then(|row| row.get(0));
             }
@@ -93,7 +95,7 @@ impl EmbeddedConsumer {
         if found.is_empty() && self.looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK) {
             self.looked_back = Some(Instant::now());
             // A broker cancels the consumers of a queue that is deleted; here it shows in its row.
-            let sql = "select from handover_queue.partition where stream = $1 and partition = $2";
+            let sql = &format!("select from {OURS}_queue.partition where stream = $1 and partition = $2");
             if self.session.client.query_opt(sql, &[&self.stream, &self.number()]).await?.is_none() {
                 let place = format!("Postgres at {}", self.target.place());
                 self.broken = Some(no_stream(&self.stream, &place));
@@ -106,8 +108,10 @@ impl EmbeddedConsumer {
         let Some(highest) = found.iter().map(|(number, _)| *number).max() else { return Ok(Vec::new()) };
         let before = self.delivered;
         if before < Some(highest) {
-            let sql = "update handover_queue.partition set delivered = $3
-                       where stream = $1 and partition = $2 and (delivered is null or delivered < $3)";
+            let sql = &format!(
+                "update {OURS}_queue.partition set delivered = $3
+                       where stream = $1 and partition = $2 and (delivered is null or delivered < $3)"
+            );
             self.session.client.execute(sql, &[&self.stream, &self.number(), &highest]).await?;
             self.delivered = Some(highest);
         }
@@ -133,9 +137,11 @@ impl EmbeddedConsumer {
     ) -> Result<Vec<(i64, Vec<u8>)>, tokio_postgres::Error> {
         let held: Vec<i64> = self.held.iter().map(|(_, number)| *number).collect();
         let room = i64::try_from(room).unwrap_or(i64::MAX);
-        let sql = "select number, payload from handover_queue.message
+        let sql = &format!(
+            "select number, payload from {OURS}_queue.message
                    where stream = $1 and partition = $2 and number > $3 and number <> all ($4)
-                   order by number limit $5";
+                   order by number limit $5"
+        );
         let above = above.unwrap_or(i64::MIN);
         let rows =
             self.session.client.query(sql, &[&self.stream, &self.number(), &above, &held, &room]).await?;
@@ -188,8 +194,9 @@ impl Consumer for EmbeddedConsumer {
         if numbers.is_empty() {
             return Ok(());
         }
-        let sql =
-            "delete from handover_queue.message where stream = $1 and partition = $2 and number = any ($3)";
+        let sql = &format!(
+            "delete from {OURS}_queue.message where stream = $1 and partition = $2 and number = any ($3)"
+        );
         self.session
             .client
             .execute(sql, &[&self.stream, &self.number(), &numbers])

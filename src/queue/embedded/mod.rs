@@ -11,6 +11,7 @@ use super::{
     Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
 };
 use crate::error::{Error, Result};
+use crate::postgres::ours::OURS;
 use async_trait::async_trait;
 use connect::{Session, Target, is_missing};
 use std::future::Future;
@@ -85,7 +86,7 @@ impl Embedded {
         let name = stream.to_owned();
         let found = self
             .within(stream, "look at", |session| async move {
-                let sql = "select partitions from handover_queue.stream where name = $1";
+                let sql = &format!("select partitions from {OURS}_queue.stream where name = $1");
                 let row = session.client.query_opt(sql, &[&name]).await;
                 (session, row)
             })
@@ -99,8 +100,10 @@ impl Embedded {
             let name = stream.to_owned();
             let deleted = self
                 .within(stream, doing, |session| async move {
-                    let sql = "delete from handover_queue.message where ctid = any (array(
-                                 select ctid from handover_queue.message where stream = $1 limit $2))";
+                    let sql = &format!(
+                        "delete from {OURS}_queue.message where ctid = any (array(
+                                 select ctid from {OURS}_queue.message where stream = $1 limit $2))"
+                    );
                     let deleted = session.client.execute(sql, &[&name, &CHUNK]).await;
                     (session, deleted)
                 })
@@ -173,7 +176,10 @@ impl Queue for Embedded {
             .within(stream, "count", |session| async move {
                 let row = session
                     .client
-                    .query_one("select count(*) from handover_queue.message where stream = $1", &[&name])
+                    .query_one(
+                        &format!("select count(*) from {OURS}_queue.message where stream = $1"),
+                        &[&name],
+                    )
                     .await;
                 (session, row)
             })
@@ -198,8 +204,10 @@ impl Queue for Embedded {
         let name = stream.to_owned();
         self.within(stream, "delete", |session| async move {
             // Takes with it, by the foreign keys, what was published since.
-            let deleted =
-                session.client.execute("delete from handover_queue.stream where name = $1", &[&name]).await;
+            let deleted = session
+                .client
+                .execute(&format!("delete from {OURS}_queue.stream where name = $1"), &[&name])
+                .await;
             (session, deleted)
         })
         .await?;
@@ -211,17 +219,19 @@ impl Queue for Embedded {
 async fn declare(session: &mut Session, stream: &str, partitions: i32) -> Result<i32, tokio_postgres::Error> {
     let tx = session.client.transaction().await?;
     tx.execute(
-        "insert into handover_queue.stream (name, partitions) values ($1, $2) on conflict do nothing",
+        &format!("insert into {OURS}_queue.stream (name, partitions) values ($1, $2) on conflict do nothing"),
         &[&stream, &partitions],
     )
     .await?;
     let found: i32 = tx
-        .query_one("select partitions from handover_queue.stream where name = $1", &[&stream])
+        .query_one(&format!("select partitions from {OURS}_queue.stream where name = $1"), &[&stream])
         .await?
         .get(0);
     tx.execute(
-        "insert into handover_queue.partition (stream, partition) select $1, generate_series(0, $2 - 1)
-         on conflict do nothing",
+        &format!(
+            "insert into {OURS}_queue.partition (stream, partition) select $1, generate_series(0, $2 - 1)
+         on conflict do nothing"
+        ),
         &[&stream, &found],
     )
     .await?;
@@ -233,11 +243,11 @@ async fn declare(session: &mut Session, stream: &str, partitions: i32) -> Result
 async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Result<(), tokio_postgres::Error> {
     let tx = session.client.transaction().await?;
     let sql = tx
-        .prepare(
-            "insert into handover_queue.message (stream, partition, number, payload)
+        .prepare(&format!(
+            "insert into {OURS}_queue.message (stream, partition, number, payload)
              select $1, p, n, b from unnest($2::integer[], $3::bigint[], $4::bytea[]) as m(p, n, b)
-             on conflict do nothing",
-        )
+             on conflict do nothing"
+        ))
         .await?;
     let mut rest = batch;
     while !rest.is_empty() {
@@ -255,6 +265,6 @@ async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Resul
         tx.execute(&sql, &[&stream, &partitions, &numbers, &payloads]).await?;
         rest = later;
     }
-    tx.batch_execute("notify handover_queue").await?;
+    tx.batch_execute(&format!("notify {OURS}_queue")).await?;
     tx.commit().await
 }

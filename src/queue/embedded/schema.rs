@@ -49,20 +49,18 @@ pub async fn install(target: &Target) -> Result<()> {
     }
     let schema = format!("{OURS}_queue");
     let owner = install::owner_of(&session.client, &schema, None).await;
-    if let Some(owner) = owner.map_err(|e| target.error(&e, "look at schema handover_queue"))? {
-        owner
-            .assert_ours(&schema)
-            .map_err(|e| e.context(format!("the queue at {}", target.place())))?;
+    if let Some(owner) = owner.map_err(|e| target.error(&e, &format!("look at schema {OURS}_queue")))? {
+        owner.assert_ours(&schema).map_err(|e| e.context(format!("the queue at {}", target.place())))?;
     }
     session
         .client
-        .batch_execute(
+        .batch_execute(&format!(
             "do $$ begin
-               if to_regnamespace('handover_queue') is null then create schema handover_queue; end if;
-             end $$",
-        )
+               if to_regnamespace('{OURS}_queue') is null then create schema {OURS}_queue; end if;
+             end $$"
+        ))
         .await
-        .map_err(|e| target.error(&e, "create schema handover_queue"))?;
+        .map_err(|e| target.error(&e, &format!("create schema {OURS}_queue")))?;
     runner.set_migration_table_name(history());
     runner.run_async(&mut session.client).await.map_err(|e| {
         // refinery's own text hides the server's answer.

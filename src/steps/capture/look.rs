@@ -3,6 +3,7 @@
 use super::{Capture, Table, Truncate, When};
 use crate::error::Result;
 use crate::outbox::catalog::{TableFacts, inspect};
+use crate::postgres::ours::OURS;
 use crate::postgres::sql::{Token, statements, tokens};
 use crate::postgres::{TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
@@ -211,7 +212,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
                 }
                 if !row.get::<_, bool>(1) {
                     out.blocker(format!(
-                        "the role {role} may not create the schema `handover`; run scripts/grants.sql"
+                        "the role {role} may not create the schema `{OURS}`; run scripts/grants.sql"
                     ));
                 }
             }

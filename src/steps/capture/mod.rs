@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::outbox::catalog::{Form, TableFacts, inspect};
 use crate::outbox::trigger::{Operation, Spec, find, function_pattern};
 use crate::outbox::{Stream, books};
+use crate::postgres::ours::OURS;
 use crate::postgres::profile::SearchPath;
 use crate::postgres::{Session, TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
@@ -341,18 +342,20 @@ impl Capture {
         let tx = session.transaction().await?;
         let functions = tx
             .query(
-                "select proname::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = 'handover' and proname like $1",
+                &format!(
+                    "select proname::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                 where n.nspname = '{OURS}' and proname like $1"
+                ),
                 &[&function_pattern(stream.id)],
             )
             .await?;
         for function in &functions {
-            tx.execute(&format!("drop function handover.{}()", quote_ident(function.get(0))), &[]).await?;
+            tx.execute(&format!("drop function {OURS}.{}()", quote_ident(function.get(0))), &[]).await?;
         }
         for table in ["outbox", "outbox_numbered", "outbox_written", "outbox_partition"] {
-            tx.execute(&format!("delete from handover.{table} where capture = $1"), &[&stream.id]).await?;
+            tx.execute(&format!("delete from {OURS}.{table} where capture = $1"), &[&stream.id]).await?;
         }
-        tx.execute("delete from handover.capture where id = $1", &[&stream.id]).await?;
+        tx.execute(&format!("delete from {OURS}.capture where id = $1"), &[&stream.id]).await?;
         tx.commit().await?;
         Ok(found.len())
     }
@@ -392,7 +395,7 @@ pub(super) async fn connect_queue(cx: &Context) -> Result<Arc<dyn Queue>> {
 /// How many events wait for the queue, for people and for the relay's report.
 pub(super) async fn unsent(session: &Session, stream: &Stream) -> Result<i64> {
     let waiting: i64 = session
-        .query_one("select count(*) from handover.outbox where capture = $1", &[&stream.id])
+        .query_one(&format!("select count(*) from {OURS}.outbox where capture = $1"), &[&stream.id])
         .await?
         .get(0);
     let books = books::read(session, stream).await?;

@@ -11,6 +11,7 @@ use crate::outbox::Stream;
 use crate::outbox::books::{self, Floor, Limits, PartitionBooks, Unpublished};
 use crate::outbox::budget;
 use crate::postgres::Session;
+use crate::postgres::ours::OURS;
 use crate::queue::{Message, Queue};
 use crate::steps::Context;
 use std::sync::Arc;
@@ -166,7 +167,7 @@ fn too_large(event: &Unpublished, stream: &Stream, queue: &str, limit: usize) ->
     )
     .hint(format!(
         "raise the broker's `max_message_size` to at least {}, then `handover resume`; the event is in \
-         handover.outbox_numbered (capture {}, partition {}, number {})",
+         {OURS}.outbox_numbered (capture {}, partition {}, number {})",
         (event.message.payload.len() + ENVELOPE).next_power_of_two(),
         stream.id,
         event.message.partition,

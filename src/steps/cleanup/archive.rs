@@ -8,6 +8,7 @@ use super::table::{Catalog, Table, object};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use crate::steps::turns::Turns;
@@ -97,7 +98,7 @@ pub(in crate::steps) async fn put_back(
     let conflicts = count(cx, session, "conflict is not null").await?;
     if conflicts > 0 {
         cx.warn(format!(
-            "{conflicts} rows could not be put back without overwriting newer data; they are kept: select table_name, key, conflict, old_row from handover.archive where run = '{}' and step = {} and conflict is not null",
+            "{conflicts} rows could not be put back without overwriting newer data; they are kept: select table_name, key, conflict, old_row from {OURS}.archive where run = '{}' and step = {} and conflict is not null",
             cx.run,
             quote_literal(cx.step.as_str())
         ));
@@ -117,9 +118,11 @@ pub(in crate::steps) async fn forget(cx: &Context, session: &mut Session) -> Res
         let tx = session.transaction().await?;
         let gone = tx
             .execute(
-                "delete from handover.archive a where run = $1 and step = $2 and id in
-                     (select id from handover.archive where run = $1 and step = $2 and action <> 'quarantine'
-                      order by id limit 20000)",
+                &format!(
+                    "delete from {OURS}.archive a where run = $1 and step = $2 and id in
+                     (select id from {OURS}.archive where run = $1 and step = $2 and action <> 'quarantine'
+                      order by id limit 20000)"
+                ),
                 &[&cx.run.0, &cx.step.as_str()],
             )
             .await?;
@@ -131,7 +134,7 @@ pub(in crate::steps) async fn forget(cx: &Context, session: &mut Session) -> Res
     let kept = count(cx, session, "true").await?;
     if kept > 0 {
         cx.note(format!(
-            "{kept} quarantined rows stay in handover.archive (run {}, step {}) until you delete them",
+            "{kept} quarantined rows stay in {OURS}.archive (run {}, step {}) until you delete them",
             cx.run, cx.step
         ));
     }
@@ -139,7 +142,7 @@ pub(in crate::steps) async fn forget(cx: &Context, session: &mut Session) -> Res
 }
 
 async fn count(cx: &Context, session: &Session, condition: &str) -> Result<u64> {
-    let sql = format!("select count(*) from handover.archive where run = $1 and step = $2 and {condition}");
+    let sql = format!("select count(*) from {OURS}.archive where run = $1 and step = $2 and {condition}");
     let n: i64 = session.query_one(&sql, &[&cx.run.0, &cx.step.as_str()]).await?.get(0);
     Ok(n.unsigned_abs())
 }
@@ -148,8 +151,10 @@ async fn count(cx: &Context, session: &Session, condition: &str) -> Result<u64> 
 async fn upcoming(cx: &Context, session: &Session) -> Result<Vec<Entry>> {
     let rows = session
         .query(
-            "select id, table_name, action, key::text from handover.archive
-             where run = $1 and step = $2 and conflict is null order by id desc limit $3",
+            &format!(
+                "select id, table_name, action, key::text from {OURS}.archive
+             where run = $1 and step = $2 and conflict is null order by id desc limit $3"
+            ),
             &[&cx.run.0, &cx.step.as_str(), &BATCH],
         )
         .await?;
@@ -208,13 +213,13 @@ async fn batch(
             .to_owned()
         });
         tx.execute(
-            "update handover.archive set conflict = $4 where run = $1 and step = $2 and id = $3",
+            &format!("update {OURS}.archive set conflict = $4 where run = $1 and step = $2 and id = $3"),
             &[&cx.run.0, &cx.step.as_str(), id, &reason],
         )
         .await?;
     }
     tx.execute(
-        "delete from handover.archive where run = $1 and step = $2 and id = any ($3)",
+        &format!("delete from {OURS}.archive where run = $1 and step = $2 and id = any ($3)"),
         &[&cx.run.0, &cx.step.as_str(), &restored],
     )
     .await?;
@@ -237,7 +242,7 @@ async fn apply(
     };
     let names: Vec<String> = tx
         .query(
-            &format!("select distinct jsonb_object_keys({archived}) from handover.archive a where {CHOSEN}"),
+            &format!("select distinct jsonb_object_keys({archived}) from {OURS}.archive a where {CHOSEN}"),
             &[&cx.run.0, &cx.step.as_str(), &ids],
         )
         .await?
@@ -273,9 +278,9 @@ fn insert_sql(table: &Table, names: &[String]) -> Option<String> {
     Some(format!(
         "with back as (
              insert into {} ({}) overriding system value
-             select {} from handover.archive a where {CHOSEN} order by a.id desc
+             select {} from {OURS}.archive a where {CHOSEN} order by a.id desc
              on conflict do nothing returning {} as key, {} as row)
-         select a.id, back.row @> a.old_row from handover.archive a join back on back.key = a.key
+         select a.id, back.row @> a.old_row from {OURS}.archive a join back on back.key = a.key
              and (a.key <> '{{}}' or back.row @> a.old_row)
          where {CHOSEN}",
         table.name.sql(),
@@ -326,7 +331,7 @@ fn update_sql(table: &Table, names: &[String], guard: Guard<'_>) -> Option<Strin
     let after = object(columns.iter().copied(), "t.");
     Some(format!(
         "with back as (
-             update {} t set {} from handover.archive a where {CHOSEN} and {}{}
+             update {} t set {} from {OURS}.archive a where {CHOSEN} and {}{}
              returning a.id, a.old_row, {} as row)
          select id, row @> old_row from back",
         table.name.sql(),
@@ -353,7 +358,7 @@ fn delete_sql(table: &Table) -> Option<String> {
         .collect();
     Some(format!(
         "with back as (
-             delete from {} t using handover.archive a
+             delete from {} t using {OURS}.archive a
              where {CHOSEN} and {} and (select {} from (select t.*) as r) @> a.new_row{} returning a.id)
          select id, true from back",
         table.name.sql(),

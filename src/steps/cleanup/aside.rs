@@ -3,6 +3,7 @@
 use super::children;
 use super::table::{Catalog, Table, params};
 use crate::error::{Class, Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::{TableName, Tx};
 use crate::steps::Context;
 use std::collections::BTreeMap;
@@ -56,7 +57,7 @@ pub(in crate::steps) async fn set_aside(cx: &Context, tx: &Tx<'_>, places: &[Pla
         children::take(cx, tx, &table, AMONG, &arrays, Some("quarantine")).await?;
         let sql = format!(
             "with gone as (delete from {} where {AMONG} returning {} as k, {} as r),
-             kept as (insert into handover.archive (run, step, action, table_name, key, old_row)
+             kept as (insert into {OURS}.archive (run, step, action, table_name, key, old_row)
                       select $3, $4, 'quarantine', $5, k, r from gone)
              select count(*) from gone",
             name.sql(),

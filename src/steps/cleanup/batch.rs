@@ -7,6 +7,7 @@ use super::throttle::Throttle;
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, Tx, quote_literal};
 use crate::steps::Context;
 use serde::{Deserialize, Serialize};
@@ -298,7 +299,7 @@ impl Work<'_> {
                 children::take(cx, tx, self.table, &among, &arrays, children.then_some(*action)).await?;
                 let sql = format!(
                     "with gone as (delete from {} where {among} returning {} as k, {} as r),
-                     kept as (insert into handover.archive (run, step, action, table_name, key, old_row)
+                     kept as (insert into {OURS}.archive (run, step, action, table_name, key, old_row)
                               select ${}, ${}, '{action}', ${}, k, r from gone)
                      select count(*) from gone",
                     self.table.name.sql(),
@@ -371,7 +372,7 @@ impl Work<'_> {
             "with was as materialized (select {key} as k, {rows} as r from {table} where {among} and ({matching}\n)),
              changed as (update {table} set {sets} where {among} and ({matching}\n)
                          returning {key} as k, {rows} as r),
-             kept as (insert into handover.archive (run, step, action, table_name, key, old_row, new_row)
+             kept as (insert into {OURS}.archive (run, step, action, table_name, key, old_row, new_row)
                       select ${run}, ${step}, 'update', ${name}, was.k, {old}, {new}
                       from was join changed on was.k = changed.k where was.r is distinct from changed.r)
              select count(*) from changed",

@@ -5,6 +5,7 @@
 
 use super::table::{Catalog, ForeignKey, Table, params};
 use crate::error::{Class, Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Tx, quote_ident};
 use crate::steps::Context;
 use std::collections::BTreeSet;
@@ -106,7 +107,7 @@ async fn remove(cx: &Context, tx: &Tx<'_>, child: &Table, rows: &[Place], action
     let (tables, tuples) = split(rows);
     let sql = format!(
         "with gone as (delete from {} where {BY_PLACE} returning {} as k, {} as r)
-         insert into handover.archive (run, step, action, table_name, key, old_row)
+         insert into {OURS}.archive (run, step, action, table_name, key, old_row)
          select $3, $4, '{action}', $5, k, r from gone",
         child.name.sql(),
         child.key_json(),

@@ -10,6 +10,7 @@ use super::{MoveTo, batch};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::patience::Patience;
 use crate::postgres::profile::ROUTINE_FORMAT;
 use crate::postgres::routine::Routine;
@@ -61,9 +62,9 @@ fn name(cx: &Context, step: &StepId) -> String {
 pub async fn touched(cx: &Context, session: &Session) -> Result<bool> {
     let row = session
         .query_one(
-            "select exists (select from handover.checkpoint where run = $1 and step = $2)
-                 or exists (select from handover.archive where run = $1 and step = $2)
-                 or exists (select from pg_catalog.pg_trigger where tgname in ($3::text, $3::text || '_back'))",
+            &format!("select exists (select from {OURS}.checkpoint where run = $1 and step = $2)
+                 or exists (select from {OURS}.archive where run = $1 and step = $2)
+                 or exists (select from pg_catalog.pg_trigger where tgname in ($3::text, $3::text || '_back'))"),
             &[&cx.run.0, &cx.step.as_str(), &name(cx, &cx.step)],
         )
         .await?;
@@ -107,11 +108,11 @@ async fn remove_once(cx: &Context, session: &mut Session, step: &StepId) -> Resu
     // CASCADE reaches exactly the triggers that call these functions, on tables that may be gone by now.
     for name in [name.clone(), format!("{name}_back")] {
         patience.apply(&tx).await?;
-        tx.batch(&format!("drop function if exists handover.{}() cascade", quote_ident(&name))).await?;
+        tx.batch(&format!("drop function if exists {OURS}.{}() cascade", quote_ident(&name))).await?;
         patience.begin();
     }
     tx.execute(
-        "delete from handover.checkpoint where run = $1 and step = $2 and unit = 'sync'",
+        &format!("delete from {OURS}.checkpoint where run = $1 and step = $2 and unit = 'sync'"),
         &[&cx.run.0, &step.as_str()],
     )
     .await?;
@@ -304,7 +305,9 @@ impl Move {
     pub async fn settled(&self, cx: &Context, session: &Session, step: &StepId) -> Result<()> {
         let there: i64 = session
             .query_one(
-                "select count(*) from handover.checkpoint where run = $1 and step = $2 and unit = 'sync'",
+                &format!(
+                    "select count(*) from {OURS}.checkpoint where run = $1 and step = $2 and unit = 'sync'"
+                ),
                 &[&cx.run.0, &step.as_str()],
             )
             .await?
@@ -493,8 +496,8 @@ impl Move {
         };
         format!(
             "{function}
-             comment on function handover.{name}() is {comment};
-             create trigger {name} before insert or update on {table} for each row execute function handover.{name}();
+             comment on function {OURS}.{name}() is {comment};
+             create trigger {name} before insert or update on {table} for each row execute function {OURS}.{name}();
              alter table {table} enable always trigger {name};",
             function = function.sql(),
             name = quote_ident(name),
@@ -544,8 +547,8 @@ impl Move {
         };
         format!(
             "{function}
-             comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {source} for each row execute function handover.{name}();
+             comment on function {OURS}.{name}() is {comment};
+             create trigger {name} after insert or update or delete on {source} for each row execute function {OURS}.{name}();
              alter table {source} enable always trigger {name};",
             function = function.sql(),
             name = quote_ident(name),
@@ -619,8 +622,8 @@ impl Move {
         };
         format!(
             "{function}
-             comment on function handover.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {target} for each row execute function handover.{name}();
+             comment on function {OURS}.{name}() is {comment};
+             create trigger {name} after insert or update or delete on {target} for each row execute function {OURS}.{name}();
              alter table {target} enable always trigger {name};",
             function = function.sql(),
             name = quote_ident(name),

@@ -4,6 +4,7 @@ use super::state::{Created, State};
 use super::{catalog, extensions, large_objects, rights, state};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, Tx};
 use crate::steps::turns::Turns;
 use crate::steps::{Context, migrate};
@@ -90,7 +91,7 @@ pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u
     rights::restore(cx, session).await?;
     let tx = session.transaction().await?;
     // What was set aside is still on the source.
-    let sql = "delete from handover.archive where run = $1 and step = $2";
+    let sql = &format!("delete from {OURS}.archive where run = $1 and step = $2");
     tx.execute(sql, &[&cx.run.0, &cx.step.as_str()]).await?;
     tx.forget_checkpoints(cx.run, &cx.step).await?;
     if all {
@@ -106,7 +107,7 @@ async fn others(session: &Session) -> Result<Vec<(u32, u32)>> {
         "select o.class, o.id from ({}) as o (class, id)
          cross join lateral pg_catalog.pg_identify_object(o.class, o.id, 0) i
          where case when o.class = 'pg_catalog.pg_namespace'::regclass then i.name else coalesce(i.schema, '') end
-               not in ('handover', 'handover_queue')",
+               not in ('{OURS}', '{OURS}_queue')",
         catalog::objects("true")
     );
     Ok(session.query(&sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())

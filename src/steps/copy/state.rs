@@ -4,6 +4,7 @@ use super::definitions::Definition;
 use super::dump::Entry;
 use crate::error::Result;
 use crate::event::{RunId, StepId};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -293,7 +294,10 @@ pub async fn read(session: &Session, run: RunId, step: &StepId) -> Result<Option
 /// What the server says.
 pub async fn units(session: &Session, run: RunId, step: &StepId) -> Result<BTreeSet<String>> {
     let rows = session
-        .query("select unit from handover.checkpoint where run = $1 and step = $2", &[&run.0, &step.as_str()])
+        .query(
+            &format!("select unit from {OURS}.checkpoint where run = $1 and step = $2"),
+            &[&run.0, &step.as_str()],
+        )
         .await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
@@ -310,7 +314,9 @@ pub async fn states<T: serde::de::DeserializeOwned>(
 ) -> Result<Vec<T>> {
     let rows = session
         .query(
-            "select state from handover.checkpoint where run = $1 and step = $2 and starts_with(unit, $3)",
+            &format!(
+                "select state from {OURS}.checkpoint where run = $1 and step = $2 and starts_with(unit, $3)"
+            ),
             &[&run.0, &step.as_str(), &prefix],
         )
         .await?;

@@ -53,7 +53,7 @@ pub async fn handle(cx: &Context, copy: &Copy, session: &mut Session, object: &O
             ))
             .on_database(&copy.to)
             .hint(format!(
-                "{} has them too: mend them there, then `handover rollback` and run again; or say `on_violation: quarantine` in this step, which sets them aside on {} (handover.archive), then `handover resume --accept-changes`",
+                "{} has them too: mend them there, then `handover rollback` and run again; or say `on_violation: quarantine` in this step, which sets them aside on {} ({OURS}.archive), then `handover resume --accept-changes`",
                 copy.from, copy.to
             )));
         }
@@ -67,7 +67,7 @@ pub async fn handle(cx: &Context, copy: &Copy, session: &mut Session, object: &O
             let n = n - before.get(table).copied().unwrap_or(0);
             if n > 0 {
                 cx.warn(format!(
-                    "{n} rows of {table} were set aside in handover.archive on {}: they, or rows that they refer to, do not fit {}",
+                    "{n} rows of {table} were set aside in {OURS}.archive on {}: they, or rows that they refer to, do not fit {}",
                     copy.to, object.entry.name
                 ));
             }

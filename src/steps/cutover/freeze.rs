@@ -3,6 +3,7 @@
 //! SHARE ROW EXCLUSIVE conflicts with what every writing statement takes, and lets readers through.
 //! (<https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES>)
 
+use crate::postgres::ours::OURS;
 use super::Cutover;
 use super::gate::{self, Gate};
 use crate::error::{Class, Error, Result};
@@ -93,7 +94,7 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: In
 pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover, successor: &str) -> Result<()> {
     Gate::of(cx).shut(tx, cutover).await?;
     tx.execute(
-        "insert into handover.decision (run, step, plan, successor) values ($1, $2, $3, $4)",
+        &format!("insert into {OURS}.decision (run, step, plan, successor) values ($1, $2, $3, $4)"),
         &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor],
     )
     .await
@@ -108,8 +109,8 @@ pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> R
     tx.wait_for_locks(limit).await?;
     // What is written and gone again is in the log all the same.
     let (run, step) = (&cx.run.0, cx.step.as_str());
-    tx.execute("insert into handover.decision (run, step, plan) values ($1, $2, '')", &[run, &step]).await?;
-    tx.execute("delete from handover.decision where run = $1 and step = $2", &[run, &step]).await?;
+    tx.execute(&format!("insert into {OURS}.decision (run, step, plan) values ($1, $2, '')"), &[run, &step]).await?;
+    tx.execute(&format!("delete from {OURS}.decision where run = $1 and step = $2"), &[run, &step]).await?;
     let name = tx.database().to_owned();
     Ok((!tx.commit_within(limit).await?)
         .then(|| format!(
@@ -121,7 +122,7 @@ pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> R
 pub async fn is_decided(session: &Session, cx: &Context) -> Result<bool> {
     let row = session
         .query_opt(
-            "select 1 from handover.decision where run = $1 and step = $2",
+            &format!("select 1 from {OURS}.decision where run = $1 and step = $2"),
             &[&cx.run.0, &cx.step.as_str()],
         )
         .await?;
@@ -156,15 +157,15 @@ pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
     let tx = session.transaction().await?;
     Gate::of(cx).open(&tx, &earlier).await?;
     tx.execute(
-        "with gone as (delete from handover.decision where run = $1 and step = $2 returning *)
-         insert into handover.taken_back (run, step, plan, successor, decided_at)
+        &format!("with gone as (delete from {OURS}.decision where run = $1 and step = $2 returning *)
+         insert into {OURS}.taken_back (run, step, plan, successor, decided_at)
          select $1, $2, $3, w.successor, w.at from (
              select coalesce(nullif(g.successor, ''), $4) as successor, coalesce(g.decided_at, clock_timestamp()) as at,
                     g.run is not null as known
              from (select) one left join gone g on true) w
          where w.successor is not null
-           and (w.known or not exists (select from handover.taken_back t
-                                       where t.run = $1 and t.step = $2 and t.successor = w.successor))",
+           and (w.known or not exists (select from {OURS}.taken_back t
+                                       where t.run = $1 and t.step = $2 and t.successor = w.successor))"),
         &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor],
     )
     .await?;

@@ -18,6 +18,7 @@
 
 use super::Cutover;
 use crate::error::{Class, Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::routine::Routine;
 use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident, quote_literal};
 use crate::steps::Context;
@@ -104,7 +105,7 @@ impl Gate {
         };
         let (name, table) = (quote_ident(name), table.sql());
         format!(
-            "create trigger {name} before {events} on {table} for each {each} execute function handover.{}();
+            "create trigger {name} before {events} on {table} for each {each} execute function {OURS}.{}();
              alter table {table} enable always trigger {name};",
             quote_ident(&self.function)
         )
@@ -113,7 +114,7 @@ impl Gate {
     /// What takes function and triggers away.
     #[must_use]
     pub fn drop_sql(&self) -> String {
-        format!("drop function handover.{}() cascade", quote_ident(&self.function))
+        format!("drop function {OURS}.{}() cascade", quote_ident(&self.function))
     }
 
     /// Frozen tables that lack their trigger, or have it in another state than `ENABLE ALWAYS`.
@@ -132,7 +133,7 @@ impl Gate {
                     exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = {0})
              from {1}
              and not exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                             join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = 'handover'
+                             join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = '{OURS}'
                              where t.tgrelid = c.oid and t.tgname = {0} and t.tgenabled = 'A' and t.tgqual is null
                                and p.proname = {2})
              order by n.nspname::text collate \"C\", c.relname::text collate \"C\"",
@@ -156,8 +157,10 @@ impl Gate {
     ) -> Result<Option<String>> {
         let there = session
             .query_opt(
-                "select p.prosrc from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = 'handover' and p.proname = $1",
+                &format!(
+                    "select p.prosrc from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                 where n.nspname = '{OURS}' and p.proname = $1"
+                ),
                 &[&self.function],
             )
             .await?;
@@ -171,7 +174,7 @@ impl Gate {
                 let tx = session.transaction().await?;
                 tx.batch(&self.body(false)).await?;
                 tx.batch(&format!(
-                    "comment on function handover.{}() is {}",
+                    "comment on function {OURS}.{}() is {}",
                     quote_ident(&self.function),
                     quote_literal(&format!(
                         "Behind the triggers by which the cutover {} of plan {} keeps this database from being written to, once it is decided.",
@@ -301,8 +304,10 @@ impl Gate {
     pub async fn assert_shut(&self, session: &Session, cutover: &Cutover) -> Result<()> {
         let shut = session
             .query_opt(
-                "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = 'handover' and p.proname = $1 and starts_with(p.prosrc, $2)",
+                &format!(
+                    "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                 where n.nspname = '{OURS}' and p.proname = $1 and starts_with(p.prosrc, $2)"
+                ),
                 &[&self.function, &SHUT],
             )
             .await?;
@@ -339,8 +344,10 @@ impl Gate {
     pub async fn open(&self, tx: &Tx<'_>, earlier: &[TableName]) -> Result<()> {
         let there = tx
             .query_opt(
-                "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = 'handover' and p.proname = $1",
+                &format!(
+                    "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                 where n.nspname = '{OURS}' and p.proname = $1"
+                ),
                 &[&self.function],
             )
             .await?;
@@ -363,10 +370,12 @@ impl Gate {
     pub async fn remove(&self, session: &mut Session) -> Result<usize> {
         let rows = session
             .query(
-                "select n.nspname::text, c.relname::text, t.tgname::text from pg_trigger t
+                &format!(
+                    "select n.nspname::text, c.relname::text, t.tgname::text from pg_trigger t
                  join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
                  join pg_proc p on p.oid = t.tgfoid join pg_namespace pn on pn.oid = p.pronamespace
-                 where pn.nspname = 'handover' and p.proname = $1 and t.tgparentid = 0 order by 1, 2, 3",
+                 where pn.nspname = '{OURS}' and p.proname = $1 and t.tgparentid = 0 order by 1, 2, 3"
+                ),
                 &[&self.function],
             )
             .await?;
@@ -385,7 +394,7 @@ impl Gate {
         }
         if left == 0 {
             let tx = session.transaction().await?;
-            tx.batch(&format!("drop function if exists handover.{}()", quote_ident(&self.function))).await?;
+            tx.batch(&format!("drop function if exists {OURS}.{}()", quote_ident(&self.function))).await?;
             tx.commit().await?;
         }
         Ok(left)
@@ -420,10 +429,10 @@ async fn drop_all(session: &mut Session, hung: &[(TableName, String)], wait: &st
 pub async fn earlier(session: &Session) -> Result<Vec<TableName>> {
     let rows = session
         .query(
-            "select n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
+            &format!("select n.nspname::text, c.relname::text from pg_trigger t join pg_class c on c.oid = t.tgrelid
              join pg_namespace n on n.oid = c.relnamespace join pg_proc p on p.oid = t.tgfoid
              join pg_namespace pn on pn.oid = p.pronamespace
-             where t.tgname = $1 and t.tgenabled = 'A' and pn.nspname = 'handover' and p.proname = $2",
+             where t.tgname = $1 and t.tgenabled = 'A' and pn.nspname = '{OURS}' and p.proname = $2"),
             &[&PREFIX, &EARLIER],
         )
         .await?;

@@ -1,5 +1,6 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
+use crate::postgres::ours::OURS;
 use super::book::Book;
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
@@ -157,8 +158,8 @@ async fn since_decision(cutover: &Cutover, cx: &Context) -> Option<Duration> {
     let session = cx.writer(cutover.freeze.as_deref()?).await.ok()?;
     let row = session
         .query_opt(
-            "select extract(epoch from clock_timestamp() - decided_at)::float8 from handover.decision
-             where run = $1 and step = $2",
+            &format!("select extract(epoch from clock_timestamp() - decided_at)::float8 from {OURS}.decision
+             where run = $1 and step = $2"),
             &[&cx.run.0, &cx.step.as_str()],
         )
         .await

@@ -4,6 +4,7 @@
 use super::{Cutover, protocol};
 use crate::error::{Class, Error, Result};
 use crate::outbox::{Stream, marks};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, quote_literal};
 use crate::problem::few;
 use crate::steps::Context;
@@ -63,8 +64,8 @@ pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> R
     )
     .on_database(green.database())
     .hint(format!(
-        "the old side serves on. See them there: `select number, tbl, key, reason, event from handover.event_quarantine where \
-         {which} order by number;` mend the cause, then `update handover.event_quarantine set retry = true where {which};` \
+        "the old side serves on. See them there: `select number, tbl, key, reason, event from {OURS}.event_quarantine where \
+         {which} order by number;` mend the cause, then `update {OURS}.event_quarantine set retry = true where {which};` \
          and `handover resume`: replay tries them again. If they may stay behind, say `allow_quarantined: true` (or how \
          many) under the cutover, and `handover resume --accept-changes`"
     )))

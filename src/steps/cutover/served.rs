@@ -4,6 +4,7 @@
 
 use super::Cutover;
 use crate::error::Result;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, identity};
 use crate::steps::copy::Copy;
 use crate::steps::{Context, of_kind, watched};
@@ -32,14 +33,14 @@ pub async fn before(
         return Ok(None);
     }
     // A dry run may come before the first run.
-    let there = blue.query_one("select to_regclass('handover.taken_back') is not null", &[]).await?;
+    let there = blue.query_one(&format!("select to_regclass('{OURS}.taken_back') is not null"), &[]).await?;
     if !there.get::<_, bool>(0) {
         return Ok(None);
     }
     let row = blue
         .query_opt(
-            "select to_char(decided_at at time zone 'UTC', $2), to_char(opened_at at time zone 'UTC', $2), plan
-             from handover.taken_back where successor = $1 order by opened_at desc limit 1",
+            &format!("select to_char(decided_at at time zone 'UTC', $2), to_char(opened_at at time zone 'UTC', $2), plan
+             from {OURS}.taken_back where successor = $1 order by opened_at desc limit 1"),
             &[&successor(green).await?, &"YYYY-MM-DD HH24:MI:SS"],
         )
         .await?;

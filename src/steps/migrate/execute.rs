@@ -12,6 +12,7 @@ use super::watch::{Blockers, watched};
 use crate::error::{Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
+use crate::postgres::ours::OURS;
 use crate::postgres::patience::Patience;
 use crate::postgres::{Session, Tx, quote_ident};
 use crate::steps::Context;
@@ -527,7 +528,7 @@ pub(super) async fn own_columns(
 
 async fn forget(tx: &Tx<'_>, cx: &Context, key: &str) -> Result<()> {
     tx.execute(
-        "delete from handover.checkpoint where run = $1 and step = $2 and unit = $3",
+        &format!("delete from {OURS}.checkpoint where run = $1 and step = $2 and unit = $3"),
         &[&cx.run.0, &cx.step.as_str(), &key],
     )
     .await

@@ -23,7 +23,7 @@ pub fn table_name(plan: &str, step: &str) -> String {
             .take(22)
             .collect()
     };
-    format!("handover.migrate_{}_{}_{digest}", plain(plan), plain(step))
+    format!("{OURS}.migrate_{}_{}_{digest}", plain(plan), plain(step))
 }
 
 /// One applied migration.

@@ -4,6 +4,7 @@ use super::execute::{Tail, Worker, down_key, up_key};
 use super::folder::Migration;
 use super::history::{self, Row};
 use crate::error::{Error, Result};
+use crate::postgres::ours::OURS;
 use serde_json::{Value, json};
 
 impl Worker<'_> {
@@ -55,7 +56,7 @@ impl Worker<'_> {
         let begun = self
             .session
             .query(
-                "select unit from handover.checkpoint where run = $1 and step = $2",
+                &format!("select unit from {OURS}.checkpoint where run = $1 and step = $2"),
                 &[&self.cx.run.0, &self.cx.step.as_str()],
             )
             .await?;

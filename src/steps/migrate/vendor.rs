@@ -8,6 +8,7 @@ use super::Migrate;
 use super::folder::Migration;
 use super::names::{Kind, Names};
 use crate::error::{Class, Error, Result};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -310,11 +311,13 @@ async fn look(session: &Session, step: &Migrate, tool: Tool) -> Result<Option<Ve
     let name = step.history_table.as_deref().unwrap_or(tool.table());
     let row = session
         .query_opt(
-            "select n.nspname::text, c.relname::text,
+            &format!(
+                "select n.nspname::text, c.relname::text,
                     array(select attname::text || ' ' || format_type(atttypid, null) from pg_attribute
                           where attrelid = c.oid and attnum > 0 and not attisdropped)
              from pg_class c join pg_namespace n on n.oid = c.relnamespace
-             where c.oid = to_regclass($1) and c.relkind in ('r', 'p') and n.nspname <> 'handover'",
+             where c.oid = to_regclass($1) and c.relkind in ('r', 'p') and n.nspname <> '{OURS}'"
+            ),
             &[&name],
         )
         .await?;

@@ -14,6 +14,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
 use crate::outbox::{Marker, Stream, backlog, books, budget, marker_passed, marks};
+use crate::postgres::ours::OURS;
 use crate::queue::{Consumer, Queue};
 use crate::steps::capture::{Capture, connect_queue};
 use crate::steps::{Context, of_kind};
@@ -298,7 +299,7 @@ impl<'a> Pool<'a> {
         }
         if applier.policy(&stuck.cause) == OnPoison::Quarantine {
             self.cx.warn(format!(
-                "event {} ({} of {}) is set aside in handover.event_quarantine on {}, and with it all later ones of its key: {}; the \
+                "event {} ({} of {}) is set aside in {OURS}.event_quarantine on {}, and with it all later ones of its key: {}; the \
                  cutover refuses until it is settled (set `retry` there to have it tried again)",
                 stuck.number, stuck.op, stuck.table, self.replay.to, stuck.cause
             ));
@@ -311,7 +312,7 @@ impl<'a> Pool<'a> {
         );
         marks::stuck(green, &self.stream, applier.partition, &text).await?;
         Err(Error::data(text).on_database(&self.replay.to).hint(format!(
-            "it is in handover.outbox_numbered on {} (capture {}, partition {}, number {}); mend the data or the mapping, or set \
+            "it is in {OURS}.outbox_numbered on {} (capture {}, partition {}, number {}); mend the data or the mapping, or set \
              `on_missing` or `on_error` to quarantine, then `handover resume` (with `--accept-changes` after a change of the plan)",
             self.blue, self.stream.id, applier.partition, stuck.number
         )))

@@ -8,6 +8,7 @@
 use super::Link;
 use crate::error::Result;
 use crate::postgres::Session;
+use crate::postgres::ours::OURS;
 use serde::{Deserialize, Serialize};
 
 /// A mark that was written.
@@ -32,13 +33,13 @@ pub async fn write(blue: &mut Session, link: &Link, mark: &str) -> Result<Token>
     tx.batch("set local synchronous_commit = local").await?;
     let number: i64 = tx
         .query_one(
-            "insert into handover.replication_marker (link, mark) values ($1, $2) returning number",
+            &format!("insert into {OURS}.replication_marker (link, mark) values ($1, $2) returning number"),
             &[&link.name, &mark],
         )
         .await?
         .get(0);
     tx.execute(
-        "delete from handover.replication_marker where link = $1 and mark = $2 and number < $3",
+        &format!("delete from {OURS}.replication_marker where link = $1 and mark = $2 and number < $3"),
         &[&link.name, &mark, &number],
     )
     .await?;
@@ -59,7 +60,7 @@ pub async fn passed(green: &Session, token: &Token) -> Result<bool> {
 pub(super) async fn latest(session: &Session, link: &str, mark: &str) -> Result<Option<i64>> {
     let row = session
         .query_one(
-            "select max(number) from handover.replication_marker where link = $1 and mark = $2",
+            &format!("select max(number) from {OURS}.replication_marker where link = $1 and mark = $2"),
             &[&link, &mark],
         )
         .await?;

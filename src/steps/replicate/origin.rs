@@ -4,6 +4,7 @@ use super::{Link, emptied, identity, preflight, slot, subscription};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::catalog::application;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
 use crate::steps::copy::Copy;
 use crate::steps::copy::catalog;
@@ -165,7 +166,7 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
         let tables = tables(&blue, copy).await?;
         let tables: BTreeSet<&TableName> = tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
         let mut list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
-        list.push("handover.replication_marker".into());
+        list.push(format!("{OURS}.replication_marker"));
         let mut sql = format!("alter publication {} add table {};", quote_ident(&link.name), list.join(", "));
         let emptied = emptied::find(&blue, copy).await?.tables;
         if !emptied.is_empty() {

@@ -1,6 +1,7 @@
 //! The subscription on the side that follows.
 //! (<https://www.postgresql.org/docs/current/sql-createsubscription.html>)
 
+use crate::postgres::ours::OURS;
 use super::{Link, Replicate};
 use crate::error::{Class, Error, Result};
 use crate::postgres::blockers::{self, Blocker};
@@ -207,7 +208,7 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
                 "select w.pid, {counts}, 'pg_' || w.subid,
                         (select string_agg(distinct l.relation::regclass::text, ', ') from pg_locks l join pg_class c on c.oid = l.relation
                          where l.pid = w.pid and l.mode = 'RowExclusiveLock' and c.relkind in ('r', 'p') and c.oid >= 16384
-                           and c.relnamespace <> to_regnamespace('handover')
+                           and c.relnamespace <> to_regnamespace('{OURS}')
                            and l.database = (select oid from pg_database where datname = current_database())),
                         case when has_function_privilege('pg_current_logfile()', 'execute') then pg_current_logfile() end
                  from pg_stat_subscription w where w.subname = $1 and w.relid is null {alone} limit 1"
@@ -261,5 +262,5 @@ pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
 /// # Errors
 /// What the server says.
 pub async fn forget_marks(tx: &Tx<'_>, link: &Link) -> Result<()> {
-    tx.execute("delete from handover.replication_marker where link = $1", &[&link.name]).await.map(drop)
+    tx.execute(&format!("delete from {OURS}.replication_marker where link = $1"), &[&link.name]).await.map(drop)
 }

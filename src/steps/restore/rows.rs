@@ -3,6 +3,7 @@
 use super::Resolved;
 use crate::error::Result;
 use crate::event::StepId;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
 use crate::steps::cleanup::{Catalog, Column, Table, object};
@@ -25,7 +26,7 @@ pub(super) async fn archived(
     like: &Table,
 ) -> Result<(String, Table, Vec<String>)> {
     let rows_of = format!(
-        "handover.archive a where a.run = '{}' and a.step = {} and a.table_name = {} and a.action in ('quarantine', 'delete') and a.conflict is null",
+        "{OURS}.archive a where a.run = '{}' and a.step = {} and a.table_name = {} and a.action in ('quarantine', 'delete') and a.conflict is null",
         cx.run,
         quote_literal(step.as_str()),
         quote_literal(&name.to_string())
@@ -82,7 +83,7 @@ pub(super) async fn insert(cx: &Context, tx: &Tx<'_>, resolved: &Resolved, rows:
         "with came as (insert into {} ({}) overriding system value
                        select {} from unnest($1::jsonb[]) as u(r) on conflict do nothing
                        returning {} as k, {} as r)
-         insert into handover.archive (run, step, action, table_name, key, new_row)
+         insert into {OURS}.archive (run, step, action, table_name, key, new_row)
          select $2, $3, 'insert', $4, k, r from came",
         resolved.target.name.sql(),
         names.join(", "),
@@ -130,7 +131,7 @@ pub(super) async fn overwrite(cx: &Context, tx: &Tx<'_>, resolved: &Resolved, ro
         "with was as materialized (select {key} as k, {all} as r from {table} t, unnest($1::jsonb[]) as u(r) where {matches}),
          changed as (update {table} t set {} from unnest($1::jsonb[]) as u(r) where {matches} and ({})
                      returning {key} as k, {all} as r)
-         insert into handover.archive (run, step, action, table_name, key, old_row, new_row)
+         insert into {OURS}.archive (run, step, action, table_name, key, old_row, new_row)
          select $2, $3, 'update', $4, was.k, {}, {} from was join changed on was.k = changed.k
          where was.r is distinct from changed.r",
         sets.join(", "),

@@ -4,6 +4,7 @@ use super::cut::Table;
 use super::hash::at;
 use crate::error::Result;
 use crate::event::{RunId, StepId};
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, quote_literal};
 
 /// A condition for those of a table, by its key, over rows `q` of "before"; none where none were. Without a key they
@@ -24,7 +25,7 @@ pub async fn condition(after: &Session, run: RunId, step: &StepId, table: &Table
         .map(|column| format!("old_row ->> {}", quote_literal(column).trim_start()))
         .collect();
     let sql = format!(
-        "select array[{}]::text[]::text from handover.archive
+        "select array[{}]::text[]::text from {OURS}.archive
          where run = $1 and step = $2 and action = 'quarantine' and table_name = any ($3) order by id",
         values.join(", ")
     );

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
 use crate::postgres::TableName;
+use crate::postgres::ours::OURS;
 use crate::steps::Context;
 use crate::steps::copy::violation;
 use futures_util::{StreamExt, TryStreamExt};
@@ -242,9 +243,9 @@ impl Verify {
         let baseline = baseline.ok_or_else(|| {
             Error::data(format!("the baseline of step `{}` is gone", recorded.from_step))
                 .on_database(database)
-                .hint(
-                    "it lives in handover.checkpoint; `handover rollback` to before that step and run again",
-                )
+                .hint(format!(
+                    "it lives in {OURS}.checkpoint; `handover rollback` to before that step and run again"
+                ))
         })?;
         if self.counts_tables() {
             let Tables { tables: wanted, exclude } = self.counted();
@@ -297,7 +298,7 @@ impl Verify {
             if Some(&result.before) != baseline.invariants.get(&invariant.name) {
                 return Err(Error::data(format!("the baseline of `{}` is not complete", invariant.name))
                     .on_database(database)
-                    .hint("somebody changed handover.checkpoint; `handover rollback` to before that step and run again"));
+                    .hint(format!("somebody changed {OURS}.checkpoint; `handover rollback` to before that step and run again")));
             }
             judge(invariant, &result, &mut found, after_name)?;
             cx.unit_done(&invariant.name);
@@ -369,7 +370,7 @@ pub(super) fn prefix(invariant: &str) -> String {
 pub(super) fn recorded_sql(cx: &Context, step: &StepId, invariant: &str) -> String {
     use crate::postgres::quote_literal;
     format!(
-        "select state from handover.checkpoint where run = '{}' and step = {} and starts_with(unit, {})
+        "select state from {OURS}.checkpoint where run = '{}' and step = {} and starts_with(unit, {})
          and length(unit) = {} order by unit collate \"C\"",
         cx.run,
         quote_literal(step.as_str()),
