@@ -42,7 +42,7 @@ begin
     -- A belt beside the braces: a session could set it off again, but the reader holds no right to write.
     execute format('alter role %I set default_transaction_read_only = on', reader);
 
-    -- The database itself. CREATE is for the schema `handover` (outbox, quarantine, checkpoints, journal).
+    -- The database itself. CREATE is for Handover's own schema, whatever the plan's `schema:` calls it (outbox, quarantine, checkpoints, journal).
     execute format('grant connect, create, temporary on database %I to %I', database, engine);
     execute format('grant connect on database %I to %I', database, reader);
 
@@ -56,7 +56,7 @@ begin
             execute format('grant select on all tables in schema %I to %I, %I', name, engine, reader);
             execute format('grant select on all sequences in schema %I to %I, %I', name, engine, reader);
         end loop;
-        -- What the engine will keep in the schema `handover`.
+        -- What the engine will keep in its own schema.
         execute format('alter default privileges for role %I grant usage on schemas to %I', engine, reader);
         execute format('alter default privileges for role %I grant select on tables to %I', engine, reader);
         execute format('alter default privileges for role %I grant select on sequences to %I', engine, reader);

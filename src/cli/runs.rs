@@ -62,9 +62,10 @@ pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
                 .collect();
             out(json!({ "plan": plan.name, "runs": runs }));
         }
-        Format::Text if found.is_empty() => {
-            out(format_args!("plan `{}` was never run (in schema {OURS} of its control database)", plan.name))
-        }
+        Format::Text if found.is_empty() => out(format_args!(
+            "plan `{}` was never run from this control database (in schema {OURS})",
+            plan.name
+        )),
         Format::Text => {
             for (row, state) in &found {
                 let name = if args.all { format!("  {}", row.plan) } else { String::new() };

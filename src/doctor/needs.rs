@@ -5,7 +5,7 @@ use crate::steps::Access;
 /// Something a role must be able to do in a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
-    /// `CREATE` on the database: schema `handover`, and schemas of the application's.
+    /// `CREATE` on the database: our own schema, and schemas of the application's.
     CreateInDatabase,
     /// The rights of the owner of every table: DDL, locks, triggers, changing rows.
     ActAsOwners,

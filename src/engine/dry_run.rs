@@ -10,7 +10,7 @@ use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
 use crate::postgres::address::Address;
-use crate::postgres::install::assert_no_strangers;
+use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::{Databases, creators, ours};
 use crate::steps::context::Request;
 use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
@@ -265,6 +265,7 @@ async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(Dat
     let mut session = databases.labelled("dry-run").reader(name).await?;
     let working = Address::parse(databases.url(name)?)?.config.get_user().map(str::to_owned);
     assert_no_strangers(&mut session, working.as_deref()).await?;
+    assert_one_name(&mut session).await?;
     let row = session
         .query_one(
             "select split_part(current_setting('server_version'), ' ', 1), current_user::text,

@@ -12,6 +12,8 @@ use crate::event::{Emitter, Event, Level, RunId, StepId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
 use crate::plan::Plan;
 use crate::postgres::clock::Moment;
+use crate::postgres::install::assert_one_name;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Lease, ours};
 use crate::steps::Critical;
 use crate::value::Secret;
@@ -108,6 +110,9 @@ pub async fn execute(
     let control = plan.control.address()?;
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
     admit(plan, &outline, &command, &options, &databases, control.clone()).await?;
+    if command == Command::Run {
+        refuse_other_names(plan, &databases).await?;
+    }
     if matches!(command, Command::Run | Command::Resume) {
         for text in plan.compare_readers(&databases).await? {
             emitter.emit(Event::Note { step: None, level: Level::Warning, text });
@@ -219,9 +224,22 @@ async fn admit(
     Ok(())
 }
 
+/// Before the journal is made, which may lie in one of the plan's databases. One that cannot be reached is told of later.
+async fn refuse_other_names(plan: &Plan, databases: &Databases) -> Result<()> {
+    for name in plan.databases.keys() {
+        if let Ok(mut session) = databases.read_only(name).await {
+            assert_one_name(&mut session).await?;
+        }
+    }
+    Ok(())
+}
+
 fn never_run(plan: &Plan) -> Error {
-    Error::usage(format!("plan `{}` was never run from this control database", plan.name))
-        .hint(format!("begin with `handover run {}`", plan.file.display()))
+    Error::usage(format!("plan `{}` was never run from this control database (in schema {OURS})", plan.name))
+        .hint(format!(
+            "check `control:` and `schema:` in the plan, or begin with `handover run {}`",
+            plan.file.display()
+        ))
 }
 
 /// Takes the lease for the run that the command is about.

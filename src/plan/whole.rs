@@ -71,17 +71,22 @@ pub fn schema(
 ) -> String {
     let Some(name) = value.and_then(Value::as_str) else { return ours::DEFAULT.to_owned() };
     let on_path = |spec: &DatabaseSpec| {
-        spec.search_path.as_ref().is_some_and(|SearchPath(path)| path.iter().any(|schema| schema == name))
+        let SearchPath(path) = spec.search_path.as_ref()?;
+        ours::both(name).into_iter().find(|ours| path.contains(ours))
     };
     if let Some(problem) = ours::problem(name) {
         problems.error(["schema"], problem).hint(
             "leave it out (it is `handover` then), or write a name that nothing else has, such as `schema: upkeep`",
         );
-    } else if let Some((database, _)) = databases.iter().find(|(_, spec)| on_path(spec)) {
+    } else if let Some((database, theirs)) =
+        databases.iter().find_map(|(database, spec)| Some((database, on_path(spec)?)))
+    {
         problems
             .error(
                 ["schema"],
-                format!("schema `{name}` is the application's: `databases.{database}.search_path` names it"),
+                format!(
+                    "schema `{theirs}` is the application's: `databases.{database}.search_path` names it"
+                ),
             )
             .hint("Handover's own schema holds nothing else: choose a name that nothing else has");
     } else {

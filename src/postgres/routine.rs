@@ -7,7 +7,7 @@
 use super::ours::OURS;
 use super::{TableName, quote_ident, quote_literal};
 
-/// A trigger function in schema `handover`.
+/// A trigger function in our schema.
 #[derive(Debug, Clone, Copy)]
 pub struct Routine<'a> {
     /// Its name, without the schema.

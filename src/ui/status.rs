@@ -5,6 +5,7 @@ use crate::engine::status::{LeaseLook, LeaseStatus, RunStatus, StandingStatus, S
 use crate::error::Class;
 use crate::event::Entry;
 use crate::journal::Status;
+use crate::postgres::ours::OURS;
 use console::style;
 use std::fmt::Write;
 
@@ -34,7 +35,11 @@ pub fn text(status: &RunStatus) -> String {
             let _ = writeln!(out, "plan `{}`, run {run}: {}{dead}", status.plan, style(phase.word()).bold());
         }
         _ => {
-            let _ = writeln!(out, "plan `{}` was never run", status.plan);
+            let _ = writeln!(
+                out,
+                "plan `{}` was never run from this control database (in schema {OURS})",
+                status.plan
+            );
         }
     }
     if let (Some(started), Some(updated)) = (status.started, status.updated) {

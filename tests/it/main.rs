@@ -37,6 +37,7 @@ mod migrate_hints;
 mod migrate_locks;
 mod migrate_vendors;
 mod monitor;
+mod ours;
 mod peers;
 mod plans;
 mod quarantine;

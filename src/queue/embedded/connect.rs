@@ -90,17 +90,15 @@ impl Target {
             return Error::new(Class::Connection, text)
                 .hint("see that the server is up and reachable, then `handover resume`");
         };
+        let schema = format!(
+            "the queue's role needs CREATE on the database to set the queue up, and to own schema {OURS}_queue"
+        );
         let (class, hint) = match code.code() {
             "28P01" | "28000" => (
                 Class::Privilege,
                 "check user and password in the URL's environment variable, and the server's pg_hba.conf",
             ),
-            "42501" => (
-                Class::Privilege,
-                &format!(
-                    "the queue's role needs CREATE on the database to set the queue up, and to own schema {OURS}_queue"
-                ),
-            ),
+            "42501" => (Class::Privilege, schema.as_str()),
             "3D000" => (Class::Usage, "create the database, or correct its name in the queue's URL"),
             "57014" => (
                 Class::Connection,

@@ -1,4 +1,5 @@
-//! The queue in a Postgres database, for those who have no broker: schema `handover_queue`.
+//! The queue in a Postgres database, for those who have no broker: schema `handover_queue`, or what
+//! the plan's `schema:` makes of it.
 //!
 //! Publishing is one transaction for the whole batch, so a failed publish has stored nothing. A consumer holds a
 //! session-level advisory lock, so the URL must lead to the server itself or to a pool in session mode.

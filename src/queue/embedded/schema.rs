@@ -23,7 +23,7 @@ const LOCK: i64 = 0x68_6f_71_75_65_75_65;
 /// Brings the tables up to date. Any number of processes may do so at once.
 pub async fn install(target: &Target) -> Result<()> {
     let mut session = target.connect().await?;
-    ours::assert_plain(&session.client, &target.place()).await?;
+    ours::assert_plain(&session.client, target.place()).await?;
     let mut runner = install::named(&embedded::migrations::runner(), OURS.name())?;
     let newest = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or_default();
     if current(target, &session.client).await? == Some(newest) {
@@ -85,5 +85,21 @@ async fn current(target: &Target, client: &tokio_postgres::Client) -> Result<Opt
         Ok(row) => Ok(row.get(0)),
         Err(e) if super::connect::is_missing(&e) => Ok(None),
         Err(e) => Err(target.error(&e, "look at the queue's tables")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn under_the_default_name_the_checksum_is_that_of_the_histories() {
+        let runner = |schema| install::named(&embedded::migrations::runner(), schema).unwrap();
+        let sums: Vec<u64> =
+            runner(ours::DEFAULT).get_migrations().iter().map(refinery::Migration::checksum).collect();
+        assert_eq!(sums, [0x2373_4a75_dcd0_1dd0]);
+        let other = runner("upkeep");
+        let sql = other.get_migrations()[0].sql().unwrap();
+        assert!(sql.contains("upkeep_queue.message") && !sql.contains("handover_"), "{sql}");
     }
 }
