@@ -3,11 +3,11 @@
 //! SHARE ROW EXCLUSIVE conflicts with what every writing statement takes, and lets readers through.
 //! (<https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES>)
 
-use crate::postgres::ours::OURS;
 use super::Cutover;
 use super::gate::{self, Gate};
 use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
+use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
 use std::time::{Duration, Instant};
@@ -109,7 +109,8 @@ pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> R
     tx.wait_for_locks(limit).await?;
     // What is written and gone again is in the log all the same.
     let (run, step) = (&cx.run.0, cx.step.as_str());
-    tx.execute(&format!("insert into {OURS}.decision (run, step, plan) values ($1, $2, '')"), &[run, &step]).await?;
+    tx.execute(&format!("insert into {OURS}.decision (run, step, plan) values ($1, $2, '')"), &[run, &step])
+        .await?;
     tx.execute(&format!("delete from {OURS}.decision where run = $1 and step = $2"), &[run, &step]).await?;
     let name = tx.database().to_owned();
     Ok((!tx.commit_within(limit).await?)

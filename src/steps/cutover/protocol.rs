@@ -1,6 +1,5 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
-use crate::postgres::ours::OURS;
 use super::book::Book;
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
@@ -15,6 +14,7 @@ use crate::outbox::{self, Stream};
 use crate::outside::Outside;
 use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
+use crate::postgres::ours::OURS;
 use crate::steps::capture::Capture;
 use crate::steps::copy::large_objects::carry::{Carrier, Pass};
 use crate::steps::replay::Replay;
@@ -158,8 +158,10 @@ async fn since_decision(cutover: &Cutover, cx: &Context) -> Option<Duration> {
     let session = cx.writer(cutover.freeze.as_deref()?).await.ok()?;
     let row = session
         .query_opt(
-            &format!("select extract(epoch from clock_timestamp() - decided_at)::float8 from {OURS}.decision
-             where run = $1 and step = $2"),
+            &format!(
+                "select extract(epoch from clock_timestamp() - decided_at)::float8 from {OURS}.decision
+             where run = $1 and step = $2"
+            ),
             &[&cx.run.0, &cx.step.as_str()],
         )
         .await

@@ -1,11 +1,11 @@
 //! The subscription on the side that follows.
 //! (<https://www.postgresql.org/docs/current/sql-createsubscription.html>)
 
-use crate::postgres::ours::OURS;
 use super::{Link, Replicate};
 use crate::error::{Class, Error, Result};
 use crate::postgres::blockers::{self, Blocker};
 use crate::postgres::error::PASSED_ON;
+use crate::postgres::ours::OURS;
 use crate::postgres::programs::connection_string;
 use crate::postgres::{Session, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
@@ -262,5 +262,7 @@ pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
 /// # Errors
 /// What the server says.
 pub async fn forget_marks(tx: &Tx<'_>, link: &Link) -> Result<()> {
-    tx.execute(&format!("delete from {OURS}.replication_marker where link = $1"), &[&link.name]).await.map(drop)
+    tx.execute(&format!("delete from {OURS}.replication_marker where link = $1"), &[&link.name])
+        .await
+        .map(drop)
 }
