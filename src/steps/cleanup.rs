@@ -12,6 +12,7 @@ mod children;
 mod count;
 mod describe;
 mod expected;
+mod pace;
 mod sync;
 mod table;
 mod throttle;

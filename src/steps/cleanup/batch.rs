@@ -2,6 +2,7 @@
 
 use super::children;
 use super::expected::more_than_expected;
+use super::pace::Pace;
 use super::table::{Column, ForeignKey, Table, key_arrays, object, params};
 use super::throttle::Throttle;
 use crate::error::{Class, Error, Result};
@@ -16,13 +17,6 @@ use tokio_postgres::types::ToSql;
 
 /// How often the whole table is walked again because rows matched behind the walk.
 const PASSES: u32 = 10;
-/// Rows looked at in one transaction, at first and at most; adapted to [`SLOW`] and [`FAST`].
-const WINDOW: u64 = 20_000;
-const WINDOW_MAX: u64 = 500_000;
-/// A batch that takes longer is too large: its row locks are held for that long.
-const SLOW: Duration = Duration::from_secs(1);
-/// A batch that takes less may grow again.
-const FAST: Duration = Duration::from_millis(250);
 /// Attempts at one batch whose locks are held by others, before the step's own retry policy decides.
 const LOCK_ATTEMPTS: u32 = 8;
 
@@ -71,30 +65,17 @@ pub(super) struct Progress {
     pub done: bool,
 }
 
-/// Sizes that follow the database's speed; not kept, because no outcome depends on them.
-struct Pace {
-    batch: u64,
-    window: u64,
-}
-
 impl Work<'_> {
     /// Walks until no row matches. Begins where the checkpoint says.
     pub async fn run(&self, cx: &Context, session: &mut Session) -> Result<Progress> {
         let mut progress = read_progress(cx, session, self.unit).await?;
-        let mut pace = Pace { batch: self.batch, window: WINDOW.max(self.batch) };
+        let mut pace = Pace::new(self.batch);
         while !progress.done {
             cx.proceed()?;
             self.throttle.wait(cx, session).await?;
             let started = Instant::now();
             progress = self.batch_with_retries(cx, session, &pace).await?;
-            let took = started.elapsed();
-            if took > SLOW {
-                pace.batch = (pace.batch / 2).max(1.max(self.batch / 64));
-                pace.window = (pace.window / 2).max(pace.batch);
-            } else if took < FAST {
-                pace.batch = (pace.batch * 2).min(self.batch);
-                pace.window = (pace.window * 2).min(WINDOW_MAX.max(self.batch));
-            }
+            pace.after(started.elapsed());
             let looked = progress.looked;
             cx.progress(
                 &self.table.name.to_string(),
