@@ -1,6 +1,6 @@
 //! The commands that act on runs: `run`, `resume`, `rollback`, `abort`, `finish`, `approve`.
 
-use super::which::Which;
+use super::which::{Which, quoted};
 use crate::engine::decide::known_step;
 use crate::engine::{self, Ended, Options, Outcome, advice};
 use crate::error::{Error, Result};
@@ -129,6 +129,24 @@ pub struct ApproveArgs {
     note: Option<String>,
 }
 
+impl RollbackArgs {
+    /// What would have to be said again.
+    pub(super) fn options(&self) -> String {
+        let to = self.to.as_ref().map_or_else(String::new, |to| format!(" --to {}", quoted(to)));
+        format!("{to}{}", if self.accept_loss { " --accept-loss" } else { "" })
+    }
+}
+
+impl ApproveArgs {
+    /// What would have to be said again.
+    pub(super) fn options(&self) -> String {
+        let option = |name: &str, value: &Option<String>| {
+            value.as_ref().map_or_else(String::new, |value| format!(" --{name} {}", quoted(value)))
+        };
+        format!(" {}{}{}", quoted(&self.step), option("by", &self.by), option("note", &self.note))
+    }
+}
+
 /// Reads a plan that this process is about; prints its problems and returns none when it is refused.
 ///
 /// # Errors
@@ -251,7 +269,8 @@ async fn act(format: Format, common: Common, command: engine::Command) -> Result
         critical: Critical::default(),
     };
     let (emitter, events) = Emitter::channel();
-    let screen = ui::listen(format, events);
+    let places = ui::Places::of(plan.steps.iter().map(|step| step.id.clone()));
+    let screen = ui::listen(format, places, events);
     let stop = CancellationToken::new();
     let watcher = tokio::spawn(watch_signals(stop.clone(), options.critical.clone(), emitter.clone()));
     let result = engine::execute(&plan, command, options, emitter, stop).await;

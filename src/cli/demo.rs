@@ -21,7 +21,7 @@ Exits with 8 when a promise is broken.";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Access tokens in the old database; at least 1000.
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..))]
     rows: u64,
     /// Requests a second, on a schedule that does not wait for answers.
     #[arg(long, default_value_t = 200.0, value_name = "N", value_parser = rate)]

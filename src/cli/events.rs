@@ -41,7 +41,11 @@ pub async fn run(format: Format, args: &Args) -> Result<ExitCode> {
         for entry in journal.entries_after(run, state.seq).await? {
             state.apply(&entry)?;
             match format {
-                Format::Text => out(ui::status::entry(&entry)),
+                Format::Text => {
+                    if let Some(line) = ui::status::entry(&entry) {
+                        out(line);
+                    }
+                }
                 Format::Json => ui::object(&Event::Recorded { run, entry })?,
             }
         }

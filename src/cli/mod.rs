@@ -18,8 +18,8 @@ mod which;
 
 use crate::error::{Error, Result};
 use crate::ui::{self, Format};
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Zero-downtime database migrations from a declarative plan.
@@ -58,7 +58,7 @@ enum Command {
     Check(With<check::Args>),
     /// Show what a run would do, without changing anything
     #[command(after_help = dry_run::EXAMPLES)]
-    DryRun(With<dry_run::Args>),
+    DryRun(dry_run::Args),
     /// Execute a plan from its beginning
     #[command(after_help = act::RUN_EXAMPLES)]
     Run(With<act::RunArgs>),
@@ -111,7 +111,7 @@ impl Command {
     fn asked(&self) -> Option<ui::hint::Asked> {
         let file = |path: &std::path::Path| which::quoted(&path.to_string_lossy());
         let (verb, plan) = match self {
-            Command::DryRun(with) => ("dry-run", file(&with.args.plan)),
+            Command::DryRun(args) => ("dry-run", file(&args.plan)),
             Command::Doctor(with) => ("doctor", file(&with.args.plan)),
             Command::Runs(with) => ("runs", file(&with.args.plan)),
             Command::Approve(with) => ("approve", file(&with.args.plan)),
@@ -129,14 +129,20 @@ impl Command {
             | Command::Completions(_)
             | Command::Man(_) => return None,
         };
-        Some(ui::hint::Asked { verb, plan })
+        let options = match self {
+            Command::Approve(with) => with.args.options(),
+            Command::Rollback(with) => with.args.options(),
+            _ => String::new(),
+        };
+        let again = format!("{verb} {plan}{options}");
+        Some(ui::hint::Asked { plan, again })
     }
 
     /// How errors are written.
     fn format(&self) -> Format {
         match self {
             Command::Check(with) => with.format,
-            Command::DryRun(with) => with.format,
+            Command::DryRun(args) => args.error_format(),
             Command::Run(with) => with.format,
             Command::Resume(with) => with.format,
             Command::Rollback(with) => with.format,
@@ -163,6 +169,7 @@ pub fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     let (format, asked) = (cli.command.format(), cli.command.asked());
+    ui::about(asked.as_ref());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -199,6 +206,16 @@ fn refused(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if error.kind() == ErrorKind::InvalidSubcommand
+        && let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+    {
+        let hint = match meant(word) {
+            Some(command) => format!("did you mean `handover {command}`? `handover help` lists all commands"),
+            None => "`handover help` lists all commands".to_owned(),
+        };
+        ui::error(asked_format(), &Error::usage(format!("there is no command `{word}`")).hint(hint));
+        return ExitCode::from(2);
+    }
     if asked_format() == Format::Json && !help {
         let text = error.to_string();
         let mut lines = text.trim().lines();
@@ -210,10 +227,22 @@ fn refused(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// The command that a misspelt word meant. One that acts is named only for what is nearly its name: what is pasted
+/// without thought must not end every way back.
+fn meant(word: &str) -> Option<String> {
+    const LOOKS: &[&str] =
+        &["check", "dry-run", "status", "runs", "events", "report", "doctor", "schema", "help"];
+    let command = Cli::command();
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    crate::problem::suggest(word, names.iter().copied())
+        .filter(|name| LOOKS.contains(name) || strsim::levenshtein(word, name) <= 2)
+        .map(str::to_owned)
+}
+
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Check(with) => check::run(with.format, &with.args),
-        Command::DryRun(with) => dry_run::run(with.format, &with.args).await,
+        Command::DryRun(args) => dry_run::run(&args).await,
         Command::Run(with) => act::run(with.format, with.args).await,
         Command::Resume(with) => act::resume(with.format, with.args).await,
         Command::Rollback(with) => act::rollback(with.format, with.args).await,
@@ -235,7 +264,17 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+
+    #[test]
+    fn no_typo_leads_to_a_command_that_acts() {
+        assert_eq!(meant("init"), None);
+        assert_eq!(meant("begin"), None);
+        assert_eq!(meant("undo"), None);
+        assert_eq!(meant("stats").as_deref(), Some("status"));
+        assert_eq!(meant("dryrun").as_deref(), Some("dry-run"));
+        assert_eq!(meant("finsh").as_deref(), Some("finish"));
+        assert_eq!(meant("rolback").as_deref(), Some("rollback"));
+    }
 
     #[test]
     fn the_command_line_is_consistent_and_every_command_has_an_example() {

@@ -110,8 +110,12 @@ fn strikes(folder: &Path, step: Option<&str>) -> Result<BTreeMap<&'static str, S
         known.extend(plan.steps.iter().map(|s| s.id.to_string()));
     }
     if found.is_empty() {
-        return Err(Error::usage(format!("neither plan has a step `{step}`"))
-            .hint(format!("the steps are: {}", known.join(", "))));
+        return Err(Error::usage(format!("neither plan has a step `{step}`")).hint(
+            match crate::problem::suggest(step, known.iter().map(String::as_str)) {
+                Some(close) => format!("did you mean `{close}`?"),
+                None => format!("the steps are: {}", known.join(", ")),
+            },
+        ));
     }
     Ok(found)
 }

@@ -4,12 +4,15 @@ use super::Notes;
 use super::needs::{self, Need};
 use crate::engine::status::words;
 use crate::error::Result;
+use crate::event::StepId;
 use crate::postgres::catalog::{self, OUR_SCHEMAS};
+use crate::postgres::install::assert_no_strangers;
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Session, creators};
 use crate::steps::Access;
+use crate::steps::migrate::role::{self, Becomes};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 const GRANTS: &str = "run scripts/grants.sql in this database (docs/grants.md says what each grant is for)";
@@ -31,8 +34,12 @@ pub(super) async fn examine(
     acting: bool,
     notes: &mut Notes,
 ) -> Result<u32> {
-    let session = databases.read_only(name).await?;
+    let mut session = databases.read_only(name).await?;
     let major = server(&session, notes).await?;
+    if let Err(e) = assert_no_strangers(&mut session, None).await {
+        notes.failure(&e);
+    }
+    triggers(&session, notes).await?;
     settings(&session, notes).await?;
     for need in needs::of(kinds) {
         privilege(&session, need, major, notes).await?;
@@ -84,8 +91,12 @@ pub(super) async fn examine_reader(databases: &Databases, name: &str, notes: &mu
 
 /// Looks at the control database.
 pub(super) async fn examine_control(databases: &Databases, notes: &mut Notes) -> Result<()> {
-    let session = databases.labelled("doctor").reader("control").await?;
+    let mut session = databases.labelled("doctor").reader("control").await?;
     let major = server(&session, notes).await?;
+    if let Err(e) = assert_no_strangers(&mut session, None).await {
+        notes.failure(&e);
+    }
+    triggers(&session, notes).await?;
     privilege(&session, Need::CreateInDatabase, major, notes).await?;
     for setting in ["fsync", "full_page_writes"] {
         let value: String = session.query_one("select current_setting($1)", &[&setting]).await?.get(0);
@@ -94,6 +105,43 @@ pub(super) async fn examine_control(databases: &Databases, notes: &mut Notes) ->
                 format!("{setting} is off: a crash of the machine may lose the journal"),
                 format!("turn {setting} on, unless this is a test"),
             );
+        }
+    }
+    Ok(())
+}
+
+/// A run refuses sessions under which triggers and foreign keys do not act; who only looks is let in.
+async fn triggers(session: &Session, notes: &mut Notes) -> Result<()> {
+    let role: String =
+        session.query_one("select current_setting('session_replication_role')", &[]).await?.get(0);
+    if role != "origin" {
+        notes.error(
+            format!("sessions of this role begin with session_replication_role = {role}, under which triggers and foreign keys do not act"),
+            "as a superuser: `alter role … reset session_replication_role` (and `alter role … in database … reset`, `alter database … reset`)",
+        );
+    }
+    Ok(())
+}
+
+/// Whether the role that works may become the one that a step's files run as.
+pub(super) async fn becomes(
+    databases: &Databases,
+    name: &str,
+    id: &StepId,
+    to: &str,
+    notes: &mut Notes,
+) -> Result<()> {
+    let session = databases.read_only(name).await?;
+    let acts: String = session.query_one("select session_user::text", &[]).await?.get(0);
+    match role::becomes(&session, &acts, to).await? {
+        Becomes::Yes => notes.ok(format!("step `{id}`: may become {to}")),
+        Becomes::Nobody => notes.error(
+            format!("step `{id}`: there is no role {to}"),
+            "create it, or correct `role:` of the step",
+        ),
+        Becomes::No => {
+            let (what, next) = role::refusal(&acts, to);
+            notes.error(format!("step `{id}`: {what}"), next);
         }
     }
     Ok(())

@@ -121,8 +121,17 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
                 false
             }
         };
-        if works && let Err(e) = prepared(plan, &databases, name, &mut notes).await {
-            notes.failure(&e);
+        if works {
+            for (id, migrate) in crate::steps::of_kind::<Migrate>(&plan.steps) {
+                if let Some(role) = migrate.role.as_ref().filter(|_| migrate.on == *name)
+                    && let Err(e) = database::becomes(&databases, name, id, role, &mut notes).await
+                {
+                    notes.failure(&e);
+                }
+            }
+            if let Err(e) = prepared(plan, &databases, name, &mut notes).await {
+                notes.failure(&e);
+            }
         }
         if let Some(url) = &target.reader {
             transport::examine(url, &format!("databases.{name}.reader"), &mut notes);

@@ -329,11 +329,11 @@ async fn look_at_step(
         Ok(description) => look.description = description,
         Err(e) => drop(look.description.blocker(with_hint(&e))),
     }
-    let makers = makers(plan, place, ledger);
+    let maker = maker(plan, place, ledger);
     let only_absence = |description: &Description| {
         !description.blockers.is_empty() && description.blockers.iter().all(|text| speaks_of_absence(text))
     };
-    if let Some(maker) = makers.last() {
+    if let Some(maker) = maker {
         let (unseen, rest): (Vec<_>, Vec<_>) = look
             .description
             .warnings
@@ -341,7 +341,7 @@ async fn look_at_step(
             .partition(|text| speaks_of_absence(text) || speaks_of_now(text));
         look.description.warnings = rest;
         if !unseen.is_empty() || only_absence(&look.description) {
-            look.depends = Some(Depends { step: (*maker).clone(), asked_of: None, unseen });
+            look.depends = Some(Depends { step: maker.clone(), asked_of: None, unseen });
         }
     }
     // What a copy is yet to bring is there now on the side that it copies.
@@ -357,7 +357,7 @@ async fn look_at_step(
             look.depends = Some(Depends { step: copy.clone(), asked_of: Some(from), unseen: Vec::new() });
         }
     }
-    if let Some(maker) = makers.last()
+    if let Some(maker) = maker
         && only_absence(&look.description)
     {
         look.outlook = Outlook::Later;
@@ -372,11 +372,14 @@ async fn look_at_step(
     look
 }
 
-/// Earlier steps, not done yet, that change a database this step uses.
-fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> {
-    let Some(step) = plan.steps.get(place) else { return Vec::new() };
+/// The earlier step, not done yet, that is most likely to make what this step does not find: the last that makes
+/// tables in a database it uses, else the last that changes one.
+fn maker<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Option<&'a StepId> {
+    const MAKE: &[&str] = &["copy", "migrate", "lever"];
+    let step = plan.steps.get(place)?;
     let used: Vec<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
-    plan.steps
+    let earlier: Vec<&Step> = plan
+        .steps
         .iter()
         .take(place)
         .filter(|earlier| *ledger.state.status(&earlier.id) != Status::Done)
@@ -387,8 +390,9 @@ fn makers<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Vec<&'a StepId> 
                 .iter()
                 .any(|(name, access)| *access == Access::Write && used.contains(name))
         })
-        .map(|earlier| &earlier.id)
-        .collect()
+        .collect();
+    let makes = earlier.iter().rev().find(|step| MAKE.contains(&step.kind_name));
+    makes.or(earlier.last()).map(|step| &step.id)
 }
 
 /// For a step that only uses the target of an earlier copy which has not run: that copy's id, its source's name, and

@@ -9,7 +9,7 @@ use crate::steps::Ledger;
 use crate::steps::context::Request;
 use async_trait::async_trait;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The only writer of a run's journal in this process.
@@ -32,8 +32,8 @@ pub struct Recorder {
 #[derive(Default)]
 struct Notes {
     waiting: Vec<Record>,
-    /// Told once, by step and words.
-    known: HashSet<(Option<StepId>, String)>,
+    /// How often something came up, by step and words: it is told once, and how often is told at the end.
+    known: BTreeMap<(Option<StepId>, String), u32>,
 }
 
 /// So many different notes are told apart; with more, some may be repeated.
@@ -74,6 +74,7 @@ impl Recorder {
     /// next one would be taken for another runner's.
     pub async fn append(&self, record: Record) -> Result<()> {
         let Some(me) = self.me.upgrade() else { return Err(Error::internal("a recorder that is gone")) };
+        self.sum_up(&record);
         let written = tokio::spawn(async move {
             let _turn = me.turn.lock().await;
             // What was said before comes before.
@@ -103,7 +104,9 @@ impl Recorder {
         if notes.known.len() >= KNOWN {
             notes.known.clear();
         }
-        if !notes.known.insert((step.cloned(), text.to_owned())) {
+        let times = notes.known.entry((step.cloned(), text.to_owned())).or_default();
+        *times += 1;
+        if *times > 1 {
             return false;
         }
         notes.waiting.push(Record::Note {
@@ -114,6 +117,33 @@ impl Recorder {
         drop(notes);
         self.told.notify_one();
         true
+    }
+
+    /// Where an attempt ends, tells how often came up what was told once.
+    fn sum_up(&self, record: &Record) {
+        let ends = match record {
+            Record::StepDone { step, .. }
+            | Record::StepFailed { step, .. }
+            | Record::UndoDone { step, .. }
+            | Record::UndoFailed { step, .. } => Some(step),
+            Record::Halted { .. } => None,
+            _ => return,
+        };
+        let mut notes = self.notes();
+        let mut said = Vec::new();
+        for ((step, text), times) in &mut notes.known {
+            if *times > 1 && (ends.is_none() || ends == step.as_ref()) {
+                said.push((step.clone(), format!("came up {times} times: {}", beginning(text))));
+                // What comes up from here on is not told again, and counted anew.
+                *times = 1;
+            }
+        }
+        for (step, text) in said {
+            let level = Level::Info;
+            let clean = crate::redact::clean(&text).into_owned();
+            notes.waiting.push(Record::Note { step: step.clone(), level, text: clean });
+            self.emitter.emit(Event::Note { step, level, text });
+        }
     }
 
     /// Writes what waits, as far as the journal can be written.
@@ -153,6 +183,16 @@ impl Recorder {
     pub fn with<T>(&self, look: impl FnOnce(&mut RunState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Enough of a text to know it again.
+fn beginning(text: &str) -> String {
+    const ENOUGH: usize = 80;
+    let line = text.lines().next().unwrap_or_default();
+    if line.chars().count() <= ENOUGH {
+        return line.to_owned();
+    }
+    line.chars().take(ENOUGH).collect::<String>() + "…"
 }
 
 #[async_trait]

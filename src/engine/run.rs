@@ -6,13 +6,13 @@ use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_is_ac
 use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
-use super::status::{LeaseLook, LeaseStatus};
+use super::status::{LeaseLook, LeaseStatus, outage};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Level, RunId, StepId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
 use crate::plan::Plan;
 use crate::postgres::clock::Moment;
-use crate::postgres::install::assert_one_name;
+use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Lease, ours};
 use crate::steps::Critical;
@@ -152,7 +152,22 @@ pub async fn execute(
         let rollback_loses = runner.recorder.with(|state| losses(&outline, state, None));
         match result {
             Ok(ended) => Ok(Outcome { run, ended, rollback_loses }),
-            Err(error) => Err(honest(error, &rollback_loses)),
+            Err(error) => {
+                let error = honest(error, &rollback_loses);
+                let outage = runner.recorder.with(|state| outage(plan, state));
+                Err(match (outage, error.next_step()) {
+                    (Some(outage), Some(next)) if next.starts_with("only forward is safe") => {
+                        let next = format!("{outage}; {next}");
+                        error.with_next(next)
+                    }
+                    (Some(outage), next) => {
+                        let next = next.unwrap_or("`handover resume` goes on");
+                        let next = format!("{outage}; only forward is safe: {next}");
+                        error.with_next(next)
+                    }
+                    (None, _) => error,
+                })
+            }
         }
     }
     .await;
@@ -208,18 +223,32 @@ async fn admit(
         Ok::<_, Error>(newest.map(|row| (journal, row.run)))
     };
     let Some((journal, run)) = newest.await? else {
-        return if *command == Command::Run { Ok(()) } else { Err(never_run(plan)) };
+        return if *command == Command::Run {
+            known_by(plan, &databases.without_readers()).await
+        } else {
+            Err(never_run(plan))
+        };
     };
     // While somebody acts, where the run stands is theirs to say: the lease is refused, or waited for.
     if LeaseLook::new(journal.lease(&plan.name).await?).status == LeaseStatus::Held {
         return Ok(());
     }
     let state = begin(&journal, run, plan, outline, command).await?;
-    if *command != Command::Abort
-        && let Some(begun) = Begun::of(&state)
-    {
-        compare(plan, &databases.without_readers(), Some(&begun), options.accept_changes).await?;
+    let databases = databases.without_readers();
+    if *command == Command::Abort {
+        return Ok(());
+    }
+    if let Some(begun) = Begun::of(&state) {
+        compare(plan, &databases, Some(&begun), options.accept_changes).await?;
         plan_fits(outline, &state)?;
+    }
+    known_by(plan, &databases).await
+}
+
+/// No database of the plan has a schema of our name that is somebody else's.
+async fn known_by(plan: &Plan, databases: &Databases) -> Result<()> {
+    for name in plan.databases.keys() {
+        assert_no_strangers(&mut databases.read_only(name).await?, None).await?;
     }
     Ok(())
 }

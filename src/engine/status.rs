@@ -4,7 +4,7 @@ use super::advice;
 use super::decide::{Loss, Outline, losses};
 use super::held::{self, Whose};
 use crate::error::{Class, Result};
-use crate::event::{Entry, Failure, Record, RunId, StepId};
+use crate::event::{Entry, Failure, Level, Record, RunId, StepId};
 use crate::journal::state::Halt;
 use crate::journal::{Journal, LeaseRow, Phase, RunState, Status, StepState};
 use crate::plan::Plan;
@@ -63,6 +63,8 @@ pub struct Refusing {
     pub database: Option<String>,
     /// Since when.
     pub since: Timestamp,
+    /// What was last said to be in the way.
+    pub why: Option<String>,
 }
 
 /// Whether anybody acts.
@@ -192,6 +194,10 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
         held: levers(plan, &state),
         unknown: Vec::new(),
     };
+    if !out.changed.is_empty() && !acts && out.next.contains("handover resume") {
+        out.next
+            .push_str("; as the plan changed: put it back first, or review it and add `--accept-changes`");
+    }
     let databases = Databases::new(plan.targets_to_look()?).labelled("status");
     let runs: Vec<RunId> = match &journal {
         Some(journal) => journal.runs(Some(&plan.name)).await?.into_iter().map(|row| row.run).collect(),
@@ -310,7 +316,27 @@ fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing
         Record::PointOfNoReturn { step: decided } if decided == step => Some(entry.at),
         _ => None,
     })?;
-    Some(Refusing { step: step.clone(), database: cutover.freeze.clone(), since })
+    let why =
+        entries.iter().rev().take_while(|entry| entry.at >= since).find_map(|entry| match &entry.record {
+            Record::Note { step: Some(of), level: Level::Warning, text } if of == step => Some(text.clone()),
+            Record::StepFailed { step: of, failure } if of == step => Some(failure.message.clone()),
+            _ => None,
+        });
+    Some(Refusing { step: step.clone(), database: cutover.freeze.clone(), since, why })
+}
+
+/// That writes are refused while a decided cutover is not complete, for who is told that a run stopped.
+#[must_use]
+pub fn outage(plan: &Plan, state: &RunState) -> Option<String> {
+    let step = state.no_return.as_ref()?;
+    let over = matches!(state.status(step), Status::Done | Status::Undone | Status::Pending);
+    if over || state.phase != Phase::Forward {
+        return None;
+    }
+    let mut cutovers = crate::steps::of_kind::<crate::steps::cutover::Cutover>(&plan.steps);
+    let (_, cutover) = cutovers.find(|(id, _)| *id == step)?;
+    let frozen = cutover.freeze.as_ref()?.to_uppercase();
+    Some(format!("WRITES ARE REFUSED ON {frozen} until step `{step}` is complete"))
 }
 
 fn next(

@@ -30,6 +30,7 @@ mod names;
 mod overrides;
 mod place;
 mod probe;
+pub mod role;
 mod script;
 mod sections;
 mod settle;

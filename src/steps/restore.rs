@@ -13,7 +13,7 @@ use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
 use crate::postgres::{Session, TableName, quote_literal};
-use crate::problem::Problems;
+use crate::problem::{Problems, suggest};
 use crate::value::Duration;
 use async_trait::async_trait;
 use rows::{archived, insert, missing, overwrite, target_column};
@@ -130,12 +130,17 @@ impl StepKind for Restore {
                 }
             }
             Source::Archive { quarantine } => {
-                let known = super::of_kind::<Cleanup>(cx.earlier()).any(|(id, kind)| {
-                    id == quarantine
-                        && kind.on == self.to
-                        && matches!(kind.action, Action::Quarantine | Action::Delete)
-                });
-                if !known {
+                let known: Vec<&str> = super::of_kind::<Cleanup>(cx.earlier())
+                    .filter(|(_, kind)| {
+                        kind.on == self.to && matches!(kind.action, Action::Quarantine | Action::Delete)
+                    })
+                    .map(|(id, _)| id.as_str())
+                    .collect();
+                if !known.contains(&quarantine.as_str()) {
+                    let hint = suggest(quarantine.as_str(), known).map_or_else(
+                        || "name the id of a `cleanup` step before this one, on the same database".to_owned(),
+                        |close| format!("did you mean `{close}`?"),
+                    );
                     problems
                         .error(
                             ["from"],
@@ -144,7 +149,7 @@ impl StepKind for Restore {
                                 self.to
                             ),
                         )
-                        .hint("name the id of a `cleanup` step before this one, on the same database");
+                        .hint(hint);
                 }
             }
         }

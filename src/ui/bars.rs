@@ -4,7 +4,7 @@
 //! (`handover run plan.yaml > log`): then the log gets them.
 
 use super::words::{duration, sentence, stopping, summary_words};
-use super::{Listener, out};
+use super::{Listener, Places, out};
 use crate::error::Class;
 use crate::event::{Event, Level, Measure, Record, StepId};
 use console::{Term, style};
@@ -35,6 +35,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Draws bars.
 pub struct Bars {
+    places: Places,
     area: MultiProgress,
     /// The step in work, with a spinner of its own above its units.
     header: Option<Header>,
@@ -61,18 +62,13 @@ struct Unit {
     total: Option<u64>,
 }
 
-impl Default for Bars {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Bars {
-    /// An empty area on standard error.
+    /// An empty area on standard error, for a plan of these steps.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(places: Places) -> Self {
         let area = MultiProgress::with_draw_target(ProgressDrawTarget::term(Term::buffered_stderr(), 10));
         Bars {
+            places,
             area,
             header: None,
             units: HashMap::new(),
@@ -94,7 +90,7 @@ impl Bars {
     fn begin(&mut self, step: &StepId, at: Timestamp, verb: &str) {
         self.clear_units();
         let bar = spinner("{spinner:.cyan} {prefix:.bold} {msg} {elapsed:.dim}");
-        bar.set_prefix(step.to_string());
+        bar.set_prefix(format!("{}{step}", self.places.mark(step)));
         bar.set_message(verb.to_owned());
         let bar = self.area.insert(0, bar);
         bar.enable_steady_tick(TICK);
@@ -229,19 +225,21 @@ impl Bars {
             Record::StepDone { step, summary } => {
                 let took = self.finish(at);
                 let words = style(summary_words(summary)).dim();
-                self.line(&format!("{ok} {} {took} {words}", style(step).bold()));
+                self.line(&format!("{ok} {}{} {took} {words}", self.places.mark(step), style(step).bold()));
             }
             Record::UndoDone { step, .. } => {
                 let took = self.finish(at);
-                self.line(&format!("{ok} {} undone, {took}", style(step).bold()));
+                self.line(&format!("{ok} {}{} undone, {took}", self.places.mark(step), style(step).bold()));
             }
             Record::StepFailed { step, failure } if failure.class == Class::Waiting => {
                 let took = self.finish(at);
-                self.line(&format!("… {} {took}: {}", style(step).bold(), failure.message));
+                let mark = self.places.mark(step);
+                self.line(&format!("… {mark}{} {took}: {}", style(step).bold(), failure.message));
             }
             Record::StepFailed { step, failure } | Record::UndoFailed { step, failure } => {
                 let took = self.finish(at);
-                self.line(&format!("{bad} {} {took}: {}", style(step).bold(), failure.message));
+                let mark = self.places.mark(step);
+                self.line(&format!("{bad} {mark}{} {took}: {}", style(step).bold(), failure.message));
             }
             Record::StandingEnded { step, .. } => self.end_standing(step),
             Record::PointOfNoReturn { step } => {

@@ -1,7 +1,11 @@
-//! A dry run as text.
+//! A dry run as text, and as a comment for a pull request.
+
+mod markdown;
+
+pub use markdown::markdown;
 
 use crate::engine::dry_run::{DryRun, Outlook, StepLook};
-use crate::event::Event;
+use crate::event::{Event, StepId};
 use crate::problem::count;
 use crate::steps::Undo;
 use console::style;
@@ -31,9 +35,21 @@ pub async fn watch(mut events: UnboundedReceiver<Event>) {
     }
 }
 
-/// The whole answer.
+/// The formats of a dry run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For a terminal.
+    #[default]
+    Text,
+    /// Markdown, for a comment on a pull request.
+    Md,
+    /// One object, for programs.
+    Json,
+}
+
+/// The whole answer. What can only be looked at later is counted, unless `verbose`.
 #[must_use]
-pub fn text(run: &DryRun) -> String {
+pub fn text(run: &DryRun, verbose: bool) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "Dry run of plan `{}`: nothing is changed.", run.plan);
     let _ = writeln!(out, "{}", verdict(run));
@@ -57,9 +73,13 @@ pub fn text(run: &DryRun) -> String {
         };
     }
     lines(&mut out, "", &[], &run.warnings, &run.blockers);
+    let folded = if verbose { Vec::new() } else { later(run) };
+    for later in &folded {
+        let _ = writeln!(out, "… {} (--verbose lists them)", later.words());
+    }
     for (i, step) in run.steps.iter().enumerate() {
         let _ = writeln!(out);
-        one(&mut out, i + 1, step);
+        one(&mut out, i + 1, step, &folded);
         if let Some(point) = run.point_of_no_return.as_ref().filter(|point| point.step == step.id) {
             let bar = style("━━ point of no return ".to_owned() + &"━".repeat(40)).yellow().bold();
             let _ = writeln!(out, "   {bar}\n     a rollback from here on {}", point.what);
@@ -94,7 +114,50 @@ fn verdict(run: &DryRun) -> String {
     out
 }
 
-fn one(out: &mut String, number: usize, step: &StepLook) {
+/// What can be looked at only once a step has run.
+struct Later<'a> {
+    maker: &'a StepId,
+    things: usize,
+    steps: usize,
+}
+
+impl Later<'_> {
+    fn words(&self) -> String {
+        format!(
+            "{} of {} can be looked at only once step `{}` has run",
+            count(self.things, "thing"),
+            count(self.steps, "later step"),
+            self.maker
+        )
+    }
+}
+
+/// Several things that wait for one step are said once; a single one is said where it stands.
+fn later(run: &DryRun) -> Vec<Later<'_>> {
+    let mut out: Vec<Later<'_>> = Vec::new();
+    for step in &run.steps {
+        let Some(depends) = step.depends.as_ref().filter(|depends| depends.asked_of.is_none()) else {
+            continue;
+        };
+        let things = depends.unseen.len() + usize::from(step.outlook == Outlook::Later);
+        match out.iter_mut().find(|later| *later.maker == depends.step) {
+            _ if things == 0 => {}
+            Some(known) => {
+                known.things += things;
+                known.steps += 1;
+            }
+            None => out.push(Later { maker: &depends.step, things, steps: 1 }),
+        }
+    }
+    out.retain(|later| later.things > 1);
+    out
+}
+
+fn one(out: &mut String, number: usize, step: &StepLook, folded: &[Later<'_>]) {
+    let is_folded = step
+        .depends
+        .as_ref()
+        .is_some_and(|d| d.asked_of.is_none() && folded.iter().any(|later| *later.maker == d.step));
     let title = step.title.as_ref().map_or_else(String::new, |title| format!(" – {title}"));
     let _ = writeln!(out, "{number}. {} ({}){title}", style(&step.id).bold(), step.kind);
     match step.outlook {
@@ -102,6 +165,7 @@ fn one(out: &mut String, number: usize, step: &StepLook) {
             let _ = writeln!(out, "     done already");
             return;
         }
+        Outlook::Later if is_folded => {}
         Outlook::Later => {
             let _ = writeln!(out, "     later: {}", step.why.as_deref().unwrap_or_default());
         }
@@ -110,13 +174,10 @@ fn one(out: &mut String, number: usize, step: &StepLook) {
     if let Some(depends) = &step.depends {
         let words = match (&depends.asked_of, depends.unseen.as_slice()) {
             (Some(from), _) => format!("asked of {from} instead: `{}` has not run", depends.step),
+            (None, []) if step.outlook == Outlook::Later && is_folded => format!("after `{}`", depends.step),
             (None, []) => String::new(),
-            (None, [one]) => format!("after `{}`: {one}", depends.step),
-            (None, [first, ..]) => format!(
-                "after `{}`: {} that can only be looked at then, e.g. {first}",
-                depends.step,
-                count(depends.unseen.len(), "thing")
-            ),
+            (None, _) if is_folded => format!("the rest after `{}`", depends.step),
+            (None, unseen) => format!("after `{}`: {}", depends.step, unseen.join("\n  ")),
         };
         if !words.is_empty() {
             let _ = writeln!(out, "     … {}", indented(&words, "     "));

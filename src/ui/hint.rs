@@ -8,13 +8,13 @@ pub fn next_step(error: &Error) -> String {
     error.next_step().map_or_else(|| fallback(error.class()).to_owned(), str::to_owned)
 }
 
-/// What was asked for: the command's name, and how it names its plan.
+/// What was asked for, as the shell is to be told it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// `run`, `status` and so on.
-    pub verb: &'static str,
-    /// The plan as the shell is to be told it.
+    /// The plan.
     pub plan: String,
+    /// The whole command, without the program's name.
+    pub again: String,
 }
 
 /// Commands that are told a plan.
@@ -36,12 +36,13 @@ pub fn pasteable(next: &str, class: Class, asked: &Asked, began: bool) -> String
             | Class::Contention
             | Class::Timeout
     );
-    let acts = matches!(asked.verb, "resume" | "rollback" | "finish" | "abort");
-    let next = if surroundings && !acts && !began {
-        next.replace("`handover resume`", &format!("`handover {}`", asked.verb))
+    let next = if surroundings && !began {
+        next.replace("`handover resume`", &format!("`handover {}`", asked.again))
     } else {
         next.to_owned()
     };
+    // A step does not know by which name its plan was called.
+    let next = next.replace(" PLAN ", &format!(" {} ", asked.plan));
     OF_A_PLAN.iter().fold(next, |text, verb| {
         text.replace(&format!("`handover {verb}`"), &format!("`handover {verb} {}`", asked.plan))
     })
@@ -90,13 +91,13 @@ mod tests {
 
     #[test]
     fn commands_name_the_plan_and_nothing_is_resumed_that_never_began() {
-        let asked = |verb| Asked { verb, plan: "p.yaml".into() };
+        let asked = |verb| Asked { plan: "p.yaml".into(), again: format!("{verb} p.yaml") };
         let hint = "see that the server is up, then `handover resume`";
         let said = |class, verb, began| pasteable(hint, class, &asked(verb), began);
         assert!(said(Class::Connection, "run", false).ends_with("then `handover run p.yaml`"));
         assert!(said(Class::Connection, "run", true).ends_with("then `handover resume p.yaml`"));
         assert!(said(Class::Connection, "status", false).ends_with("then `handover status p.yaml`"));
-        assert!(said(Class::Connection, "rollback", false).ends_with("then `handover resume p.yaml`"));
+        assert!(said(Class::Connection, "rollback", false).ends_with("then `handover rollback p.yaml`"));
         assert!(said(Class::Usage, "run", false).ends_with("then `handover resume p.yaml`"));
     }
 }

@@ -4,6 +4,7 @@
 pub mod bars;
 pub mod doctor;
 pub mod dry_run;
+pub mod facts;
 pub mod hint;
 pub mod json;
 pub mod plain;
@@ -12,7 +13,7 @@ pub mod status;
 pub mod words;
 
 use crate::error::Error;
-use crate::event::Event;
+use crate::event::{Event, StepId};
 use crate::plan::Diagnostic;
 use crate::problem::Severity;
 use crate::redact;
@@ -38,15 +39,40 @@ pub trait Listener: Send {
     fn end(&mut self) {}
 }
 
+/// The plan's steps in their order, so that a line can say which of how many it is about.
+#[derive(Debug, Clone, Default)]
+pub struct Places(Vec<StepId>);
+
+impl Places {
+    /// Those of a plan.
+    #[must_use]
+    pub fn of(steps: impl Iterator<Item = StepId>) -> Self {
+        Places(steps.collect())
+    }
+
+    /// `[2/4] ` for the second of four steps; nothing for one that the plan does not have.
+    #[must_use]
+    pub fn mark(&self, step: &StepId) -> String {
+        match self.0.iter().position(|known| known == step) {
+            Some(at) => format!("[{}/{}] ", at + 1, self.0.len()),
+            None => String::new(),
+        }
+    }
+}
+
 /// Starts showing events; ends when every emitter is gone.
-pub fn listen(format: Format, mut events: UnboundedReceiver<Event>) -> JoinHandle<()> {
+pub fn listen(format: Format, places: Places, mut events: UnboundedReceiver<Event>) -> JoinHandle<()> {
     let mut listener: Box<dyn Listener> = match format {
         Format::Json => Box::new(json::Json),
-        Format::Text if bars::wanted() => Box::new(bars::Bars::new()),
-        Format::Text => Box::new(plain::Plain::default()),
+        Format::Text if bars::wanted() => Box::new(bars::Bars::new(places)),
+        Format::Text => Box::new(plain::Plain::new(places)),
     };
     tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
+        while let Some(mut event) = events.recv().await {
+            // A step does not know by which name its plan was called.
+            if let (Event::Note { text, .. }, Some(plan)) = (&mut event, PLAN.get()) {
+                *text = text.replace("handover approve PLAN ", &format!("handover approve {plan} "));
+            }
             if matches!(event, Event::Recorded { .. }) {
                 BEGAN.store(true, std::sync::atomic::Ordering::Relaxed);
             }
@@ -62,6 +88,16 @@ pub fn out(text: impl std::fmt::Display) {
     // A reader that went away (`| head`) is no reason to fail: a run goes on without its listener.
     if writeln!(std::io::stdout(), "{text}").is_err() {
         DEAF.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// The plan as the command was told it, once that is known.
+static PLAN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+
+/// Remembers how the plan was named, for what is to be pasted.
+pub fn about(asked: Option<&hint::Asked>) {
+    if let Some(asked) = asked {
+        let _ = PLAN.set(asked.plan.clone());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plain lines, for logs and pipes: what became true, and progress now and then.
 
 use super::words::{amount, sentence, stopping};
-use super::{Listener, out};
+use super::{Listener, Places, out};
 use crate::event::{Event, Level, Record, StepId};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,13 +10,19 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Lines without colours or movement.
-#[derive(Default)]
 pub struct Plain {
+    places: Places,
     last: HashMap<String, Instant>,
     work: Option<(StepId, Instant)>,
 }
 
 impl Plain {
+    /// For a plan of these steps.
+    #[must_use]
+    pub fn new(places: Places) -> Self {
+        Plain { places, last: HashMap::new(), work: None }
+    }
+
     fn due(&mut self, key: String) -> bool {
         let now = Instant::now();
         match self.last.get(&key) {
@@ -32,6 +38,24 @@ impl Plain {
             }
         }
     }
+}
+
+/// The step whose attempt begins or ends with a record.
+fn attempt_of(record: &Record) -> Option<&StepId> {
+    match record {
+        Record::StepStarted { step, .. }
+        | Record::StepDone { step, .. }
+        | Record::StepFailed { step, .. }
+        | Record::UndoStarted { step, .. }
+        | Record::UndoDone { step, .. }
+        | Record::UndoFailed { step, .. } => Some(step),
+        _ => None,
+    }
+}
+
+/// Text of several lines, with the later ones under the first.
+fn below(text: &str) -> String {
+    text.trim_end().replace('\n', "\n           ")
 }
 
 impl Listener for Plain {
@@ -56,12 +80,15 @@ impl Listener for Plain {
                 if !matches!(entry.record, Record::Note { .. })
                     && let Some(text) = sentence(&entry.record)
                 {
-                    out(format_args!("{} {text}", entry.at.strftime("%H:%M:%S")));
+                    let mark =
+                        attempt_of(&entry.record).map_or_else(String::new, |step| self.places.mark(step));
+                    out(format_args!("{} {mark}{}", entry.at.strftime("%H:%M:%S"), below(&text)));
                 }
             }
             Event::Progress { step, unit, done, total, measure } => {
                 if self.due(format!("{step}/{unit}")) {
-                    out(format_args!("         {step}: {unit}: {}", amount(*done, *total, *measure)));
+                    let mark = self.places.mark(step);
+                    out(format_args!("         {mark}{step}: {unit}: {}", amount(*done, *total, *measure)));
                 }
             }
             Event::UnitDone { step, unit } => {
@@ -69,6 +96,7 @@ impl Listener for Plain {
             }
             Event::Note { step, level, text } => {
                 let mark = if *level == Level::Warning { "warning: " } else { "" };
+                let text = below(text);
                 match step {
                     Some(step) => out(format_args!("         {step}: {mark}{text}")),
                     None => out(format_args!("         {mark}{text}")),

@@ -1,9 +1,10 @@
 //! A run's status, the list of runs and the journal as text.
 
+use super::facts;
 use super::words::{duration, sentence, summary_words, time};
 use crate::engine::status::{LeaseLook, LeaseStatus, RunStatus, StandingStatus, StepLine};
 use crate::error::Class;
-use crate::event::Entry;
+use crate::event::{Entry, Record};
 use crate::journal::Status;
 use crate::postgres::ours::OURS;
 use console::style;
@@ -27,6 +28,9 @@ pub fn text(status: &RunStatus) -> String {
             duration(long),
             refusing.step
         );
+        if let Some(why) = &refusing.why {
+            let _ = writeln!(out, "  in the way: {}", why.replace('\n', "\n    "));
+        }
     }
     match (&status.run, &status.phase) {
         (Some(run), Some(phase)) => {
@@ -156,10 +160,20 @@ fn line(step: &StepLine, width: usize, lease: LeaseStatus) -> String {
     format!("{mark} {:width$}  {:12}  {text}", step.id.as_str(), step.kind)
 }
 
-/// A record as a line; every record has one here, also those that a running command leaves out.
+/// A record as a line, also those that a running command leaves out; none for what only says that a fact is no longer
+/// needed, or that a command is about to be started.
 #[must_use]
-pub fn entry(entry: &Entry) -> String {
-    let text = sentence(&entry.record)
-        .unwrap_or_else(|| serde_json::to_string(&entry.record).unwrap_or_else(|_| "a record".into()));
-    format!("{:>5}  {}  {text}", entry.seq, time(entry.at))
+pub fn entry(entry: &Entry) -> Option<String> {
+    if let Record::StepFact { key, value, .. } = &entry.record
+        && (value.is_null() || (key.starts_with("command:") && value.get("pid").is_none()))
+    {
+        return None;
+    }
+    let text = sentence(&entry.record).unwrap_or_else(|| match &entry.record {
+        Record::StepFact { step, key, value } => format!("{step}: {}", facts::words(key, value)),
+        other => serde_json::to_string(other).unwrap_or_else(|_| "a record".into()),
+    });
+    // What a command wrote comes in several lines; they stay under the first.
+    let text = text.trim_end().replace('\n', "\n                                ");
+    Some(format!("{:>5}  {}  {text}", entry.seq, time(entry.at)))
 }

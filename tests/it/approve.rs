@@ -98,5 +98,6 @@ async fn a_waiting_run_goes_on_once_it_is_approved() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(stdout.contains("handover approve PLAN go") && stdout.contains("approved by alice"), "{stdout}");
+    let asked = format!("handover approve {} go", world.plan().display());
+    assert!(stdout.contains(&asked) && stdout.contains("approved by alice"), "{stdout}");
 }

@@ -41,6 +41,7 @@ fn settings() -> insta::Settings {
         (r#""seconds":[\d.e-]+"#, r#""seconds":"[took]""#),
         (r#""holder":\{[^}]*\}"#, r#""holder":"[holder]""#),
         (r"\S+@\S+ \(pid \d+\)", "[holder]"),
+        (r#"style="margin-left:[^"]*""#, r#"style="[bar]""#),
         (r"Postgres \d+(\.\d+)?", "Postgres [version]"),
         (r#""version":"\d+(\.\d+)?""#, r#""version":"[version]""#),
         (r"database test_\d+", "database [name]"),

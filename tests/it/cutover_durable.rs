@@ -227,17 +227,50 @@ async fn a_participant_that_cannot_commit_is_told_of_once_and_where_it_counts() 
     let ended = world.handover("run", &[]).await.code(1);
     assert!(ended.stderr.contains("only forward is safe: mend participant service"), "{ended}");
     assert!(!ended.stderr.contains("mend what the command complains about"), "{ended}");
-    let note = "record ->> 'record' = 'note' and record ->> 'text' like '%service cannot commit%'";
+    let note = "record ->> 'record' = 'note' and record ->> 'text' like '%service cannot commit%'
+        and record ->> 'level' = 'warning'";
     assert_eq!(records(&world, note).await, "1", "{ended}");
     assert_eq!(ended.stdout.matches("tried again until it commits").count(), 1, "{ended}");
     // Known from the decision on, and not only when all have committed.
     let early = "record ->> 'record' = 'point_of_no_return' and seq <
-        (select seq from handover.record where record ->> 'text' like '%cannot commit%')";
+        (select seq from handover.record where record ->> 'text' like '%cannot commit%' order by seq limit 1)";
     assert_eq!(records(&world, early).await, "1", "{ended}");
     let events = world.handover("events", &[]).await.success();
     assert!(events.stdout.contains("only forward from here; not committed yet:"), "{events}");
+    assert!(!events.stdout.contains("{\"record\""), "raw facts: {events}");
+    assert!(events.stdout.contains("command `service commit` runs (pid "), "{events}");
+    // How often it came up is told once, at the end.
+    assert_eq!(events.stdout.matches("times: participant service cannot commit").count(), 1, "{events}");
+    assert_eq!(ended.stdout.matches("times: participant service cannot commit").count(), 1, "{ended}");
+    // The outage is said by whoever speaks, with what is in the way.
+    assert!(ended.stderr.contains("WRITES ARE REFUSED ON BLUE until step `flip`"), "{ended}");
+    let status = world.handover("status", &[]).await.success();
+    let first: Vec<&str> = status.stdout.lines().take(2).collect();
+    assert!(first[0].starts_with("WRITES ARE REFUSED ON BLUE since"), "{status}");
+    assert!(first[1].contains("in the way:") && first[1].contains("service cannot commit"), "{status}");
     world.write("mended", "");
     world.handover("resume", &[]).await.success();
+    let report = world.handover("report", &[]).await.success();
+    assert!(report.stdout.contains("write pause ") && !report.stdout.contains(" ms\npoint"), "{report}");
+    // In the order in which it happened, with how long it took.
+    let (_, timeline) = report.stdout.split_once("\nWhat happened\n").unwrap();
+    let at = |text: &str| timeline.find(text).unwrap_or_else(|| panic!("{text}: {report}"));
+    let order = [
+        "flip: failed: ",
+        "flip: writers wait",
+        "flip: point of no",
+        "nobody acts",
+        "flip: done",
+        "run done",
+    ];
+    assert!(order.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{report}");
+    for format in ["md", "html"] {
+        let other = world.handover("report", &["--format", format]).await.success();
+        assert!(
+            other.stdout.contains("writers wait or are refused") && other.stdout.contains("nobody acts"),
+            "{other}"
+        );
+    }
     let report = world.handover("report", &["--format", "json"]).await.success();
     let report: serde_json::Value = serde_json::from_str(&report.stdout).unwrap();
     assert!(report["write_pause_ms"].as_f64().unwrap() >= 4000.0, "until writers could write: {report}");

@@ -85,6 +85,9 @@ async fn refused_commands_leave_no_trace() {
 
     let waiting = world.handover("run", &["--no-wait"]).await.code(7);
     assert!(!waiting.stdout.contains("failed"), "waiting is no failure: {waiting}");
+    for line in ["[1/2] index: started", "[1/2] index: done", "[2/2] go-live: started"] {
+        assert!(waiting.stdout.contains(line), "{line}: {waiting}");
+    }
     let trace = "select (select count(*) from handover.record) || ' ' || (select token from handover.lease)
         || ' ' || (select count(*) from handover.request)";
     let before = world.control.value(trace).await;
@@ -93,6 +96,30 @@ async fn refused_commands_leave_no_trace() {
     world.handover("rollback", &["--to", "nothing-like-it"]).await.code(2);
     world.handover("finish", &[]).await.code(2);
     world.handover("run", &[]).await.code(2);
+    assert!(
+        waiting.stderr.contains(&format!("`handover approve {} go-live`", world.plan().display())),
+        "{waiting}"
+    );
+    // Another plan than the run began with.
+    world.write("plan.yaml", &PLAN.replace("go on", "go on now"));
+    world.handover("resume", &[]).await.code(6);
+    world.handover("rollback", &[]).await.code(6);
+    let status = world.handover("status", &[]).await.success();
+    assert!(status.stdout.contains("`approve: { message: go on, by: [alice] }` is now"), "{status}");
+    assert!(status.stdout.contains("--accept-changes"), "{status}");
+    world.write("plan.yaml", PLAN);
+    // Another role than the one whose tables ours are.
+    for verb in ["resume", "rollback"] {
+        let mut command = world.command();
+        let output = command
+            .env("BLUE_URL", world.blue.reader_url())
+            .arg(verb)
+            .arg(world.plan())
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    }
     let typo = world.handover("approve", &["go-life"]).await.code(2);
     assert!(typo.stderr.contains("did you mean `go-live`?"), "{typo}");
     let stranger = world.handover("approve", &["go-live", "--by", "mallory"]).await.code(2);
@@ -183,7 +210,7 @@ async fn a_dry_run_asks_the_server_about_indexes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_counts_not_in_over_a_long_list() {
+async fn not_in_over_a_long_list_is_counted_and_run_in_time() {
     let plan = one(
         "cleanup: { on: blue, table: payment, action: quarantine, where: order_id not in (select id from orders) }",
     );
@@ -200,10 +227,15 @@ async fn a_dry_run_counts_not_in_over_a_long_list() {
     let ended = world.handover("dry-run", &[]).await.success();
     assert!(ended.stdout.contains("quarantine 6000 rows"), "{ended}");
     assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    // The run and its look at what is left are no slower.
+    let begun = Instant::now();
+    let ended = world.handover("run", &[]).await.success();
+    assert!(ended.stdout.contains("step: done"), "{ended}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     // One that cannot be counted in time says how it guesses, and gives a sign of life.
     world.write(
         "plan.yaml",
-        &one("cleanup: { on: blue, table: payment, action: quarantine, where: \"order_id < 0 or pg_sleep(0.001) is null\" }"),
+        &one("cleanup: { on: blue, table: payment, action: quarantine, where: \"order_id < 0 or pg_sleep(0.001) is null\" }").replace("name: one", "name: two"),
     );
     let ended = world.handover("dry-run", &[]).await.success();
     assert!(ended.stdout.contains("by a sample of"), "{ended}");
@@ -379,4 +411,112 @@ async fn our_schema_names_no_command_that_does_not_exist() {
             assert!(help.contains(&format!("  {command} ")) && !rest.contains("--"), "{comment}");
         }
     }
+}
+
+/// A URL without its password.
+fn without_password(url: &str) -> String {
+    let mut url = url::Url::parse(url).unwrap();
+    url.set_password(None).unwrap();
+    url.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_asks_by_the_urls_and_as_the_roles_of_a_run() {
+    let role = servers::unique("stranger");
+    let plan = PLAN
+        .replace("control: ${CONTROL_URL}", "control: ${CONTROL_URL}\nqueue: ${QUEUE_URL}")
+        .replace("    approve: { message: go on, by: [alice] }\n", &format!(
+            "    approve: {{ message: go on, by: [alice] }}\n  - id: more\n    migrate: {{ on: blue, role: {role}, dir: steps, undo: none }}\n"
+        ));
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, &plan, &[("steps/V1__one.sql", "select 1;")]).await;
+    let call = async |verb: &str, variable: &str, value: &str| {
+        let mut command = world.command();
+        let output = command.env(variable, value).arg(verb).arg(world.plan()).output().await.unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    // What the run would meet: each URL without the password that its server asks for.
+    for (variable, url) in [
+        ("BLUE_URL", world.blue.handover_url()),
+        ("BLUE_READER_URL", world.blue.reader_url()),
+        ("CONTROL_URL", world.control.handover_url()),
+        ("QUEUE_URL", world.queue.clone()),
+    ] {
+        let (code, text) = call("doctor", variable, &without_password(&url)).await;
+        assert!(code == Some(8) && text.contains("password"), "{variable}: {text}");
+    }
+    // A role that the step's files run as, and that the plan's role may not become.
+    let (code, text) = call("doctor", "WORLD", "").await;
+    assert!(code == Some(8) && text.contains(&format!("step `more`: there is no role {role}")), "{text}");
+    let admin = world.blue.admin().await;
+    admin.batch_execute(&format!("create role {role}")).await.unwrap();
+    for verb in ["doctor", "dry-run"] {
+        let (code, text) = call(verb, "WORLD", "").await;
+        assert!(code == Some(8) && text.contains(&format!("may not become {role}")), "{verb}: {text}");
+        assert!(text.contains(&format!("`grant {role} to handover`")), "{verb}: {text}");
+    }
+    admin.batch_execute(&format!("grant {role} to handover")).await.unwrap();
+    let (code, text) = call("doctor", "WORLD", "").await;
+    assert_eq!(code, Some(0), "{text}");
+    // Sessions that a run refuses: before 15 the role cannot take its default back by itself.
+    let old = Database::with(servers::oldest().await, TABLE).await;
+    let default = format!("alter role handover in database {}", old.name);
+    let old_admin = old.admin().await;
+    old_admin.batch_execute(&format!("{default} set session_replication_role = replica")).await.unwrap();
+    for verb in ["doctor", "run"] {
+        let mut command = world.command();
+        command.env("BLUE_URL", old.handover_url()).env("BLUE_READER_URL", old.reader_url());
+        let output = command.arg(verb).arg(world.plan()).output().await.unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(text.contains("session_replication_role = replica"), "{verb}: {text}");
+    }
+    // A schema that a run takes for somebody else's.
+    admin.batch_execute("create schema handover create table theirs (id int)").await.unwrap();
+    let (code, text) = call("doctor", "WORLD", "").await;
+    assert!(code == Some(8) && text.contains("Handover did not make it"), "{text}");
+    admin.batch_execute(&format!("drop role {role}")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_an_earlier_step_is_said_once() {
+    let mut plan =
+        one("migrate: { on: blue, role: app, dir: steps, undo: none }").replace("id: step", "id: tables");
+    for n in 1..=12 {
+        plan.push_str(&format!(
+            "  - id: index-{n}\n    create_index: {{ on: blue, indexes: [{{ name: i{n}, table: t{n}, columns: [id] }}] }}\n"
+        ));
+    }
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let tables: Vec<String> = (1..=12).map(|n| format!("create table t{n} (id int);")).collect();
+    let world =
+        World::new(Some(&template.name), None, &plan, &[("steps/V1__t.sql", &tables.join("\n"))]).await;
+    let look = world.handover("dry-run", &[]).await.success();
+    let said = "12 things of 12 later steps can be looked at only once step `tables` has run";
+    assert_eq!(look.stdout.matches(said).count(), 1, "{look}");
+    assert!(!look.stdout.contains("there is no table t7"), "{look}");
+    assert!(look.stdout.contains("0 blockers, 1 warning"), "{look}");
+    let whole = world.handover("dry-run", &["--verbose"]).await.success();
+    assert!(whole.stdout.contains("t7") && !whole.stdout.contains(said), "{whole}");
+    // As a comment on a pull request.
+    let comment = world.handover("dry-run", &["--format", "md"]).await.success();
+    assert!(comment.stdout.starts_with("### Handover: `one` ✅ can run"), "{comment}");
+    assert!(comment.stdout.contains(&format!("> ℹ️ {said}")), "{comment}");
+    assert!(comment.stdout.contains("| 1 | tables ⚠️ **point of no return** | `migrate`: "), "{comment}");
+    assert!(
+        comment.stdout.contains("| 13 | index-12 | `create_index`: looked at after `tables` |"),
+        "{comment}"
+    );
+    let (_, folded) = comment.stdout.split_once("<details>").unwrap();
+    assert!(
+        folded.contains("```text\nDry run of plan") && folded.trim_end().ends_with("</details>"),
+        "{comment}"
+    );
+    // Where it cannot run, the comment says so first, and why.
+    world.write(
+        "plan.yaml",
+        &one("create_index: { on: blue, indexes: [{ name: i, table: token, columns: [sbject] }] }"),
+    );
+    let comment = world.handover("dry-run", &["--format", "md"]).await.code(8);
+    assert!(comment.stdout.starts_with("### Handover: `one` ❌ cannot run"), "{comment}");
+    assert!(comment.stdout.contains("> ❌ step `step`: "), "{comment}");
 }

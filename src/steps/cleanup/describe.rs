@@ -5,8 +5,9 @@ use super::expected;
 use super::table::{Catalog, Table};
 use super::{Action, Children, Cleanup};
 use crate::error::{Class, Result};
+use crate::event::StepId;
 use crate::postgres::Session;
-use crate::problem::Problems;
+use crate::problem::{Problems, suggest};
 use crate::steps::{CheckContext, Context, Description, of_kind};
 
 pub(super) fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Problems) {
@@ -50,15 +51,22 @@ pub(super) fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Proble
             .hint("`set` fills columns of the same table, `to` fills another table");
     }
     if step.action == Action::EndSync {
-        let known = step.of.as_ref().is_some_and(|of| {
-            of_kind::<Cleanup>(cx.earlier()).any(|(id, kind)| {
-                id == of && kind.action == Action::Backfill && kind.on == step.on && kind.table == step.table
+        let of = step.of.as_ref().map(StepId::as_str);
+        let known: Vec<&str> = of_kind::<Cleanup>(cx.earlier())
+            .filter(|(_, kind)| {
+                kind.action == Action::Backfill && kind.on == step.on && kind.table == step.table
             })
-        });
-        if !known {
+            .map(|(id, _)| id.as_str())
+            .collect();
+        if !of.is_some_and(|of| known.contains(&of)) {
+            let hint = match (of.and_then(|of| suggest(of, known.iter().copied())), known.as_slice()) {
+                (Some(close), _) => format!("did you mean `{close}`?"),
+                (None, []) => "e.g. of: move-names".to_owned(),
+                (None, known) => format!("there are: {}", known.join(", ")),
+            };
             problems
                 .error(["action"], "`end_sync` needs `of`: the id of an earlier backfill of this table")
-                .hint("e.g. of: move-names");
+                .hint(hint);
         }
     }
     if let Some(expect) = &step.expect {

@@ -373,7 +373,7 @@ async fn commit_all(
     let commit = async |participant: &Participant| -> Result<Value> {
         if book.stand(&participant.name).await != Stand::Committed {
             let _section = cx.critical(format!("participant {} is being committed", participant.name));
-            let (mut wait, mut tries, mut told) = (Duration::from_millis(100), 0_u32, String::new());
+            let (mut wait, mut tries) = (Duration::from_millis(100), 0_u32);
             while let Err(error) = commit_once(participant, cx, book, outside).await {
                 tries += 1;
                 if matches!(error.class(), Class::LeaseLost | Class::Journal) {
@@ -388,12 +388,8 @@ async fn commit_all(
                         ))
                         .exhausted());
                 }
-                // Once for each thing that is wrong, not for each try.
-                let text = error.to_string();
-                if text != told {
-                    cx.warn(format!("{text}; it is tried again until it commits, for the decision stands"));
-                    told = text;
-                }
+                // It is told once for each thing that is wrong, and counted.
+                cx.warn(format!("{error}; it is tried again until it commits, for the decision stands"));
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(5));
             }

@@ -7,7 +7,7 @@ use super::script::Script;
 use super::settle::{Settled, few};
 use super::star;
 use super::vendor::Tool;
-use super::{History, Migrate, UndoBy, history};
+use super::{History, Migrate, UndoBy, history, role};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::problem::count;
@@ -64,7 +64,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
         out.action(format!("{}: {}, again, because it changed", migration.version(), line(file, None)));
     }
     if let Some(role) = &step.role {
-        check_role(&session, role, &mut out).await?;
+        role::describe(cx, &session, &step.on, role, &mut out).await?;
     }
     warn_of_locks(&session, pending.iter().copied(), Way::Forward, &mut out).await?;
     if step.serves(&cx.steps) {
@@ -148,24 +148,6 @@ fn line(file: &Migration, before: Option<&str>) -> String {
         text.push_str("; no down file");
     }
     text
-}
-
-async fn check_role(session: &Session, role: &str, out: &mut Description) -> Result<()> {
-    let row = session
-        .query_opt(
-            "select pg_has_role(current_user, oid, 'MEMBER') from pg_roles where rolname = $1",
-            &[&role],
-        )
-        .await?;
-    match row.map(|row| row.get::<_, bool>(0)) {
-        None => drop(out.blocker(format!("there is no role {role}"))),
-        // The reader may be another role than the one that will act.
-        Some(false) => drop(
-            out.warning(format!("the role of this dry run is no member of {role}; the plan's user must be")),
-        ),
-        Some(true) => {}
-    }
-    Ok(())
 }
 
 /// Tables that one transaction holds against the application at once.

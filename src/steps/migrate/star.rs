@@ -126,7 +126,7 @@ pub async fn readers<'w>(session: &Session, statements: impl Iterator<Item = &'w
             continue;
         }
         let named: Vec<String> =
-            found.iter().take(NAMED).map(|(query, calls)| format!("`{query}` ({calls} calls)")).collect();
+            found.iter().take(NAMED).map(|(query, calls)| format!("`{query}` (called {calls}×)")).collect();
         let more = match found.len().saturating_sub(NAMED) {
             0 => String::new(),
             n => format!(" and {n} more"),

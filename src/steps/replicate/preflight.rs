@@ -146,8 +146,14 @@ async fn publisher(
 /// Whether `connection:` leads to the database that is copied. It may be an address that only the subscriber can
 /// use: then this machine cannot tell.
 async fn elsewhere(replicate: &Replicate, url: &Secret, blue: &Session, out: &mut Description) -> Result<()> {
-    let Ok(client) = open_as(url, &replicate.from, "handover/look", &Profile::Catalog, true).await else {
-        return Ok(());
+    let client = match open_as(url, &replicate.from, "handover/look", &Profile::Catalog, true).await {
+        Ok(client) => client,
+        // A password that is wrong is so from everywhere.
+        Err(e) if e.sqlstate() == Some("28P01") => {
+            out.blocker(format!("the server refuses the password in `connection:`: {}", e.message()));
+            return Ok(());
+        }
+        Err(_) => return Ok(()),
     };
     let sql = "select system_identifier, current_database()::text from pg_control_system()";
     let Ok(there) = client.query_one(sql, &[]).await else { return Ok(()) };

@@ -3,7 +3,7 @@
 use super::{Before, Invariant, Recorded, Verify};
 use crate::event::StepId;
 use crate::postgres::sql;
-use crate::problem::{Problems, Segment};
+use crate::problem::{Problems, Segment, suggest};
 use crate::steps::{CheckContext, of_kind};
 
 impl Verify {
@@ -21,10 +21,13 @@ impl Verify {
                 earlier.iter().filter(|(_, s)| s.record).map(|(id, _)| id.as_str()).collect();
             problems
                 .error(path, format!("no earlier step `{}` records a baseline", recorded.from_step))
-                .hint(match known.as_slice() {
-                    [] => "add a `verify` step with `record: true` before this one".to_owned(),
-                    known => format!("steps that do: {}", known.join(", ")),
-                });
+                .hint(
+                    match (suggest(recorded.from_step.as_str(), known.iter().copied()), known.as_slice()) {
+                        (Some(close), _) => format!("did you mean `{close}`?"),
+                        (None, []) => "add a `verify` step with `record: true` before this one".to_owned(),
+                        (None, known) => format!("steps that do: {}", known.join(", ")),
+                    },
+                );
             return;
         };
         if self.counts_tables() && !step.counts_tables() {

@@ -1,5 +1,6 @@
 //! From records to a report.
 
+use super::timeline::{Moment, timeline};
 use crate::engine::advice;
 use crate::engine::decide::{Loss, Outline, losses};
 use crate::error::{Class, Result};
@@ -46,6 +47,8 @@ pub struct Report {
     pub steps: Vec<StepReport>,
     /// Halts, rollbacks and what else changed the run's way.
     pub changes: Vec<Change>,
+    /// Everything that happened, by when it began.
+    pub timeline: Vec<Moment>,
 }
 
 /// A runner's time at work.
@@ -180,13 +183,14 @@ pub fn report(plan: &Plan, run: RunId, entries: &[Entry], requests: Vec<RequestR
         no_return: state.no_return.clone(),
         rollback_loses,
         actors: actors(entries),
+        timeline: timeline(entries, &steps, &requests),
         requests,
         steps,
         changes: changes(entries),
     })
 }
 
-fn between(from: Timestamp, to: Timestamp) -> f64 {
+pub(super) fn between(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
 }
 

@@ -1,6 +1,6 @@
 //! A report as one page: no script, no font, no request to anywhere.
 
-use super::{Outcome, Report};
+use super::{Moment, Outcome, Report, What};
 use crate::journal::Status;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
@@ -17,6 +17,7 @@ code, dd.id { font: .9em ui-monospace, monospace; }
 .step > .more { grid-column: 1 / -1; color: var(--soft); font-size: .9rem; }
 .kind, time, .took { color: var(--soft); font-size: .9rem; font-weight: 400; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
+.bar { height: .35rem; background: var(--line); border-radius: .2rem; } .bar i { display: block; height: 100%; min-width: 2px; max-width: 100%; background: currentColor; border-radius: .2rem; }
 ul { list-style: none; margin: 0; padding: 0; } li { padding: .2rem 0; }
 @media print { body { max-width: none; } .step { break-inside: avoid; } }
 ";
@@ -48,7 +49,7 @@ pub fn html(report: &Report) -> String {
     }
     fact("took", &duration(report.seconds), "");
     if let Some(ms) = report.write_pause_ms {
-        fact("write pause", &format!("{ms:.0} ms"), "");
+        fact("write pause", &duration(ms / 1000.0), "");
     }
     if let Some(step) = &report.no_return {
         fact("point of no return", step.as_str(), "warn");
@@ -69,13 +70,11 @@ pub fn html(report: &Report) -> String {
         let _ = writeln!(out, "<li>{}</li>", escape(&super::markdown::request(request)));
     }
     out.push_str("</ul>\n");
-    if !report.changes.is_empty() {
-        out.push_str("<h2>What happened to the run</h2>\n<ul>\n");
-        for change in &report.changes {
-            item(&mut out, &time(change.at), &change.what);
-        }
-        out.push_str("</ul>\n");
+    out.push_str("<h2>What happened</h2>\n<ul class=\"times\">\n");
+    for moment in &report.timeline {
+        self::moment(&mut out, report, moment);
     }
+    out.push_str("</ul>\n");
     out.push_str("</main>\n</body></html>");
     out
 }
@@ -109,6 +108,30 @@ fn one(out: &mut String, step: &super::StepReport) {
         }
     }
     out.push_str("</section>\n");
+}
+
+/// A line of what happened, with a bar for when and how long within the run.
+fn moment(out: &mut String, report: &Report, moment: &Moment) {
+    let class = match moment.what {
+        _ if moment.failed => "bad",
+        What::Refused => "bad",
+        What::Warning | What::NoReturn | What::Stopped => "warn",
+        _ => "",
+    };
+    let _ = write!(out, "<li class=\"{class}\"><time>{}</time> {}", time(moment.at), escape(&moment.text));
+    if let Some(seconds) = moment.seconds {
+        let _ = write!(out, " <span class=\"took\">{}</span>", duration(seconds));
+    }
+    if let (Some(seconds), Some(started), true) = (moment.seconds, report.started, report.seconds > 0.0) {
+        let part = |seconds: f64| (seconds * 100.0 / report.seconds).clamp(0.0, 100.0);
+        let left = part(super::fold::between(started, moment.at));
+        let _ = write!(
+            out,
+            "<div class=\"bar\"><i style=\"margin-left:{left:.1}%;width:{:.1}%\"></i></div>",
+            part(seconds).min(100.0 - left)
+        );
+    }
+    out.push_str("</li>\n");
 }
 
 fn item(out: &mut String, at: &str, text: &str) {

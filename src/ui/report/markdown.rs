@@ -1,8 +1,9 @@
 //! A report as Markdown.
 
-use super::Report;
+use super::{Report, What};
 use crate::journal::RequestRow;
 use crate::ui::words::{duration, summary_words, time};
+use jiff::Timestamp;
 use std::fmt::Write;
 
 /// The report as Markdown (tables as GitHub and most wikis read them).
@@ -19,7 +20,7 @@ pub fn markdown(report: &Report) -> String {
     }
     let _ = writeln!(out, "| took | {} |", duration(report.seconds));
     if let Some(ms) = report.write_pause_ms {
-        let _ = writeln!(out, "| write pause | {ms:.0} ms |");
+        let _ = writeln!(out, "| write pause | {} |", duration(ms / 1000.0));
     }
     if let Some(step) = &report.no_return {
         let _ = writeln!(out, "| point of no return | `{step}` |");
@@ -64,29 +65,36 @@ pub fn markdown(report: &Report) -> String {
     for asked in &report.requests {
         let _ = writeln!(out, "- {}", escape(&request(asked)));
     }
-    if !report.changes.is_empty() {
-        let _ = writeln!(out, "\n## What happened to the run\n");
-        for change in &report.changes {
-            let _ = writeln!(out, "- {}: {}", time(change.at), escape(&change.what));
-        }
+    let _ = writeln!(out, "\n## What happened\n\n| when | took | |\n| --- | ---: | --- |");
+    for moment in &report.timeline {
+        let took = moment.seconds.map_or_else(String::new, duration);
+        let text = escape(&moment.text);
+        let text = if moment.failed || moment.what == What::Refused { format!("**{text}**") } else { text };
+        let _ = writeln!(out, "| {} | {took} | {text} |", time(moment.at));
     }
     out.truncate(out.trim_end().len());
     out
 }
 
-/// A request in words.
+/// A request in words, with its time.
 pub(super) fn request(request: &RequestRow) -> String {
+    let (at, text) = requested(request);
+    format!("{} {text}", time(at))
+}
+
+/// A request in words, and its time.
+pub(super) fn requested(request: &RequestRow) -> (Timestamp, String) {
     let what = match (request.kind.as_str(), &request.step) {
         ("approve", Some(step)) => format!("approved step {step}"),
         ("abort", _) => "asked to abort".into(),
         (other, _) => other.to_owned(),
     };
     let note = request.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
-    format!("{} {} {what}{note}", time(request.at), request.by)
+    (request.at, format!("{} {what}{note}", request.by))
 }
 
 /// Text that means nothing but itself, on one line.
-fn escape(text: &str) -> String {
+pub(in crate::ui) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -2,13 +2,15 @@
 
 mod fold;
 mod html;
-mod markdown;
+pub(super) mod markdown;
 mod text;
+mod timeline;
 
 pub use fold::{Actor, Attempt, Change, Outcome, Report, StepReport, Way, report};
 pub use html::html;
 pub use markdown::markdown;
 pub use text::text;
+pub use timeline::{Moment, What};
 
 /// The formats of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

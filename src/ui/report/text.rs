@@ -15,7 +15,7 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(out, "{} to {} ({})", time(started), time(updated), duration(report.seconds));
     }
     if let Some(ms) = report.write_pause_ms {
-        let _ = writeln!(out, "write pause {ms:.0} ms");
+        let _ = writeln!(out, "write pause {}", duration(ms / 1000.0));
     }
     if let Some(step) = &report.no_return {
         let _ = writeln!(out, "point of no return passed in step {step}");
@@ -52,11 +52,12 @@ pub fn text(report: &Report) -> String {
             }
         }
     }
-    if !report.changes.is_empty() {
-        let _ = writeln!(out, "\nWhat happened to the run");
-        for change in &report.changes {
-            let _ = writeln!(out, "  {}  {}", time(change.at), change.what);
-        }
+    let _ = writeln!(out, "\nWhat happened");
+    for moment in &report.timeline {
+        let took = moment.seconds.map_or_else(String::new, duration);
+        // What a command wrote comes in several lines; they stay under the first.
+        let text = moment.text.trim_end().replace('\n', "\n                                           ");
+        let _ = writeln!(out, "  {}  {took:>12}  {text}", time(moment.at));
     }
     out.truncate(out.trim_end().len());
     out
