@@ -21,7 +21,7 @@ Exits with 8 when a promise is broken.";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Access tokens in the old database; at least 1000.
-    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1000..))]
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = rows)]
     rows: u64,
     /// Requests a second, on a schedule that does not wait for answers.
     #[arg(long, default_value_t = 200.0, value_name = "N", value_parser = rate)]
@@ -53,6 +53,13 @@ enum Queue {
     Rabbitmq,
     /// The queue inside Postgres.
     Embedded,
+}
+
+fn rows(text: &str) -> Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(rows) if rows >= 1000 => Ok(rows),
+        _ => Err("give a number of at least 1000".into()),
+    }
 }
 
 fn rate(text: &str) -> Result<f64, String> {

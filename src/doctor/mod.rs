@@ -86,7 +86,10 @@ impl Notes {
     fn failure(&mut self, error: &Error) {
         let next = error.next_step().unwrap_or("see what the server's log says");
         let next = crate::engine::advice::look_again(next);
-        self.error(error.to_string(), next);
+        // What it is about stands above it already.
+        let text = error.to_string();
+        let what = text.strip_prefix(&format!("database {}: ", self.about)).unwrap_or(&text);
+        self.error(what, next);
     }
 }
 

@@ -246,8 +246,14 @@ pub fn rollback_is_accepted(
     if lost.is_empty() || accept_loss {
         return Ok(());
     }
-    Err(Error::usage(format!("this rollback is not free: {}", advice::all(&lost)))
-        .hint("roll back only `--to` a later step, or accept it with `--accept-loss`"))
+    Err(Error::usage(format!("this rollback is not free: {}", advice::all(&lost))).hint(match to {
+        Some(to) => {
+            format!(
+                "`handover rollback --to {to} --accept-loss` accepts that; `--to` a later step undoes less"
+            )
+        }
+        None => "`handover rollback --accept-loss` accepts that; `--to` a later step undoes less".to_owned(),
+    }))
 }
 
 /// Refuses a step's id that the plan does not have, naming the one that was probably meant.

@@ -126,7 +126,11 @@ async fn table(
     }
     let sql = format!("select count(*) from (select from {name} where {of_runs} limit {}) t", COUNTED + 1);
     let rows: i64 = session.query_one(&sql, &[&runs, &simple]).await?.get(0);
-    let words = if rows > COUNTED { format!("more than {COUNTED} rows") } else { format!("{rows} rows") };
+    let words = if rows > COUNTED {
+        format!("more than {COUNTED} rows")
+    } else {
+        crate::problem::count(usize::try_from(rows).unwrap_or_default(), "row")
+    };
     Ok((rows > 0).then(|| {
         // The size is the whole table's.
         let detail =

@@ -154,7 +154,9 @@ pub async fn execute(
             Ok(ended) => Ok(Outcome { run, ended, rollback_loses }),
             Err(error) => {
                 let error = honest(error, &rollback_loses);
-                let outage = runner.recorder.with(|state| outage(plan, state));
+                // An invariant that does not hold may be that very refusal: then only its own words are true.
+                let known = error.class() != Class::Invariant;
+                let outage = runner.recorder.with(|state| outage(plan, state)).filter(|_| known);
                 Err(match (outage, error.next_step()) {
                     (Some(outage), Some(next)) if next.starts_with("only forward is safe") => {
                         let next = format!("{outage}; {next}");

@@ -146,8 +146,11 @@ async fn tables(session: &Session) -> Result<Vec<Leftover>> {
         );
         let rows: i64 = session.query_one(&sql, &[]).await?.get(0);
         if rows > 0 {
-            let count =
-                if rows > COUNTED { format!("more than {COUNTED} rows") } else { format!("{rows} rows") };
+            let count = if rows > COUNTED {
+                format!("more than {COUNTED} rows")
+            } else {
+                crate::problem::count(usize::try_from(rows).unwrap_or_default(), "row")
+            };
             out.push(Leftover { kind: LeftoverKind::Table, name, detail: format!("{count}, {size}") });
         }
     }

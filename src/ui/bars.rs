@@ -3,7 +3,7 @@
 //! Bars are drawn on standard error. Lines that stay go there too, unless standard output is not the terminal
 //! (`handover run plan.yaml > log`): then the log gets them.
 
-use super::words::{duration, sentence, stopping, summary_words};
+use super::words::{duration, of_step, sentence, stopping, summary_words};
 use super::{Listener, Places, out};
 use crate::error::Class;
 use crate::event::{Event, Level, Measure, Record, StepId};
@@ -234,12 +234,20 @@ impl Bars {
             Record::StepFailed { step, failure } if failure.class == Class::Waiting => {
                 let took = self.finish(at);
                 let mark = self.places.mark(step);
-                self.line(&format!("… {mark}{} {took}: {}", style(step).bold(), failure.message));
+                self.line(&format!(
+                    "… {mark}{} {took}: {}",
+                    style(step).bold(),
+                    of_step(step, &failure.message)
+                ));
             }
             Record::StepFailed { step, failure } | Record::UndoFailed { step, failure } => {
                 let took = self.finish(at);
                 let mark = self.places.mark(step);
-                self.line(&format!("{bad} {mark}{} {took}: {}", style(step).bold(), failure.message));
+                self.line(&format!(
+                    "{bad} {mark}{} {took}: {}",
+                    style(step).bold(),
+                    of_step(step, &failure.message)
+                ));
             }
             Record::StandingEnded { step, .. } => self.end_standing(step),
             Record::PointOfNoReturn { step } => {

@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub fn text(diagnosis: &Diagnosis) -> String {
     let mut out = String::new();
     let mut about = "";
-    for finding in &diagnosis.findings {
+    for (i, finding) in diagnosis.findings.iter().enumerate() {
         if finding.about != about {
             about = &finding.about;
             let _ = writeln!(out, "{}", style(about).bold());
@@ -21,7 +21,11 @@ pub fn text(diagnosis: &Diagnosis) -> String {
             Severity::Error => style("error   ").red().bold(),
         };
         let _ = writeln!(out, "  {mark} {}", finding.what);
-        if let Some(next) = &finding.next {
+        // What is mended in one way is said once, after the last of it.
+        let following = diagnosis.findings.get(i + 1).filter(|following| following.about == finding.about);
+        if let Some(next) = &finding.next
+            && following.is_none_or(|following| following.next.as_ref() != Some(next))
+        {
             let _ = writeln!(out, "           next: {next}");
         }
     }

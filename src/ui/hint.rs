@@ -45,6 +45,7 @@ pub fn pasteable(next: &str, class: Class, asked: &Asked, began: bool) -> String
     let next = next.replace(" PLAN ", &format!(" {} ", asked.plan));
     OF_A_PLAN.iter().fold(next, |text, verb| {
         text.replace(&format!("`handover {verb}`"), &format!("`handover {verb} {}`", asked.plan))
+            .replace(&format!("`handover {verb} --"), &format!("`handover {verb} {} --", asked.plan))
     })
 }
 
@@ -98,6 +99,13 @@ mod tests {
         assert!(said(Class::Connection, "run", true).ends_with("then `handover resume p.yaml`"));
         assert!(said(Class::Connection, "status", false).ends_with("then `handover status p.yaml`"));
         assert!(said(Class::Connection, "rollback", false).ends_with("then `handover rollback p.yaml`"));
+        let lossy = pasteable(
+            "`handover rollback --accept-loss` accepts that",
+            Class::Usage,
+            &asked("rollback"),
+            false,
+        );
+        assert_eq!(lossy, "`handover rollback p.yaml --accept-loss` accepts that");
         assert!(said(Class::Usage, "run", false).ends_with("then `handover resume p.yaml`"));
     }
 }

@@ -1,7 +1,7 @@
 //! A run's status, the list of runs and the journal as text.
 
 use super::facts;
-use super::words::{duration, sentence, summary_words, time};
+use super::words::{duration, of_step, sentence, summary_words, time};
 use crate::engine::status::{LeaseLook, LeaseStatus, RunStatus, StandingStatus, StepLine};
 use crate::error::Class;
 use crate::event::{Entry, Record};
@@ -132,12 +132,16 @@ fn line(step: &StepLine, width: usize, lease: LeaseStatus) -> String {
         }
         Status::Running => (style("▸").cyan(), format!("at work{took}")),
         Status::Failed { failure } if failure.class == Class::Waiting => {
-            (style("…").yellow(), failure.message.clone())
+            (style("…").yellow(), of_step(&step.id, &failure.message).to_owned())
         }
-        Status::Failed { failure } => (style("✗").red(), format!("failed: {}", failure.message)),
+        Status::Failed { failure } => {
+            (style("✗").red(), format!("failed: {}", of_step(&step.id, &failure.message)))
+        }
         Status::Done => (style("✓").green(), format!("done{took}")),
         Status::Undoing => (style("◂").cyan(), "being undone".into()),
-        Status::UndoFailed { failure } => (style("✗").red(), format!("undo failed: {}", failure.message)),
+        Status::UndoFailed { failure } => {
+            (style("✗").red(), format!("undo failed: {}", of_step(&step.id, &failure.message)))
+        }
         Status::Undone => (style("·").dim(), "undone".into()),
     };
     if state.attempts > 1 {

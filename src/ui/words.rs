@@ -33,9 +33,11 @@ pub fn sentence(record: &Record) -> Option<String> {
         },
         // Waiting for a person is no failure.
         Record::StepFailed { step, failure } if failure.class == Class::Waiting => {
-            format!("{step}: {}", failure.message)
+            format!("{step}: {}", of_step(step, &failure.message))
         }
-        Record::StepFailed { step, failure } => format!("{step}: failed: {}", failure.message),
+        Record::StepFailed { step, failure } => {
+            format!("{step}: failed: {}", of_step(step, &failure.message))
+        }
         Record::StandingEnded { step, .. } => format!("{step}: standing task ended"),
         Record::PointOfNoReturn { step } => format!("{step}: point of no return passed"),
         Record::RollbackStarted { to: None, reason, .. } => format!("rolling back everything ({reason})"),
@@ -43,7 +45,9 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::UndoStarted { step, attempt: 1 } => format!("{step}: undoing"),
         Record::UndoStarted { step, attempt } => format!("{step}: undoing again (attempt {attempt})"),
         Record::UndoDone { step, .. } => format!("{step}: undone"),
-        Record::UndoFailed { step, failure } => format!("{step}: undo failed: {}", failure.message),
+        Record::UndoFailed { step, failure } => {
+            format!("{step}: undo failed: {}", of_step(step, &failure.message))
+        }
         Record::Halted { reason, class: Class::Waiting | Class::Cancelled } => format!("stopped: {reason}"),
         Record::Halted { reason, .. } => format!("halted: {reason}"),
         Record::RunDone => "run done".into(),
@@ -53,6 +57,12 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::FinishStarted => "dropping what was kept for rollback".into(),
         Record::Finished => "run finished".into(),
     })
+}
+
+/// A message where the step was named before it.
+#[must_use]
+pub fn of_step<'a>(step: &StepId, message: &'a str) -> &'a str {
+    message.strip_prefix(&format!("step `{step}`: ")).unwrap_or(message)
 }
 
 /// That a stop was asked for, and what it waits for: the step in work and how long it has been.
@@ -101,7 +111,11 @@ pub fn summary_words(summary: &Value) -> String {
     let parts: Vec<String> = map
         .iter()
         .filter_map(|(key, value)| {
-            let text = one(value);
+            // Nobody reads 16,810 ms.
+            let (key, text) = match (key.strip_suffix("_ms"), value.as_f64()) {
+                (Some(key), Some(ms)) => (key, duration(ms / 1000.0)),
+                _ => (key.as_str(), one(value)),
+            };
             (!text.is_empty()).then(|| format!("{}: {text}", key.replace('_', " ")))
         })
         .collect();
@@ -113,7 +127,10 @@ fn one(value: &Value) -> String {
     const NAMED: usize = 5;
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => match text.parse::<jiff::Timestamp>() {
+            Ok(at) => time(at),
+            Err(_) => text.clone(),
+        },
         Value::Number(n) => n.as_u64().map_or_else(|| n.to_string(), |n| HumanCount(n).to_string()),
         Value::Bool(b) => if *b { "yes" } else { "no" }.into(),
         Value::Array(items) if items.is_empty() => "none".into(),
@@ -161,6 +178,10 @@ mod tests {
         assert_eq!(
             summary_words(&json!({ "rows": 1200, "built": ["a", "b"], "none": null })),
             "rows: 1,200, built: a b"
+        );
+        assert_eq!(
+            summary_words(&json!({ "write_pause_ms": 16810, "at": "2026-11-27T02:52:19.886375Z" })),
+            "write pause: 16.8 s, at: 2026-11-27 02:52:19 UTC"
         );
         assert_eq!(summary_words(&json!({})), "");
         assert_eq!(duration(0.32), "320 ms");

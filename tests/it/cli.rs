@@ -212,7 +212,7 @@ async fn the_doctor_names_missing_grants_and_what_dead_runs_left() {
         "error    lacks membership in stranger",
         "next: run scripts/grants.sql",
         "warning  of an earlier run: trigger handover_t (on public.token)",
-        "table handover.outbox (1 rows",
+        "table handover.outbox (1 row,",
     ] {
         assert!(ended.stdout.contains(text), "{text}\n{ended}");
     }

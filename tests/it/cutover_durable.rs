@@ -278,6 +278,29 @@ async fn a_participant_that_cannot_commit_is_told_of_once_and_where_it_counts() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_a_participant_commits_leaves_the_old_side_open_to_nobody() {
+    let world = flip().await;
+    let plan = PLAN.replace(
+        "commit: { command: [sh, -c, \"echo green",
+        "commit: { command: [sh, -c, \"touch tried; sleep 2; echo green",
+    );
+    world.write("plan.yaml", &plan);
+    let mut command = world.command();
+    command.arg("run").arg(world.plan()).stdout(std::process::Stdio::piped());
+    let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until_there(&world, "tried").await;
+    signal(&child, Signal::SIGINT);
+    let output = child.wait_with_output().await.unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(said.contains("all participants have committed"), "{said}");
+    // Subscriptions' workers fire triggers of rows only.
+    assert!(!said.contains("may write there"), "{said}");
+    let rows = "select count(*) from pg_trigger where tgname like '00_handover_refuse_%' and tgtype & 1 = 1";
+    assert_ne!(world.blue.value(rows).await.as_deref(), Some("0"), "{said}");
+    world.handover("resume", &[]).await.success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_old_side_that_forgot_the_decision_is_neither_called_off_nor_skipped() {
     let world = flip().await;
     world.handover_failing("cutover.committed", "run", &[]).await.killed();
@@ -285,7 +308,9 @@ async fn an_old_side_that_forgot_the_decision_is_neither_called_off_nor_skipped(
     world.blue.admin().await.batch_execute("delete from handover.decision").await.unwrap();
     let ended = world.handover("resume", &[]).await;
     assert!(ended.code != Some(0) && ended.stderr.contains("no longer knows of the decision"), "{ended}");
-    assert!(ended.stderr.contains("handover rollback --accept-loss"), "{ended}");
+    let back = format!("`handover rollback {} --accept-loss` turns", world.plan().display());
+    assert!(ended.stderr.contains(&back), "{ended}");
+    assert!(!ended.stderr.contains("WRITES ARE REFUSED"), "it may take writes: {ended}");
     world.handover("rollback", &["--accept-loss"]).await.success();
     assert_eq!(read(&world, "switch.conf"), "database = blue\n");
     assert_eq!(world.green.value("select side from registry").await.unwrap(), "blue");

@@ -54,6 +54,7 @@ mod sessions;
 mod support;
 mod sync;
 mod terminal;
+mod terminal_looks;
 mod verify;
 mod verify_checksums;
 mod verify_moving;

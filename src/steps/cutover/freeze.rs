@@ -11,6 +11,7 @@ use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// Tables that are frozen and that a write to an excepted one reaches: the rows of its children and partitions are found
 /// through it, and refusing triggers are those of the table that a statement names.
@@ -138,6 +139,8 @@ pub async fn assert_refusing(session: &Session, cx: &Context, cutover: &Cutover)
 /// After the decision, when nobody waits any more: stops apply workers, too, which fire no statement triggers.
 pub async fn bolt(cx: &Context, cutover: &Cutover) {
     let Some(name) = &cutover.freeze else { return };
+    // It is quick, and nobody would come back to it: a stop that was asked for waits for it.
+    let cx = &Context { stop: CancellationToken::new(), ..cx.clone() };
     let bolted = async { Gate::of(cx).bolt(&mut cx.writer(name).await?, cx, cutover).await };
     let trouble = match bolted.await {
         Ok(None) => return,

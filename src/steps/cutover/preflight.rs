@@ -234,8 +234,8 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             cutover.patience, cutover.max_backlog, cutover.max_transaction_age
         ));
         out.action(format!(
-            "lock {} tables of {freeze} in SHARE ROW EXCLUSIVE mode: readers go on, writers wait at most {}",
-            tables.len(),
+            "lock {} of {freeze} in SHARE ROW EXCLUSIVE mode: readers go on, writers wait at most {}",
+            crate::problem::count(tables.len(), "table"),
             cutover.write_pause
         ));
         let sequences = catalog::sequences(&blue).await?.len();

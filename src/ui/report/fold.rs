@@ -275,7 +275,12 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepRep
             // Of one that was killed before it recorded anything, nobody knows how long it worked.
             let unknown = outcome == Outcome::Interrupted && at <= last.started;
             last.seconds = (!unknown).then(|| between(last.started, at));
-            last.failure = failure.cloned();
+            last.failure = failure.cloned().map(|mut failure| {
+                // A step does not know by which name its plan is called.
+                let named = |hint: String| hint.replace(" PLAN ", &format!(" {} ", plan.file.display()));
+                failure.hint = failure.hint.map(named);
+                failure
+            });
         }
     };
     for (place, entry) in entries.iter().enumerate() {

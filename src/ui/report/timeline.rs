@@ -4,7 +4,7 @@ use super::fold::{Outcome, StepReport, Way, between};
 use crate::error::Class;
 use crate::event::{Entry, Level, Record, StepId};
 use crate::journal::RequestRow;
-use crate::ui::words::sentence;
+use crate::ui::words::{of_step, sentence};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -104,7 +104,7 @@ pub(super) fn timeline(entries: &[Entry], steps: &[StepReport], requests: &[Requ
                 attempt.started,
                 What::Attempt,
                 Some(&step.id),
-                format!("{}: {}", step.id, attempt_words(attempt)),
+                format!("{}: {}", step.id, attempt_words(&step.id, attempt)),
             );
             moment.seconds = attempt.seconds;
             moment.failed = attempt.outcome == Outcome::Failed
@@ -120,7 +120,7 @@ pub(super) fn timeline(entries: &[Entry], steps: &[StepReport], requests: &[Requ
     out
 }
 
-fn attempt_words(attempt: &super::Attempt) -> String {
+fn attempt_words(step: &StepId, attempt: &super::Attempt) -> String {
     let waits = attempt.failure.as_ref().is_some_and(|failure| failure.class == Class::Waiting);
     let text = match (attempt.way, attempt.outcome) {
         (_, Outcome::Failed) if waits => "waits for a person".to_owned(),
@@ -134,7 +134,7 @@ fn attempt_words(attempt: &super::Attempt) -> String {
         (Way::Undo, Outcome::Open) => "undo begun, and not ended".to_owned(),
     };
     match &attempt.failure {
-        Some(failure) if !waits => format!("{text}: {}", failure.message),
+        Some(failure) if !waits => format!("{text}: {}", of_step(step, &failure.message)),
         _ => text,
     }
 }
