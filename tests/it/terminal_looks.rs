@@ -92,7 +92,12 @@ async fn what_waits_for_an_earlier_step_is_said_once() {
     let comment = world.handover("dry-run", &["--format", "md"]).await.success();
     assert!(comment.stdout.starts_with("### Handover: `one` ✅ can run"), "{comment}");
     assert!(comment.stdout.contains(&format!("> ℹ️ {said}")), "{comment}");
-    assert!(comment.stdout.contains("| 1 | tables ⚠️ **point of no return** | `migrate`: "), "{comment}");
+    assert!(
+        comment
+            .stdout
+            .contains("| 1 | tables ⚠️ **point of no return** | `migrate`: 1: steps/V1\\_\\_t.sql: in one"),
+        "{comment}"
+    );
     assert!(
         comment.stdout.contains("| 13 | index-12 | `create_index`: looked at after `tables` |"),
         "{comment}"

@@ -45,7 +45,6 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     if let Some(error) = step.without_way_back(&pending) {
         out = refused(out, &error);
     }
-    vendors(step, &settled, &pending, &mut out);
     for file in &pending {
         warn_of_several(&session, &file.up, "", &mut out).await?;
         if let (UndoBy::Down | UndoBy::DownWithLoss, Some(down)) = (step.undo, &file.down) {
@@ -63,6 +62,7 @@ pub(super) async fn describe(step: &Migrate, cx: &Context, loaded: Loaded) -> Re
     for (migration, file) in &standing.again {
         out.action(format!("{}: {}, again, because it changed", migration.version(), line(file, None)));
     }
+    vendors(step, &settled, &pending, &mut out);
     if let Some(role) = &step.role {
         role::describe(cx, &session, &step.on, role, &mut out).await?;
     }

@@ -44,7 +44,7 @@ pub fn markdown(run: &DryRun) -> String {
             i + 1,
             escape(step.id.as_str()),
             does(step),
-            escape(&short(step.description.estimate.as_deref().unwrap_or("–"))),
+            escape(&short(takes(step))),
             undo(&step.undo),
         );
     }
@@ -77,6 +77,12 @@ fn facts(run: &DryRun) -> Vec<String> {
         out.push(format!("digest `{}`", digest.get(..12).unwrap_or(digest)));
     }
     out
+}
+
+/// How long it may take, without what only the whole text has room for.
+fn takes(step: &StepLook) -> &str {
+    let estimate = step.description.estimate.as_deref().unwrap_or("–");
+    estimate.split(';').next().unwrap_or(estimate)
 }
 
 fn does(step: &StepLook) -> String {
