@@ -48,7 +48,8 @@ pub fn text(report: &Report) -> String {
         );
         if step.attempts.len() > 1 || step.attempts.iter().any(|a| a.failure.is_some()) {
             for attempt in &step.attempts {
-                let _ = writeln!(out, "      {}  {}", time(attempt.started), attempt.words());
+                let words = attempt.words().replace('\n', "\n                               ");
+                let _ = writeln!(out, "      {}  {words}", time(attempt.started));
             }
         }
     }
