@@ -41,6 +41,7 @@ steps:
       freeze: blue
       to: green
       patience: 20s
+      allow_served: true
       participants: [ { name: config, file: { path: switch.conf, content: green } } ]
 ";
 

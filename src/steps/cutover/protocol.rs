@@ -277,7 +277,9 @@ async fn decide(
     let budget = cutover.write_pause.0;
     let mut freezer = cx.writer(name).await?;
     let mut blue = cx.writer(name).await?;
-    let mut green = cx.writer(to).await?;
+    let green = cx.reader(to).await?;
+    let mut setter = cx.writer(to).await?;
+    let counter = cx.reader(name).await?;
     let watcher = cx.databases.labelled(cx.step.as_str()).read_only(name).await?;
     let streams = streams(cutover, cx, &blue).await?;
     let mut gauge = match link(cutover, cx) {
@@ -332,13 +334,17 @@ async fn decide(
                 None => Ok(None),
             }
         };
-        let ((), pass, ()) =
-            tokio::try_join!(arrived, carried, watched::assert_unchanged(&watcher, &attempt.proof.schema))?;
+        // What grows with the schema goes on beside the rest, and in two servers at once.
+        let unchanged = async {
+            watched::assert_unchanged(&watcher, &attempt.proof.schema).await?;
+            uncaptured::assert_unwritten(&watcher, &attempt.proof.exposed).await
+        };
+        let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
+        let ((), pass, (), sequences) = tokio::try_join!(arrived, carried, unchanged, sequences)?;
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
-        uncaptured::assert_unwritten(&blue, &attempt.proof.exposed).await?;
-        Ok::<_, Error>((sequences::carry(&blue, &mut green, cutover.sequence_margin).await?, pass))
+        Ok::<_, Error>((sequences, pass))
     };
     let (sequences, pass) = match tokio::time::timeout(budget, drain).await {
         Ok(result) => result?,
