@@ -56,7 +56,19 @@ async fn a_command_gets_what_the_plan_gives_it() {
     let seen = std::fs::read_to_string(world.path("seen")).unwrap();
     assert!(seen.contains("GIVEN=x mine") && seen.contains("TZ=Europe/Paris"), "{seen}");
     // The last three are the shell's own.
-    let known = ["PATH", "HOME", "LANG", "TZ", "GIVEN", "HANDOVER_ACT", "HANDOVER_SEQUENCE", "PWD", "OLDPWD", "SHLVL", "_"];
+    let known = [
+        "PATH",
+        "HOME",
+        "LANG",
+        "TZ",
+        "GIVEN",
+        "HANDOVER_ACT",
+        "HANDOVER_SEQUENCE",
+        "PWD",
+        "OLDPWD",
+        "SHLVL",
+        "_",
+    ];
     for line in seen.lines() {
         let name = line.split('=').next().unwrap();
         assert!(known.contains(&name), "{line}");
