@@ -140,31 +140,40 @@ async fn every_acknowledged_write_is_on_the_new_side_and_the_old_one_refuses() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_in_the_way_calls_the_attempt_off_and_the_old_side_serves_on() {
     let world = world().await;
-    let plan = PLAN.replace("write_pause: 3s", "write_pause: 300ms").replace("attempts: 3", "attempts: 2");
+    // The lock is taken after the preflight looked for one: it is met in the pause, in every attempt.
+    let plan =
+        PLAN.replace("write_pause: 3s", "write_pause: 300ms").replace("attempts: 3", "attempts: 2").replace(
+            "echo held > service.state",
+            "echo held > service.state; until test -f locked; do sleep 0.05; done",
+        );
     world.write("plan.yaml", &plan);
-    // Below `max_transaction_age` when the pause begins, above it soon after: found by the lock only.
-    let blue = world.blue.clone();
-    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    world.write("service.state", "blue\n");
+    let (state, locked) = (world.path("service.state"), world.path("locked"));
+    let blue = world.blue.admin().await;
     let blocker = tokio::spawn(async move {
-        let mut admin = blue.admin().await;
+        let held = || std::fs::read_to_string(&state).unwrap_or_default() == "held\n";
         loop {
-            let tx = admin.transaction().await.unwrap();
-            tx.batch_execute("lock table token in row exclusive mode").await.unwrap();
-            tokio::time::sleep(Duration::from_millis(600)).await;
-            tx.commit().await.unwrap();
-            if stopped.try_recv().is_ok() {
-                return;
+            while !held() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            blue.batch_execute("begin; lock table token in row exclusive mode").await.unwrap();
+            std::fs::write(&locked, "").unwrap();
+            while held() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            std::fs::remove_file(&locked).unwrap();
+            blue.batch_execute("commit").await.unwrap();
         }
     });
     let ended = world.handover("run", &[]).await.code(1);
     assert!(ended.stderr.contains("called off"), "{ended}");
     assert_eq!(read(&world, "service.state"), "blue\n");
     assert_eq!(read(&world, "switch.conf"), "database = blue\n");
-    stop.send(()).unwrap();
-    blocker.await.unwrap();
+    blocker.abort();
+    let _ = blocker.await;
     world.blue.execute("insert into token (active) values (false)").await;
     world.write("plan.yaml", &plan.replace("300ms", "3s"));
+    world.write("locked", "");
     world.handover("resume", &["--accept-changes"]).await.success();
     assert_eq!(read(&world, "service.state"), "green\n");
 }

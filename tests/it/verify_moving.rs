@@ -41,6 +41,8 @@ struct Replication {
     blue: Database,
     green: Database,
     stop: Arc<AtomicBool>,
+    /// Green is far behind: writers wait. On a busy machine they would otherwise outrun it for good.
+    behind: Arc<AtomicBool>,
     writes: Arc<AtomicU64>,
     writers: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -64,8 +66,15 @@ impl Replication {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         green.execute("analyze").await;
-        let mut it =
-            Replication { blue, green, stop: Arc::default(), writes: Arc::default(), writers: Vec::new() };
+        let mut it = Replication {
+            blue,
+            green,
+            stop: Arc::default(),
+            behind: Arc::default(),
+            writes: Arc::default(),
+            writers: Vec::new(),
+        };
+        it.watch_lag().await;
         it.write("update hot set n = n + 1 where id = 1", 1).await;
         it.write("update hot set flag = not flag where id = 2", 2).await;
         it.write("update hot set n = n + 1, note = md5(n::text) where id > 2", 3).await;
@@ -95,12 +104,30 @@ impl Replication {
         }));
     }
 
+    /// Keeps `behind` true while green has more than a megabyte to apply.
+    async fn watch_lag(&mut self) {
+        let client = self.blue.admin().await;
+        let (stop, behind) = (self.stop.clone(), self.behind.clone());
+        self.writers.push(tokio::spawn(async move {
+            let sql = "select coalesce(max(pg_current_wal_lsn() - replay_lsn), 0) > 1000000 \
+                from pg_stat_replication where application_name = 's'";
+            while !stop.load(Ordering::Relaxed) {
+                behind.store(client.query_one(sql, &[]).await.unwrap().get(0), Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            behind.store(false, Ordering::Relaxed);
+        }));
+    }
+
     /// Executes a statement over and over, `every` milliseconds.
     async fn write(&mut self, sql: &'static str, every: u64) {
         let client = self.blue.server.admin(&self.blue.name).await.unwrap();
-        let (stop, writes) = (self.stop.clone(), self.writes.clone());
+        let (stop, behind, writes) = (self.stop.clone(), self.behind.clone(), self.writes.clone());
         self.writers.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
+                while behind.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 // Two writers may meet: one of them is not needed.
                 if client.execute(sql, &[]).await.is_ok() {
                     writes.fetch_add(1, Ordering::Relaxed);
