@@ -1,25 +1,18 @@
 //! Handover executes declarative upgrade plans against live Postgres databases and a message queue.
 
-pub mod child;
 pub mod cli;
 pub mod demo;
 pub mod doctor;
 pub mod engine;
-pub mod error;
-pub mod event;
-pub mod failpoint;
 pub mod journal;
-pub mod local;
 pub mod outbox;
 pub mod outside;
 pub mod plan;
-pub mod postgres;
-pub mod problem;
-pub mod queue;
-pub mod redact;
 pub mod steps;
-pub mod tls;
 pub mod ui;
-pub mod value;
 
-pub use error::{Class, Error, Result};
+pub use handover_core::{Class, Error, Result, child, error, event, failpoint, problem, redact, value};
+pub use handover_lab as local;
+pub use handover_postgres as postgres;
+pub use handover_postgres::tls;
+pub use handover_queue as queue;
