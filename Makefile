@@ -13,7 +13,7 @@ demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--
 	target/release/handover demo $(ARGS)
 
 test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
 bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)
 	$(CARGO) bench --locked --bench overhead
@@ -29,11 +29,11 @@ bench-cutover: ## Time the pause of a cutover by the number of tables (ARGS="--t
 	scripts/bench/cutover $(ARGS)
 
 lint: ## Check the formatting and run clippy
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 fmt: ## Format the code
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 setup: ## Install what the tests need, where that is allowed
 	@scripts/setup

@@ -5,8 +5,6 @@ pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod journal;
-pub mod outbox;
-pub mod outside;
 pub mod plan;
 pub mod steps;
 pub mod ui;

@@ -13,7 +13,7 @@ use crate::postgres::address::Address;
 use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::{Databases, creators, ours};
 use crate::steps::context::Request;
-use crate::steps::{Access, Context, Description, Ledger, Precedent, Step, Undo};
+use crate::steps::{Access, Context, Description, Ledger, Memory, Port, Precedent, Step, Undo};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
@@ -445,15 +445,18 @@ fn with_hint(error: &Error) -> String {
 
 fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>) -> Context {
     Context {
-        run: ledger.run,
-        step: step.id.clone(),
-        plan: plan.name.as_str().into(),
-        base: Arc::new(plan.base.clone()),
-        databases: databases.labelled(step.id.as_str()),
-        queue: plan.queue.clone(),
+        port: Port {
+            run: ledger.run,
+            step: step.id.clone(),
+            plan: plan.name.as_str().into(),
+            base: Arc::new(plan.base.clone()),
+            databases: databases.labelled(step.id.as_str()),
+            queue: plan.queue.clone(),
+            emitter: Emitter::silent(),
+            stop: CancellationToken::new(),
+            memory: ledger.clone(),
+        },
         steps: plan.steps.clone(),
-        emitter: Emitter::silent(),
-        stop: CancellationToken::new(),
         ledger: ledger.clone(),
         accept_loss: false,
         may_wait: false,
@@ -475,7 +478,7 @@ fn refused() -> Error {
 }
 
 #[async_trait]
-impl Ledger for Frozen {
+impl Memory for Frozen {
     async fn remember(&self, _: &StepId, _: &str, _: Value) -> Result<()> {
         Err(refused())
     }
@@ -487,7 +490,10 @@ impl Ledger for Frozen {
     fn precedent(&self, step: &StepId) -> Option<Precedent> {
         self.precedents.get(step).cloned()
     }
+}
 
+#[async_trait]
+impl Ledger for Frozen {
     async fn approval(&self, _: &StepId) -> Result<Option<Request>> {
         Ok(None)
     }

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, Record, RunId, StepId};
 use crate::journal::{Journal, RunState};
 use crate::postgres::Lease;
-use crate::steps::Ledger;
 use crate::steps::context::Request;
+use crate::steps::{Ledger, Memory};
 use async_trait::async_trait;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -196,7 +196,7 @@ fn beginning(text: &str) -> String {
 }
 
 #[async_trait]
-impl Ledger for Recorder {
+impl Memory for Recorder {
     async fn remember(&self, step: &StepId, key: &str, value: Value) -> Result<()> {
         self.append(Record::StepFact { step: step.clone(), key: key.to_owned(), value }).await
     }
@@ -205,6 +205,13 @@ impl Ledger for Recorder {
         self.with(|state| state.fact(step, key).cloned())
     }
 
+    fn keep_note(&self, step: Option<&StepId>, level: Level, text: &str) -> bool {
+        self.note(step, level, text)
+    }
+}
+
+#[async_trait]
+impl Ledger for Recorder {
     async fn approval(&self, step: &StepId) -> Result<Option<Request>> {
         // One given before the step began (before it was undone, say) speaks of another world.
         let since = self.with(|state| state.steps.get(step).and_then(|s| s.started));
@@ -224,10 +231,6 @@ impl Ledger for Recorder {
             return Ok(());
         }
         self.append(Record::StandingEnded { step: step.clone(), by: Some(by.clone()) }).await
-    }
-
-    fn keep_note(&self, step: Option<&StepId>, level: Level, text: &str) -> bool {
-        self.note(step, level, text)
     }
 
     async fn point_of_no_return(&self, step: &StepId) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::journal::{Phase, Status, this_process};
 use crate::plan::Plan;
 use crate::postgres::install::{Part, assert_no_strangers, install};
 use crate::postgres::{Databases, Lease, creators, fence};
-use crate::steps::{Access, Context, Critical, Step};
+use crate::steps::{Access, Context, Critical, Port, Step};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -384,15 +384,18 @@ impl Runner<'_> {
         let accept_loss =
             self.recorder.with(|state| matches!(state.phase, Phase::Back { accept_loss: true, .. }));
         Context {
-            run: self.run,
-            step: step.id.clone(),
-            plan: self.plan.name.as_str().into(),
-            base: Arc::new(self.plan.base.clone()),
-            databases: self.databases.labelled(step.id.as_str()),
-            queue: self.plan.queue.clone(),
+            port: Port {
+                run: self.run,
+                step: step.id.clone(),
+                plan: self.plan.name.as_str().into(),
+                base: Arc::new(self.plan.base.clone()),
+                databases: self.databases.labelled(step.id.as_str()),
+                queue: self.plan.queue.clone(),
+                emitter: self.emitter.clone(),
+                stop: CancellationToken::new(),
+                memory: self.recorder.clone(),
+            },
             steps: self.plan.steps.clone(),
-            emitter: self.emitter.clone(),
-            stop: CancellationToken::new(),
             critical: self.options.critical.clone(),
             ledger: self.recorder.clone(),
             accept_loss,

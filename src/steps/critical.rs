@@ -1,6 +1,6 @@
 //! Sections that end by themselves only: no stop, timeout or failing task cuts in.
 
-use super::Context;
+use super::{Context, Port};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,10 +80,11 @@ impl Deref for Section {
 impl Context {
     /// Opens a section that only ends by itself: until it is dropped, the engine neither drops the step nor lets the
     /// step's commands be ended, whatever happens. Everything inside must have limits of its own. Call
-    /// [`Context::proceed`] just before: a stop that was asked for earlier counts.
+    /// [`Port::proceed`] just before: a stop that was asked for earlier counts.
     #[must_use]
     pub fn critical(&self, what: impl Into<String>) -> Section {
-        let cx = Context { stop: CancellationToken::new(), ..self.clone() };
+        let port = Port { stop: CancellationToken::new(), ..self.port.clone() };
+        let cx = Context { port, ..self.clone() };
         Section { cx, _guard: self.critical.enter(what) }
     }
 }

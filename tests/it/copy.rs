@@ -8,7 +8,7 @@ use crate::support::world::World;
 use handover::Class;
 use handover::event::Event;
 use handover::local::PostgresServer;
-use handover::steps::{Context, StepKind};
+use handover::steps::{Context, Port, StepKind};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -249,7 +249,10 @@ async fn rows_that_somebody_adds_or_takes_away_are_missed() {
 
 /// Runs the copy until the first pieces of `a` are committed, and stops it there.
 async fn interrupted(step: &dyn StepKind, cx: &Context, events: &mut UnboundedReceiver<Event>) {
-    let first = Context { stop: tokio_util::sync::CancellationToken::new(), ..cx.clone() };
+    let first = Context {
+        port: Port { stop: tokio_util::sync::CancellationToken::new(), ..cx.port.clone() },
+        ..cx.clone()
+    };
     let stop = first.stop.clone();
     let listen = async {
         while let Some(event) = events.recv().await {

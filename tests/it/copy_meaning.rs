@@ -4,7 +4,7 @@ use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
 use handover::local::PostgresServer;
 use handover::postgres::install::{Part, install};
-use handover::steps::{Context, OnFailure, Retry, Step, StepKind};
+use handover::steps::{Context, OnFailure, Port, Retry, Step, StepKind};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -203,7 +203,7 @@ async fn what_a_throwaway_migration_made_goes_with_the_copy() {
         json!({ "on": "green", "dir": folder.path(), "undo": "throwaway", "search_path": ["public"] }),
     );
     let cx = with_steps(&cx, vec![step("copy", copy.clone()), step("migrate", migrate.clone())]);
-    let then = Context { step: "migrate".into(), ..cx.clone() };
+    let then = Context { port: Port { step: "migrate".into(), ..cx.port.clone() }, ..cx.clone() };
     for _ in 0..2 {
         copy.run(&cx).await.unwrap();
         migrate.run(&then).await.unwrap();
@@ -271,7 +271,7 @@ async fn rows_that_do_not_fit_are_named_or_set_aside() {
         json!({ "bird": 5, "feather": 9, "part_1": 1, "part_2": 1, "twins": 3 }),
         "{summary}"
     );
-    let then = Context { step: "verify".into(), ..cx.clone() };
+    let then = Context { port: Port { step: "verify".into(), ..cx.port.clone() }, ..cx.clone() };
     verify.run(&then).await.unwrap();
     pair.green.execute("delete from feather where id = 99").await;
     let error = verify.run(&then).await.unwrap_err();

@@ -205,6 +205,7 @@ fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
 fn every_file_that_the_program_names_is_there() {
     let mut files = Vec::new();
     sources(Path::new("src"), &mut files);
+    sources(Path::new("crates"), &mut files);
     files.extend(markdown());
     let mut seen = 0;
     for file in files {

@@ -7,7 +7,7 @@ use handover::event::{Emitter, RunId, StepId};
 use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, connect::Target};
 use handover::steps::migrate::Migrate;
-use handover::steps::{Context, Ledger, StepKind};
+use handover::steps::{Context, Ledger, Memory, Port, StepKind};
 use handover::value::Secret;
 use handover::{Result, steps};
 use std::sync::Arc;
@@ -320,13 +320,17 @@ async fn a_half_done_file_is_taken_back() {
 struct NoJournal;
 
 #[async_trait::async_trait]
-impl Ledger for NoJournal {
+impl Memory for NoJournal {
     async fn remember(&self, _: &StepId, _: &str, _: serde_json::Value) -> Result<()> {
         panic!("a dry run remembers nothing")
     }
     fn recall(&self, _: &StepId, _: &str) -> Option<serde_json::Value> {
         None
     }
+}
+
+#[async_trait::async_trait]
+impl Ledger for NoJournal {
     async fn approval(&self, _: &StepId) -> Result<Option<steps::context::Request>> {
         Ok(None)
     }
@@ -345,17 +349,21 @@ fn looking(world: &World) -> Context {
         reader: Some(Secret::new(world.blue.reader_url())),
         search_path: SearchPath::default(),
     };
+    let ledger = Arc::new(NoJournal);
     Context {
-        run: RunId::new(),
-        step: StepId::from("migrate"),
-        plan: "m".into(),
-        base: Arc::new(world.folder.path().to_path_buf()),
-        databases: Databases::new([("blue".to_owned(), target)].into()),
-        queue: None,
+        port: Port {
+            run: RunId::new(),
+            step: StepId::from("migrate"),
+            plan: "m".into(),
+            base: Arc::new(world.folder.path().to_path_buf()),
+            databases: Databases::new([("blue".to_owned(), target)].into()),
+            queue: None,
+            emitter: Emitter::silent(),
+            stop: tokio_util::sync::CancellationToken::new(),
+            memory: ledger.clone(),
+        },
         steps: Arc::new([]),
-        emitter: Emitter::silent(),
-        stop: tokio_util::sync::CancellationToken::new(),
-        ledger: Arc::new(NoJournal),
+        ledger,
         accept_loss: false,
         may_wait: false,
         critical: Default::default(),

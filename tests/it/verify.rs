@@ -177,7 +177,7 @@ async fn a_baseline_is_compared_with_the_same_database_later() {
         kind: record.clone(),
     };
     let mut later = cx.clone();
-    later.step = "later".into();
+    later.port.step = "later".into();
     later.steps = [steps].into();
     assert!(record.verify(&cx).await.is_err());
     assert!(compare.run(&later).await.unwrap_err().message().contains("is gone"));

@@ -3,9 +3,9 @@
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
 use handover::postgres::{Session, TableName};
-use handover::steps::Context;
 use handover::steps::verify::hash::{self, Hasher};
 use handover::steps::verify::shape;
+use handover::steps::{Context, Port};
 use serde_json::{Value, json};
 
 /// Tables of every kind; `COLLATION` and `COLUMNS` differ between the sides.
@@ -378,7 +378,7 @@ async fn what_the_copy_leaves_out_is_not_compared() {
     let both = verify(json!({ "checksums": {}, "row_counts": true }));
     let cx = Context { steps: vec![step("copy", copy.clone()), step("compare", both.clone())].into(), ..cx };
     copy.run(&cx).await.unwrap();
-    let cx = Context { step: "compare".into(), ..cx };
+    let cx = Context { port: Port { step: "compare".into(), ..cx.port }, ..cx };
     both.run(&cx).await.unwrap();
     let mut said = String::new();
     while let Ok(event) = events.try_recv() {

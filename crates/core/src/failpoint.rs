@@ -284,11 +284,10 @@ fn act(name: &str, mode: &Mode) -> Result<()> {
             let _ = kill(Pid::this(), *signal);
             Ok(())
         }
-        Mode::Error(code) => Err(Error::new(
-            Class::of_sqlstate(code),
-            format!("failpoint {name} [SQLSTATE {code}]"),
-        )
-        .with_sqlstate(code)),
+        Mode::Error(code) => {
+            Err(Error::new(Class::of_sqlstate(code), format!("failpoint {name} [SQLSTATE {code}]"))
+                .with_sqlstate(code))
+        }
         Mode::Cut => Err(Error::new(Class::Connection, format!("failpoint {name}: no connection"))),
     }
 }

@@ -2,8 +2,8 @@
 //! of which the driver knows only a part. Every connection of ours is opened by [`Address::dial`].
 //! (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>)
 
-use handover_core::error::{Class, Error, Result};
 use crate::tls;
+use handover_core::error::{Class, Error, Result};
 use handover_core::value::{Secret, keywords, percent_decoded};
 use rustls::ClientConfig;
 use std::fmt::Write as _;

@@ -56,10 +56,8 @@ fn candidates(name: &str, folder: Option<&Path>) -> Vec<PathBuf> {
         return vec![folder.join(name)];
     }
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let mut folders: Vec<PathBuf> = [GREEN_VARIABLE, BLUE_VARIABLE]
-        .into_iter()
-        .filter_map(variable)
-        .collect();
+    let mut folders: Vec<PathBuf> =
+        [GREEN_VARIABLE, BLUE_VARIABLE].into_iter().filter_map(variable).collect();
     for (parent, prefix) in
         [("/usr/lib/postgresql", ""), ("/usr", "pgsql-"), ("/opt/homebrew/opt", "postgresql")]
     {

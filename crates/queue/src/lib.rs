@@ -21,8 +21,8 @@ mod embedded;
 mod rabbitmq;
 pub mod url;
 
-use handover_core::error::{Error, Result};
 use async_trait::async_trait;
+use handover_core::error::{Error, Result};
 use std::sync::Arc;
 use std::time::Duration;
 pub use url::{Kind, QueueUrl};

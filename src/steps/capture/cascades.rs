@@ -5,8 +5,8 @@
 
 use super::Capture;
 use crate::error::Result;
-use crate::outbox::trigger::Operation;
 use crate::postgres::{Session, TableName};
+use handover_events::trigger::Operation;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tables into which writes cascade that the capture does not see there, each with what is missing, in words.

@@ -6,13 +6,13 @@
 //! server's counters for it.
 
 use super::{Capture, Table};
-use crate::outbox::trigger::Operation;
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment, few};
 use crate::steps::copy::Copy;
 use crate::steps::cutover::Cutover;
 use crate::steps::replicate::Replicate;
 use crate::steps::{CheckContext, of_kind};
+use handover_events::trigger::Operation;
 use schemars::JsonSchema;
 use serde::Deserialize;
 

@@ -2,12 +2,12 @@
 
 use super::{Capture, Table, Truncate, When};
 use crate::error::Result;
-use crate::outbox::catalog::{TableFacts, inspect};
 use crate::postgres::ours::OURS;
 use crate::postgres::sql::{Token, statements, tokens};
 use crate::postgres::{TableName, blockers, quote_ident};
 use crate::problem::{Problems, Segment};
 use crate::steps::{Context, Description};
+use handover_events::catalog::{TableFacts, inspect};
 
 /// Reports what the plan alone shows to be wrong with a table.
 pub(super) fn check_table(name: &TableName, table: &Table, problems: &mut Problems) {
@@ -233,7 +233,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
 }
 
 /// The condition as a SELECT, which the server checks without touching the table.
-fn as_select(name: &TableName, operation: crate::outbox::trigger::Operation, condition: &str) -> String {
+fn as_select(name: &TableName, operation: handover_events::trigger::Operation, condition: &str) -> String {
     let table = name.sql();
     let mut rows = Vec::new();
     if operation.has_old() {

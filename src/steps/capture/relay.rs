@@ -7,13 +7,13 @@
 use super::{Capture, connect_queue, unsent};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
-use crate::outbox::Stream;
-use crate::outbox::books::{self, Floor, Limits, PartitionBooks, Unpublished};
-use crate::outbox::budget;
 use crate::postgres::Session;
 use crate::postgres::ours::OURS;
 use crate::queue::{Message, Queue};
 use crate::steps::Context;
+use handover_events::Stream;
+use handover_events::books::{self, Floor, Limits, PartitionBooks, Unpublished};
+use handover_events::budget;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,7 @@ use crate::failpoint;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
-use crate::steps::turns::Turns;
+use handover_port::Turns;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 

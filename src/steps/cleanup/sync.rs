@@ -16,7 +16,7 @@ use crate::postgres::profile::ROUTINE_FORMAT;
 use crate::postgres::routine::Routine;
 use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use crate::steps::Context;
-use crate::steps::turns::Turns;
+use handover_port::Turns;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;

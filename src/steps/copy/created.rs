@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, Tx};
-use crate::steps::turns::Turns;
 use crate::steps::{Context, migrate};
+use handover_port::Turns;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

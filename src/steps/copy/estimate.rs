@@ -2,8 +2,8 @@
 
 use super::sample::{Index, Measured};
 use super::state::Table;
-use crate::steps::Precedent;
 use crate::value::Duration;
+use handover_port::Precedent;
 use serde::Serialize;
 
 /// A load costs so many times what reading the same rows does: it forms tuples, and writes them and the log.

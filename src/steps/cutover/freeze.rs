@@ -9,7 +9,7 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
-use crate::steps::Context;
+use crate::steps::{Context, Port};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -140,7 +140,8 @@ pub async fn assert_refusing(session: &Session, cx: &Context, cutover: &Cutover)
 pub async fn bolt(cx: &Context, cutover: &Cutover) {
     let Some(name) = &cutover.freeze else { return };
     // It is quick, and nobody would come back to it: a stop that was asked for waits for it.
-    let cx = &Context { stop: CancellationToken::new(), ..cx.clone() };
+    let port = Port { stop: CancellationToken::new(), ..cx.port.clone() };
+    let cx = &Context { port, ..cx.clone() };
     let bolted = async { Gate::of(cx).bolt(&mut cx.writer(name).await?, cx, cutover).await };
     let trouble = match bolted.await {
         Ok(None) => return,

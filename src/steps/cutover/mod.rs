@@ -26,11 +26,11 @@ mod watched;
 
 use super::{Access, AtStake, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
-use crate::outside::Outside;
 use crate::postgres::TableName;
 use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
+use handover_actions::Actions;
 pub use participant::Participant;
 pub use quarantine::Allowed;
 use schemars::JsonSchema;
@@ -216,9 +216,9 @@ impl StepKind for Cutover {
         if let Some(freeze) = &self.freeze {
             freeze::assert_refusing(&cx.reader(freeze).await?, cx, self).await?;
         }
-        let outside = Outside::new(cx);
+        let actions = Actions::new(cx);
         for participant in &self.participants {
-            participant.verify(&outside).await?;
+            participant.verify(&actions).await?;
         }
         Ok(())
     }
@@ -230,7 +230,7 @@ impl StepKind for Cutover {
 
     async fn finish(&self, cx: &Context) -> Result<()> {
         // The old side stays closed: a late writer must not believe that it still counts.
-        let outside = Outside::new(cx);
-        self.participants.iter().try_for_each(|p| p.forget(cx, &outside))
+        let actions = Actions::new(cx);
+        self.participants.iter().try_for_each(|p| p.forget(cx, &actions))
     }
 }

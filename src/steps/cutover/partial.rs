@@ -10,8 +10,6 @@
 use super::{Cutover, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
-use crate::outbox::catalog::inspect;
-use crate::outbox::{Stream, books};
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::capture::Capture;
@@ -19,6 +17,8 @@ use crate::steps::capture::coverage::{Gap, OPERATIONS, Rest, Why, words};
 use crate::steps::copy::source;
 use crate::steps::copy::state;
 use crate::steps::{Context, Description, of_kind};
+use handover_events::catalog::inspect;
+use handover_events::{Stream, books};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A captured table of which something is left out.
@@ -186,7 +186,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::trigger::Operation;
+    use handover_events::trigger::Operation;
 
     #[test]
     fn counters_are_compared_operation_by_operation() {

@@ -2,9 +2,9 @@
 
 use super::book::Book;
 use crate::error::{Class, Error, Result};
-use crate::outside::{Action, FileWrite, Original, Outside};
 use crate::problem::{Problems, Segment};
 use crate::steps::{CheckContext, Context};
+use handover_actions::{Action, Actions, FileWrite, Original};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -140,26 +140,26 @@ impl Participant {
 
     /// Performs one of its actions, when every command that an interrupted runner may have left of any of them has
     /// ended: a late commit must not overtake what turns it back.
-    async fn perform(&self, outside: &Outside<'_>, what: &str, action: Option<&Action>) -> Result<()> {
-        self.settle(outside).await?;
+    async fn perform(&self, actions: &Actions<'_>, what: &str, action: Option<&Action>) -> Result<()> {
+        self.settle(actions).await?;
         let Some(action) = action else { return Ok(()) };
-        outside
+        actions
             .perform(&self.unit(what), action)
             .await
             .map(drop)
             .map_err(|e| e.context(format!("participant {} cannot {what}", self.name)))
     }
 
-    async fn settle(&self, outside: &Outside<'_>) -> Result<()> {
+    async fn settle(&self, actions: &Actions<'_>) -> Result<()> {
         for what in ["prepare", "commit", "abort", "revert"] {
-            outside.settle(&self.unit(what)).await?;
+            actions.settle(&self.unit(what)).await?;
         }
         Ok(())
     }
 
     /// Proves that it is able to flip.
-    pub async fn check(&self, outside: &Outside<'_>) -> Result<()> {
-        self.perform(outside, "check", self.check.as_ref()).await
+    pub async fn check(&self, actions: &Actions<'_>) -> Result<()> {
+        self.perform(actions, "check", self.check.as_ref()).await
     }
 
     /// How long its requests may take at most. What can be ended instead of being waited for, a command or a statement,
@@ -172,12 +172,12 @@ impl Participant {
     async fn ask(
         &self,
         book: &Book<'_>,
-        outside: &Outside<'_>,
+        actions: &Actions<'_>,
         what: &str,
         action: Option<&Action>,
     ) -> Result<()> {
         book.asks(&self.name);
-        let result = self.perform(outside, what, action).await;
+        let result = self.perform(actions, what, action).await;
         let unanswered = result.as_ref().is_err_and(Error::is_unanswered);
         book.heard(&self.name, self.limit().filter(|_| unanswered)).await?;
         result
@@ -188,7 +188,7 @@ impl Participant {
         &self,
         cx: &Context,
         book: &Book<'_>,
-        outside: &Outside<'_>,
+        actions: &Actions<'_>,
         what: &str,
         action: Option<&Action>,
     ) -> Result<()> {
@@ -198,23 +198,23 @@ impl Participant {
             self.name
         ));
         tokio::time::sleep(late).await;
-        self.ask(book, outside, what, action).await
+        self.ask(book, actions, what, action).await
     }
 
     /// Readies it.
-    pub async fn prepare(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
+    pub async fn prepare(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} prepares", self.name));
-        self.ask(book, outside, "prepare", self.prepare.as_ref()).await
+        self.ask(book, actions, "prepare", self.prepare.as_ref()).await
     }
 
     /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
-    pub async fn abort(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
+    pub async fn abort(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} is being released", self.name));
         book.breaks_off(&self.name, self.limit()).await?;
         let mut last = Ok(());
         for wait in [0, 200, 1000] {
             tokio::time::sleep(Duration::from_millis(wait)).await;
-            last = self.ask(book, outside, "abort", self.abort.as_ref()).await;
+            last = self.ask(book, actions, "abort", self.abort.as_ref()).await;
             if last.is_ok() || is_over(&last) {
                 break;
             }
@@ -223,7 +223,7 @@ impl Participant {
             return last;
         }
         if last.is_ok() {
-            last = self.outlast(cx, book, outside, "abort", self.abort.as_ref()).await;
+            last = self.outlast(cx, book, actions, "abort", self.abort.as_ref()).await;
         }
         last.map_err(|e| {
             e.with_class(Class::External).hint(format!(
@@ -234,22 +234,22 @@ impl Participant {
     }
 
     /// Flips it.
-    pub async fn commit(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
-        self.settle(outside).await?;
+    pub async fn commit(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
+        self.settle(actions).await?;
         if let Some(file) = &self.file {
             if cx.recall::<Original>(&self.fact("original"))?.is_none() {
                 let tag = format!("{}-{}", cx.run, cx.step);
-                cx.remember(&self.fact("original"), &outside.file_keep(file, &tag)?).await?;
+                cx.remember(&self.fact("original"), &actions.file_keep(file, &tag)?).await?;
             }
-            outside.file_write(&self.unit("commit"), file).await?;
+            actions.file_write(&self.unit("commit"), file).await?;
         }
-        self.ask(book, outside, "commit", self.commit.as_ref()).await
+        self.ask(book, actions, "commit", self.commit.as_ref()).await
     }
 
     /// Proves that it flipped.
-    pub async fn verify(&self, outside: &Outside<'_>) -> Result<()> {
+    pub async fn verify(&self, actions: &Actions<'_>) -> Result<()> {
         if let Some(file) = &self.file
-            && !outside.file_is(file)?
+            && !actions.file_is(file)?
         {
             return Err(Error::external(format!(
                 "participant {}: {} is not what was written",
@@ -258,26 +258,26 @@ impl Participant {
             ))
             .hint("see who else writes it, then `handover resume`"));
         }
-        self.perform(outside, "verify", self.verify.as_ref()).await
+        self.perform(actions, "verify", self.verify.as_ref()).await
     }
 
     /// Turns it back. What the file was is kept until that is written down; see [`Participant::forget`].
-    pub async fn revert(&self, cx: &Context, book: &Book<'_>, outside: &Outside<'_>) -> Result<()> {
-        self.settle(outside).await?;
+    pub async fn revert(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
+        self.settle(actions).await?;
         if let Some(file) = &self.file
             && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
         {
-            outside.file_restore(&self.unit("revert"), file, &original).await?;
+            actions.file_restore(&self.unit("revert"), file, &original).await?;
         }
         book.breaks_off(&self.name, self.limit()).await?;
-        self.ask(book, outside, "revert", self.revert.as_ref()).await?;
-        self.outlast(cx, book, outside, "revert", self.revert.as_ref()).await
+        self.ask(book, actions, "revert", self.revert.as_ref()).await?;
+        self.outlast(cx, book, actions, "revert", self.revert.as_ref()).await
     }
 
     /// Drops what was kept for turning it back.
-    pub fn forget(&self, cx: &Context, outside: &Outside<'_>) -> Result<()> {
+    pub fn forget(&self, cx: &Context, actions: &Actions<'_>) -> Result<()> {
         match cx.recall::<Original>(&self.fact("original"))? {
-            Some(original) => outside.file_forget(&original),
+            Some(original) => actions.file_forget(&original),
             None => Ok(()),
         }
     }

@@ -7,14 +7,13 @@ use super::{
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
-use crate::outbox;
-use crate::outside::Outside;
 use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
 use crate::postgres::{Session, TableName, blockers, fingerprint};
 use crate::problem::few;
 use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
+use handover_actions::Actions;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -43,9 +42,9 @@ async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session)
 
 /// Waits until a pause would be short, or fails with what is in the way.
 pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
-    let outside = Outside::new(cx);
+    let actions = Actions::new(cx);
     for participant in &cutover.participants {
-        participant.check(&outside).await?;
+        participant.check(&actions).await?;
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(Proof::default()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
@@ -184,7 +183,7 @@ async fn obstacle(
     green: &Session,
 ) -> Result<Option<String>> {
     for stream in protocol::streams(cutover, cx, blue).await? {
-        let counts = outbox::backlog(blue, green, &stream).await?;
+        let counts = handover_events::backlog(blue, green, &stream).await?;
         if counts.missing > 0 {
             return Err(Error::new(
                 Class::Invariant,

@@ -10,8 +10,6 @@ use super::{
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::outbox::{self, Stream};
-use crate::outside::Outside;
 use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
@@ -21,6 +19,8 @@ use crate::steps::replay::Replay;
 use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
+use handover_actions::Actions;
+use handover_events::Stream;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -240,8 +240,8 @@ async fn try_to_flip(
 
 /// Prepares everybody, all at once.
 async fn prepare(cutover: &Cutover, outer: &Context, cx: &Context, book: &Book<'_>) -> Result<()> {
-    let outside = Outside::new(cx);
-    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, book, &outside)));
+    let actions = Actions::new(cx);
+    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, book, &actions)));
     tokio::select! {
         result = tokio::time::timeout(cutover.prepare_timeout.0, all) => match result {
             Ok(result) => result.map(drop),
@@ -321,8 +321,8 @@ async fn decide(
                 }
             }
             for stream in &streams {
-                let marker = outbox::write_fence_marker(&mut blue, stream).await?;
-                while !outbox::marker_passed(&green, stream, marker).await? {
+                let marker = handover_events::write_fence_marker(&mut blue, stream).await?;
+                while !handover_events::marker_passed(&green, stream, marker).await? {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
@@ -374,13 +374,13 @@ async fn commit_all(
     book: &Book<'_>,
     prepared: Instant,
 ) -> Result<Value> {
-    let outside = &Outside::new(cx);
+    let actions = &Actions::new(cx);
     let begun = Instant::now();
     let commit = async |participant: &Participant| -> Result<Value> {
         if book.stand(&participant.name).await != Stand::Committed {
             let _section = cx.critical(format!("participant {} is being committed", participant.name));
             let (mut wait, mut tries) = (Duration::from_millis(100), 0_u32);
-            while let Err(error) = commit_once(participant, cx, book, outside).await {
+            while let Err(error) = commit_once(participant, cx, book, actions).await {
                 tries += 1;
                 if matches!(error.class(), Class::LeaseLost | Class::Journal) {
                     return Err(error);
@@ -421,9 +421,9 @@ async fn commit_once(
     participant: &Participant,
     cx: &Context,
     book: &Book<'_>,
-    outside: &Outside<'_>,
+    actions: &Actions<'_>,
 ) -> Result<()> {
-    participant.commit(cx, book, outside).await?;
+    participant.commit(cx, book, actions).await?;
     failpoint::at(failpoint::CUTOVER_PARTICIPANT_ANSWERED)
 }
 
@@ -431,10 +431,10 @@ async fn commit_once(
 /// has fallen; within a section.
 pub async fn call_off(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
     book.note(Event::NotDecided).await?;
-    let outside = &Outside::new(cx);
+    let actions = &Actions::new(cx);
     let release = async |participant: &Participant| -> Result<()> {
         if book.stand(&participant.name).await == Stand::Aborting {
-            participant.abort(cx, book, outside).await?;
+            participant.abort(cx, book, actions).await?;
             book.note(Event::Aborted(&participant.name)).await?;
         }
         Ok(())

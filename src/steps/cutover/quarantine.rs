@@ -3,11 +3,11 @@
 
 use super::{Cutover, protocol};
 use crate::error::{Class, Error, Result};
-use crate::outbox::{Stream, marks};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, quote_literal};
 use crate::problem::few;
 use crate::steps::Context;
+use handover_events::{Stream, marks};
 use schemars::JsonSchema;
 use serde::Deserialize;
 

@@ -5,8 +5,8 @@ use super::state::{Event, Stand, Way};
 use super::{Cutover, freeze, protocol, sequences, statements};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
-use crate::outside::Outside;
 use crate::steps::Context;
+use handover_actions::Actions;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -46,16 +46,16 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         }
     }
     failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
-    let outside = Outside::new(cx);
+    let actions = Actions::new(cx);
     let mut back = Vec::new();
     for participant in cutover.participants.iter().rev() {
         if book.stand(&participant.name).await != Stand::Reverted {
             let _section = cx.critical(format!("participant {} is being turned back", participant.name));
             book.note(Event::Revert(&participant.name)).await?;
-            participant.revert(cx, &book, &outside).await?;
+            participant.revert(cx, &book, &actions).await?;
             failpoint::at(failpoint::CUTOVER_UNDO_REVERTED)?;
             book.note(Event::Reverted(&participant.name)).await?;
-            participant.forget(cx, &outside)?;
+            participant.forget(cx, &actions)?;
         }
         back.push(participant.name.as_str());
     }

@@ -13,10 +13,10 @@ use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::outside::{Original, Outside, sql};
 use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
+use handover_actions::{Actions, Original, sql};
 use release::{find, hold_of, raise_again, release, released_by};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -110,35 +110,35 @@ impl StepKind for Lever {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        let outside = Outside::new(cx);
-        outside.settle(UNIT).await?;
+        let actions = Actions::new(cx);
+        actions.settle(UNIT).await?;
         match &self.revert {
-            Some(target) => release(cx, &outside, target).await,
-            None => self.raise(cx, &outside).await,
+            Some(target) => release(cx, &actions, target).await,
+            None => self.raise(cx, &actions).await,
         }
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
-        let outside = Outside::new(cx);
+        let actions = Actions::new(cx);
         let Some(target) = &self.revert else {
             let hold = cx.recall::<Hold>(UNIT)?.ok_or_else(|| Error::internal("the lever was not raised"))?;
-            return self.agree(cx, &outside, &hold, &cx.step, true).await;
+            return self.agree(cx, &actions, &hold, &cx.step, true).await;
         };
         let (target, lever) = find(cx, target)?;
         match hold_of(cx, &target)? {
             Some(hold) if hold.phase != Phase::Already => {
-                lever.agree(cx, &outside, &hold, &cx.step, false).await
+                lever.agree(cx, &actions, &hold, &cx.step, false).await
             }
             _ => Ok(()),
         }
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        let outside = Outside::new(cx);
-        outside.settle(UNIT).await?;
+        let actions = Actions::new(cx);
+        actions.settle(UNIT).await?;
         match &self.revert {
-            Some(target) => raise_again(cx, &outside, target).await,
-            None => self.lower(cx, &outside).await,
+            Some(target) => raise_again(cx, &actions, target).await,
+            None => self.lower(cx, &actions).await,
         }
     }
 
@@ -148,7 +148,7 @@ impl StepKind for Lever {
         }
         let Some(hold) = cx.recall::<Hold>(UNIT)? else { return Ok(()) };
         if let Some(original) = &hold.original {
-            Outside::new(cx).file_forget(original)?;
+            Actions::new(cx).file_forget(original)?;
         }
         if hold.phase == Phase::Held && released_by(cx, &cx.step).is_none() {
             cx.warn(format!("the lever stays up; to restore it by hand: {}", self.shown().1));
@@ -171,7 +171,7 @@ impl Lever {
     }
 
     /// Raises the lever, unless it is up.
-    async fn raise(&self, cx: &Context, outside: &Outside<'_>) -> Result<Value> {
+    async fn raise(&self, cx: &Context, actions: &Actions<'_>) -> Result<Value> {
         let before = cx.recall::<Hold>(UNIT)?;
         let ours = before.clone().filter(|hold| hold.phase != Phase::Already);
         let hold = match ours {
@@ -179,13 +179,13 @@ impl Lever {
                 // An interrupted attempt of ours: done already, or done again. Of a file that is written the
                 // reload may still be missing.
                 let whole = self.file.is_none() || hold.phase == Phase::Held;
-                if whole && self.is_up(outside).await? == Some(true) {
+                if whole && self.is_up(actions).await? == Some(true) {
                     cx.remember(UNIT, &hold.at(Phase::Held)).await?;
                     return Ok(self.summary(cx, false));
                 }
                 hold
             }
-            None if self.is_up(outside).await? == Some(true) => {
+            None if self.is_up(actions).await? == Some(true) => {
                 if before.is_none() {
                     cx.warn("the lever is up already; nothing was done, and a rollback will leave it so");
                     let hold = Hold { phase: Phase::Already, previous: None, original: None };
@@ -198,10 +198,10 @@ impl Lever {
                 if let Some(lever) = self.sql.as_ref().filter(|lever| !lever.in_transaction())
                     && let Some(query) = &lever.read
                 {
-                    hold.previous = outside.value(&lever.on, query, lever.timeout).await?;
+                    hold.previous = actions.value(&lever.on, query, lever.timeout).await?;
                 }
                 if let Some(file) = &self.file {
-                    hold.original = Some(outside.file_keep(file, &tag(cx))?);
+                    hold.original = Some(actions.file_keep(file, &tag(cx))?);
                 }
                 cx.remember(UNIT, &hold).await?;
                 hold
@@ -210,7 +210,7 @@ impl Lever {
         failpoint::at(failpoint::LEVER_BEFORE)?;
         cx.proceed()?;
         let section = cx.critical("the lever is being raised");
-        self.apply(&section, &Outside::new(&*section), &cx.step).await?;
+        self.apply(&section, &Actions::new(&*section), &cx.step).await?;
         failpoint::at(failpoint::LEVER_APPLIED)?;
         cx.remember(UNIT, &hold.at(Phase::Held)).await?;
         drop(section);
@@ -218,11 +218,11 @@ impl Lever {
     }
 
     /// Restores the lever on a rollback.
-    async fn lower(&self, cx: &Context, outside: &Outside<'_>) -> Result<Value> {
+    async fn lower(&self, cx: &Context, actions: &Actions<'_>) -> Result<Value> {
         let Some(hold) = cx.recall::<Hold>(UNIT)? else {
             // A crash between keeping the file's content and telling the journal leaves a copy, no more.
             if let Some(file) = &self.file {
-                outside.file_discard(file, &tag(cx))?;
+                actions.file_discard(file, &tag(cx))?;
             }
             return Ok(json!({ "restored": false, "why": "it was never raised" }));
         };
@@ -235,13 +235,13 @@ impl Lever {
         let was_interrupted = hold.phase == Phase::Reverting;
         let hold = hold.at(Phase::Reverting);
         cx.remember(UNIT, &hold).await?;
-        let done = was_interrupted && self.file.is_none() && self.is_up(outside).await? == Some(false);
+        let done = was_interrupted && self.file.is_none() && self.is_up(actions).await? == Some(false);
         if !done {
-            self.restore(&section, &Outside::new(&*section), &hold, &cx.step).await?;
+            self.restore(&section, &Actions::new(&*section), &hold, &cx.step).await?;
         }
         drop(section);
         failpoint::at(failpoint::LEVER_UNDO_REVERTED)?;
-        self.agree(cx, outside, &hold, &cx.step, false).await?;
+        self.agree(cx, actions, &hold, &cx.step, false).await?;
         if let Some(lever) = self.sql.as_ref().filter(|lever| lever.in_transaction()) {
             let mut session = cx.writer(&lever.on).await?;
             let tx = session.transaction().await?;
@@ -249,7 +249,7 @@ impl Lever {
             tx.commit().await?;
         }
         if let Some(original) = &hold.original {
-            outside.file_forget(original)?;
+            actions.file_forget(original)?;
         }
         cx.forget(UNIT).await?;
         Ok(json!({ "restored": true }))
@@ -264,39 +264,39 @@ impl Lever {
     }
 
     /// Raises it now. `owner` is the lever's own step, which may not be the one that acts.
-    async fn apply(&self, cx: &Context, outside: &Outside<'_>, owner: &StepId) -> Result<()> {
+    async fn apply(&self, cx: &Context, actions: &Actions<'_>, owner: &StepId) -> Result<()> {
         if let Some(lever) = &self.command {
-            outside.command(UNIT, &lever.with_defaults(&lever.apply)).await?.succeeded()
+            actions.command(UNIT, &lever.with_defaults(&lever.apply)).await?.succeeded()
         } else if let Some(lever) = &self.http {
-            outside.request(&lever.apply).await.map(drop)
+            actions.request(&lever.apply).await.map(drop)
         } else if let Some(lever) = &self.sql {
             lever.apply(cx, owner).await
         } else if let Some(file) = &self.file {
-            outside.file_write(UNIT, file).await
+            actions.file_write(UNIT, file).await
         } else {
             Err(Error::internal("a lever without a way to move it"))
         }
     }
 
-    async fn restore(&self, cx: &Context, outside: &Outside<'_>, hold: &Hold, owner: &StepId) -> Result<()> {
+    async fn restore(&self, cx: &Context, actions: &Actions<'_>, hold: &Hold, owner: &StepId) -> Result<()> {
         if let Some(lever) = &self.command {
-            outside.command(UNIT, &lever.with_defaults(&lever.revert)).await?.succeeded()
+            actions.command(UNIT, &lever.with_defaults(&lever.revert)).await?.succeeded()
         } else if let Some(lever) = &self.http {
-            outside.request(&lever.revert).await.map(drop)
+            actions.request(&lever.revert).await.map(drop)
         } else if let Some(lever) = &self.sql {
             lever.restore(cx, hold, owner).await
         } else if let (Some(file), Some(original)) = (&self.file, &hold.original) {
-            outside.file_restore(UNIT, file, original).await
+            actions.file_restore(UNIT, file, original).await
         } else {
             Err(Error::internal("a lever without a way to restore it"))
         }
     }
 
     /// Whether it is up; none when nothing can tell.
-    async fn is_up(&self, outside: &Outside<'_>) -> Result<Option<bool>> {
+    async fn is_up(&self, actions: &Actions<'_>) -> Result<Option<bool>> {
         if let Some(lever) = &self.command {
             let Some(check) = &lever.check else { return Ok(None) };
-            let ran = outside.look(&lever.with_defaults(check)).await?;
+            let ran = actions.look(&lever.with_defaults(check)).await?;
             match ran.code() {
                 Some(0) => Ok(Some(true)),
                 Some(1) => Ok(Some(false)),
@@ -305,7 +305,7 @@ impl Lever {
             }
         } else if let Some(lever) = &self.http {
             let Some(check) = &lever.check else { return Ok(None) };
-            let answer = outside.send(check).await?;
+            let answer = actions.send(check).await?;
             match answer.mismatch {
                 None => Ok(Some(true)),
                 Some(_) if answer.status < 500 => Ok(Some(false)),
@@ -316,9 +316,9 @@ impl Lever {
             }
         } else if let Some(lever) = &self.sql {
             let Some(check) = &lever.check else { return Ok(None) };
-            outside.holds(&lever.on, check, lever.timeout).await.map(Some)
+            actions.holds(&lever.on, check, lever.timeout).await.map(Some)
         } else if let Some(file) = &self.file {
-            outside.file_is(file).map(Some)
+            actions.file_is(file).map(Some)
         } else {
             Ok(None)
         }
@@ -329,7 +329,7 @@ impl Lever {
     async fn agree(
         &self,
         cx: &Context,
-        outside: &Outside<'_>,
+        actions: &Actions<'_>,
         hold: &Hold,
         keeper: &StepId,
         up: bool,
@@ -338,9 +338,9 @@ impl Lever {
         let begun = Instant::now();
         loop {
             let seen = match (&hold.original, up) {
-                (Some(original), false) => Some(!outside.file_is_original(original)?),
-                _ => match self.is_up(outside).await? {
-                    None => self.differs(cx, outside, hold, keeper).await?,
+                (Some(original), false) => Some(!actions.file_is_original(original)?),
+                _ => match self.is_up(actions).await? {
+                    None => self.differs(cx, actions, hold, keeper).await?,
                     seen => seen,
                 },
             };
@@ -363,12 +363,12 @@ impl Lever {
     async fn differs(
         &self,
         cx: &Context,
-        outside: &Outside<'_>,
+        actions: &Actions<'_>,
         hold: &Hold,
         keeper: &StepId,
     ) -> Result<Option<bool>> {
         match &self.sql {
-            Some(lever) => lever.differs(cx, outside, hold, keeper).await,
+            Some(lever) => lever.differs(cx, actions, hold, keeper).await,
             None => Ok(None),
         }
     }

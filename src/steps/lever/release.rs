@@ -4,8 +4,8 @@ use super::{Hold, Lever, Phase, UNIT};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::outside::Outside;
 use crate::steps::{Context, of_kind};
+use handover_actions::Actions;
 use serde_json::{Value, json};
 
 /// The later step that restores the lever of `step`.
@@ -33,7 +33,7 @@ pub(super) fn hold_of(cx: &Context, step: &StepId) -> Result<Option<Hold>> {
 }
 
 /// Restores another step's lever.
-pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+pub(super) async fn release(cx: &Context, actions: &Actions<'_>, target: &str) -> Result<Value> {
     let (target, lever) = find(cx, target)?;
     let hold = match hold_of(cx, &target)? {
         Some(hold) if hold.phase != Phase::Already => hold,
@@ -47,9 +47,9 @@ pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -
     let section = cx.critical("the lever is being restored");
     cx.remember(UNIT, &Phase::Reverting).await?;
     let done =
-        phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(outside).await? == Some(false);
+        phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(actions).await? == Some(false);
     if !done {
-        lever.restore(&section, &Outside::new(&*section), &hold, &target).await?;
+        lever.restore(&section, &Actions::new(&*section), &hold, &target).await?;
     }
     failpoint::at(failpoint::LEVER_REVERTED)?;
     cx.remember(UNIT, &Phase::Released).await?;
@@ -57,20 +57,20 @@ pub(super) async fn release(cx: &Context, outside: &Outside<'_>, target: &str) -
 }
 
 /// Takes the restoring back: raises the other step's lever again.
-pub(super) async fn raise_again(cx: &Context, outside: &Outside<'_>, target: &str) -> Result<Value> {
+pub(super) async fn raise_again(cx: &Context, actions: &Actions<'_>, target: &str) -> Result<Value> {
     let (target, lever) = find(cx, target)?;
     let Some(phase) = cx.recall::<Phase>(UNIT)? else { return Ok(json!({ "raised": false })) };
     let hold = hold_of(cx, &target)?.ok_or_else(|| Error::internal("the lever's own fact is missing"))?;
     cx.proceed()?;
     let section = cx.critical("the lever is being raised again");
     cx.remember(UNIT, &Phase::Applying).await?;
-    let done = phase == Phase::Applying && lever.is_up(outside).await? == Some(true);
+    let done = phase == Phase::Applying && lever.is_up(actions).await? == Some(true);
     if !done {
-        lever.apply(&section, &Outside::new(&*section), &target).await?;
+        lever.apply(&section, &Actions::new(&*section), &target).await?;
     }
     drop(section);
     failpoint::at(failpoint::LEVER_UNDO_RAISED)?;
-    lever.agree(cx, outside, &hold, &target, true).await?;
+    lever.agree(cx, actions, &hold, &target, true).await?;
     cx.forget(UNIT).await?;
     Ok(json!({ "raised": true }))
 }

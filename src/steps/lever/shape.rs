@@ -1,10 +1,10 @@
 //! What a lever looks like in a plan, and what can be wrong with it before anything is touched.
 
-use crate::outside::{self, Command, FileWrite, Http, sql};
 use crate::postgres::Session;
 use crate::problem::{Problems, Segment};
 use crate::steps::{CheckContext, Description};
 use crate::value::{Duration, EnvString};
+use handover_actions::{Command, FileWrite, Http, sql};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -111,12 +111,12 @@ impl Lever {
             self.revert.is_some(),
         ];
         let count = count.into_iter().filter(|given| *given).count();
-        outside::one_of(count, &["command", "http", "sql", "file", "revert"], &[], problems);
+        handover_actions::one_of(count, &["command", "http", "sql", "file", "revert"], &[], problems);
         if let Some(lever) = &self.command {
             lever.apply.check(&at("command", "apply"), problems);
             lever.revert.check(&at("command", "revert"), problems);
             for value in lever.env.values() {
-                outside::check_env(value, &at("command", "env"), problems);
+                handover_actions::check_env(value, &at("command", "env"), problems);
             }
             match &lever.check {
                 Some(check) => check.check(&at("command", "check"), problems),
@@ -212,7 +212,7 @@ impl Lever {
         } else if let Some(lever) = &self.http {
             (format!("send {}", lever.apply.shown()), format!("send {}", lever.revert.shown()))
         } else if let Some(lever) = &self.sql {
-            let show = |sql: &str| format!("on {}: {}", lever.on, outside::line(sql));
+            let show = |sql: &str| format!("on {}: {}", lever.on, handover_actions::line(sql));
             (show(&lever.apply), show(&lever.revert))
         } else if let Some(file) = &self.file {
             let path = file.path.display();

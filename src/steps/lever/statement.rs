@@ -3,9 +3,9 @@
 use super::{Hold, SqlLever, UNIT};
 use crate::error::Result;
 use crate::event::StepId;
-use crate::outside::{Outside, sql};
 use crate::postgres::Tx;
 use crate::steps::Context;
+use handover_actions::{Actions, sql};
 use serde::{Deserialize, Serialize};
 
 /// The checkpoint of a statement's lever: it is raised, and this is what it was.
@@ -76,7 +76,7 @@ impl SqlLever {
     pub(super) async fn differs(
         &self,
         cx: &Context,
-        outside: &Outside<'_>,
+        actions: &Actions<'_>,
         hold: &Hold,
         keeper: &StepId,
     ) -> Result<Option<bool>> {
@@ -95,6 +95,6 @@ impl SqlLever {
         } else {
             hold.previous.clone()
         };
-        Ok(Some(outside.value(&self.on, query, self.timeout).await? != previous))
+        Ok(Some(actions.value(&self.on, query, self.timeout).await? != previous))
     }
 }

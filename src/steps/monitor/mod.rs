@@ -11,11 +11,11 @@ use super::{Access, CheckContext, Context, Description, OnFailure, StepKind, Und
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
-use crate::outside::Outside;
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
+use handover_actions::Actions;
 use probe::{Probe, Reading};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -171,7 +171,7 @@ impl StepKind for Monitor {
     async fn describe(&self, cx: &Context) -> Result<Description> {
         let estimate = Some(format!("{} as the plan says", self.time));
         let mut out = Description { estimate, ..Description::default() };
-        let outside = Outside::new(cx);
+        let actions = Actions::new(cx);
         for probe in &self.probes {
             if let Some(http) = &probe.http {
                 out.action(format!("every {}, {}: send {}", self.every, probe.name, http.shown()));
@@ -184,9 +184,9 @@ impl StepKind for Monitor {
                 }
                 out.action(format!("every {}, {}: run `{}`", self.every, probe.name, command.shown()));
             } else if let Some(sql) = &probe.sql {
-                let query = crate::outside::line(&sql.query);
+                let query = handover_actions::line(&sql.query);
                 out.action(format!("every {}, {}: on {}: {query}", self.every, probe.name, sql.on));
-                let value = outside.peek(&sql.on, &sql.query).await;
+                let value = actions.peek(&sql.on, &sql.query).await;
                 match value {
                     Ok(value) => {
                         out.action(format!("{} gives {} now", probe.name, value.as_deref().unwrap_or("null")))
@@ -311,13 +311,13 @@ impl Monitor {
 
     async fn watch(&self, cx: &Context, soak: &mut Soak) -> Result<()> {
         let baseline = self.baseline(cx)?;
-        let outside = Outside::new(cx);
+        let actions = Actions::new(cx);
         let keep_every = (self.time.0 / 20).clamp(Time::from_millis(500), KEEP_EVERY);
         let mut kept = Instant::now();
         loop {
             cx.proceed()?;
             let begun = Instant::now();
-            let samples = try_join_all(self.probes.iter().map(|probe| probe.ask(&outside))).await?;
+            let samples = try_join_all(self.probes.iter().map(|probe| probe.ask(&actions))).await?;
             self.take(cx, soak, &samples, &baseline).await?;
             soak.advance(begun.elapsed());
             failpoint::at(failpoint::MONITOR_SAMPLED)?;

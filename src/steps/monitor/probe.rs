@@ -1,9 +1,9 @@
 //! One probe: what is asked, and what the answer must be.
 
 use crate::error::{Class, Result};
-use crate::outside::{self, Command, Http, Outside, sql};
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
+use handover_actions::{Actions, Command, Http, sql};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
@@ -135,7 +135,7 @@ impl Probe {
     pub fn check(&self, problems: &mut Problems) {
         let count = [self.sql.is_some(), self.http.is_some(), self.command.is_some()];
         let count = count.into_iter().filter(|given| *given).count();
-        outside::one_of(count, &["sql", "http", "command"], &[], problems);
+        handover_actions::one_of(count, &["sql", "http", "command"], &[], problems);
         if let Some(probe) = &self.sql {
             sql::check_query(&probe.query, &["sql".into(), "query".into()], problems);
         }
@@ -192,9 +192,9 @@ impl Probe {
     ///
     /// # Errors
     /// Only what must end the step: a request to stop, a lost lease, a failing journal.
-    pub async fn ask(&self, outside: &Outside<'_>) -> Result<Result<Reading, String>> {
+    pub async fn ask(&self, actions: &Actions<'_>) -> Result<Result<Reading, String>> {
         let begun = Instant::now();
-        let asked = self.reading(outside).await;
+        let asked = self.reading(actions).await;
         match asked {
             Ok(mut reading) => {
                 // The exchange itself was measured more closely for HTTP.
@@ -208,11 +208,11 @@ impl Probe {
         }
     }
 
-    async fn reading(&self, outside: &Outside<'_>) -> Result<Reading> {
+    async fn reading(&self, actions: &Actions<'_>) -> Result<Reading> {
         if let Some(probe) = &self.sql {
             let limit = probe.timeout.unwrap_or(QUERY_TIMEOUT);
             // The server's own limit does not end a wait for a server that is gone.
-            let asked = outside.value(&probe.on, &probe.query, Some(limit));
+            let asked = actions.value(&probe.on, &probe.query, Some(limit));
             let value = match tokio::time::timeout(limit.0 * 2, asked).await {
                 Ok(value) => value?,
                 Err(_) => {
@@ -224,7 +224,7 @@ impl Probe {
             return Ok(of_text(value.unwrap_or_else(|| "null".to_owned())));
         }
         if let Some(http) = &self.http {
-            let answer = outside.send(http).await?;
+            let answer = actions.send(http).await?;
             let found = match (&self.value, &answer.json) {
                 (None, _) => None,
                 (Some(pointer), json) => json.as_ref().and_then(|json| json.pointer(pointer)),
@@ -246,10 +246,10 @@ impl Probe {
         let Some(command) = &self.command else {
             return Err(crate::Error::usage("a probe without anything to ask").hint("see `handover check`"));
         };
-        let ran = outside.look(command).await?;
+        let ran = actions.look(command).await?;
         let printed = ran.stdout.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim();
         let wrong = (ran.code() != Some(0)).then(|| format!("{}{}", ran.ended(), ran.tail()));
-        let text = if printed.is_empty() { ran.ended() } else { outside::line(printed) };
+        let text = if printed.is_empty() { ran.ended() } else { handover_actions::line(printed) };
         Ok(Reading { wrong, ..of_text(text) })
     }
 }
@@ -260,5 +260,5 @@ fn of_text(text: String) -> Reading {
         "false" => Some(0.0),
         other => other.parse().ok().filter(|number: &f64| number.is_finite()),
     };
-    Reading { value, text: outside::line(&text), ms: 0.0, wrong: None }
+    Reading { value, text: handover_actions::line(&text), ms: 0.0, wrong: None }
 }

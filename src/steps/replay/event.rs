@@ -2,9 +2,9 @@
 
 use super::mapping::{Param, Part};
 use crate::error::{Error, Result};
-use crate::outbox::MARKER;
-use crate::outbox::json::{members, string};
 use bytes::Bytes;
+use handover_events::MARKER;
+use handover_events::json::{members, string};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::HashMap;

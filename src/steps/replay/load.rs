@@ -2,9 +2,9 @@
 
 use super::event::Event;
 use crate::error::{Class, Error, Result};
-use crate::outbox::{Stream, books, budget};
 use crate::postgres::Session;
 use crate::steps::Context;
+use handover_events::{Stream, books, budget};
 use std::collections::HashMap;
 use tokio::sync::{Mutex, SemaphorePermit};
 

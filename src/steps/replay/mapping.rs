@@ -6,11 +6,11 @@
 //! apart (`\u0000`) spoils no other value of its event.
 
 use crate::error::{Error, Result};
-use crate::outbox::trigger::Operation;
 use crate::postgres::binding::assert_bound;
 use crate::postgres::sql::{Token, statements, tokens};
 use crate::postgres::{Session, TableName};
 use crate::problem::{Problems, Segment};
+use handover_events::trigger::Operation;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};

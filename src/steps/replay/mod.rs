@@ -20,12 +20,12 @@ use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::outbox::catalog::inspect;
-use crate::outbox::trigger::Operation;
-use crate::outbox::{Counts, Marker, Stream, backlog, marker_passed, marks, write_fence_marker};
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment, suggest};
 use async_trait::async_trait;
+use handover_events::catalog::inspect;
+use handover_events::trigger::Operation;
+use handover_events::{Counts, Marker, Stream, backlog, marker_passed, marks, write_fence_marker};
 use mapping::{Mapping, Part};
 use schemars::JsonSchema;
 use serde::Deserialize;

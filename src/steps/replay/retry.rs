@@ -8,8 +8,8 @@ use super::apply::Applier;
 use super::event::Event;
 use crate::error::Result;
 use crate::failpoint;
-use crate::outbox::marks::{self, Tally};
 use crate::postgres::Session;
+use handover_events::marks::{self, Tally};
 
 impl Applier<'_> {
     /// Tries the keys again that somebody asked for. Returns how many events took effect.

@@ -9,7 +9,7 @@ use handover::postgres::install::{Part, install};
 use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, Lease};
 use handover::steps::context::Request;
-use handover::steps::{Context, KINDS, Ledger, Step};
+use handover::steps::{Context, KINDS, Ledger, Memory, Port, Step};
 use handover::value::{EnvString, Secret};
 use handover::{Error, Result};
 use serde_json::Value;
@@ -33,7 +33,7 @@ pub struct MemoryLedger {
 }
 
 #[async_trait]
-impl Ledger for MemoryLedger {
+impl Memory for MemoryLedger {
     async fn remember(&self, step: &StepId, key: &str, value: Value) -> Result<()> {
         let at = (step.clone(), key.to_owned());
         let mut facts = self.facts.lock().unwrap();
@@ -47,6 +47,10 @@ impl Ledger for MemoryLedger {
     fn recall(&self, step: &StepId, key: &str) -> Option<Value> {
         self.facts.lock().unwrap().get(&(step.clone(), key.to_owned())).cloned()
     }
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
     async fn approval(&self, _: &StepId) -> Result<Option<Request>> {
         Ok(None)
     }
@@ -97,15 +101,18 @@ impl Bench {
         let (emitter, events) = Emitter::channel();
         let ledger = Arc::new(MemoryLedger::default());
         let context = Context {
-            run,
-            step: "none".into(),
-            plan: plan.into(),
-            base: Arc::new(".".into()),
-            databases,
-            queue: Some(EnvString(queue.to_owned())),
+            port: Port {
+                run,
+                step: "none".into(),
+                plan: plan.into(),
+                base: Arc::new(".".into()),
+                databases,
+                queue: Some(EnvString(queue.to_owned())),
+                emitter,
+                stop: CancellationToken::new(),
+                memory: ledger.clone(),
+            },
             steps: steps.iter().map(|(id, kind, value)| step(id, kind, value.clone())).collect(),
-            emitter,
-            stop: CancellationToken::new(),
             ledger: ledger.clone(),
             accept_loss: false,
             may_wait: false,
@@ -116,7 +123,10 @@ impl Bench {
 
     /// The context of a step, with a stop of its own.
     pub fn context(&self, id: &str) -> Context {
-        Context { step: id.into(), stop: CancellationToken::new(), ..self.context.clone() }
+        Context {
+            port: Port { step: id.into(), stop: CancellationToken::new(), ..self.context.port.clone() },
+            ..self.context.clone()
+        }
     }
 
     pub fn step(&self, id: &str) -> Step {

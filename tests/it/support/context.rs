@@ -6,7 +6,7 @@ use handover::event::{Emitter, Event, RunId, StepId};
 use handover::postgres::connect::Target;
 use handover::postgres::install::{Part, install};
 use handover::postgres::{Databases, Lease, fence};
-use handover::steps::{Context, Ledger, context::Request};
+use handover::steps::{Context, Ledger, Memory, Port, context::Request};
 use handover::value::Secret;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub struct MemoryLedger(Mutex<HashMap<(String, String), Value>>);
 
 #[async_trait]
-impl Ledger for MemoryLedger {
+impl Memory for MemoryLedger {
     async fn remember(&self, step: &StepId, key: &str, value: Value) -> Result<()> {
         let key = (step.as_str().to_owned(), key.to_owned());
         let mut facts = self.0.lock().unwrap();
@@ -34,6 +34,10 @@ impl Ledger for MemoryLedger {
     fn recall(&self, step: &StepId, key: &str) -> Option<Value> {
         self.0.lock().unwrap().get(&(step.as_str().to_owned(), key.to_owned())).cloned()
     }
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
     async fn approval(&self, _step: &StepId) -> Result<Option<Request>> {
         Ok(None)
     }
@@ -63,17 +67,21 @@ pub async fn context(
         fence::take_over(&mut session, &lease).await.unwrap();
     }
     let (emitter, events) = Emitter::channel();
+    let ledger = Arc::new(MemoryLedger::default());
     let context = Context {
-        run: RunId::new(),
-        step: StepId::from(step),
-        plan: plan.as_str().into(),
-        base: Arc::new(PathBuf::from(".")),
-        databases,
-        queue: None,
+        port: Port {
+            run: RunId::new(),
+            step: StepId::from(step),
+            plan: plan.as_str().into(),
+            base: Arc::new(PathBuf::from(".")),
+            databases,
+            queue: None,
+            emitter,
+            stop: CancellationToken::new(),
+            memory: ledger.clone(),
+        },
         steps: Arc::new([]),
-        emitter,
-        stop: CancellationToken::new(),
-        ledger: Arc::new(MemoryLedger::default()),
+        ledger,
         accept_loss: false,
         may_wait: false,
         critical: Default::default(),

@@ -1,11 +1,11 @@
 //! Sessions of the embedded queue.
 
+use crate::{Options, QueueUrl};
 use handover_core::error::{Class, Error, Result};
+use handover_core::value::Secret;
 use handover_postgres::address::{Address, Wire};
 use handover_postgres::ours::OURS;
 use handover_postgres::profile::{self, Profile};
-use crate::{Options, QueueUrl};
-use handover_core::value::Secret;
 use std::error::Error as _;
 use std::sync::Arc;
 use tokio::sync::Notify;

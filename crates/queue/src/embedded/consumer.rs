@@ -1,10 +1,10 @@
 //! Consuming one partition of the embedded queue.
 
 use super::connect::{Session, Target};
-use handover_core::error::{Error, Result};
-use handover_postgres::ours::OURS;
 use crate::{Consumer, Delivery, Message, no_stream};
 use async_trait::async_trait;
+use handover_core::error::{Error, Result};
+use handover_postgres::ours::OURS;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -11,10 +11,10 @@ mod schema;
 use super::{
     Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
 };
-use handover_core::error::{Error, Result};
-use handover_postgres::ours::OURS;
 use async_trait::async_trait;
 use connect::{Session, Target, is_missing};
+use handover_core::error::{Error, Result};
+use handover_postgres::ours::OURS;
 use std::future::Future;
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;

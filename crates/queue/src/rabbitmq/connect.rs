@@ -1,10 +1,10 @@
 //! Reaching a broker: first a look at who answers, then lapin's connection.
 
 use super::error;
-use handover_core::error::{Class, Error, Result};
 use crate::{Options, QueueUrl};
-use handover_postgres::tls;
 use futures_util::{AsyncReadExt, AsyncWriteExt};
+use handover_core::error::{Class, Error, Result};
+use handover_postgres::tls;
 use lapin::tcp::{AMQPUriTcpExt, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, parsing::parse_field_table};
 use lapin::uri::AMQPUri;

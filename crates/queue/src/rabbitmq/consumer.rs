@@ -1,10 +1,10 @@
 //! Consuming one partition from RabbitMQ.
 
 use super::{error, number_of};
-use handover_core::error::{Class, Error, Result};
 use crate::{Consumer, Delivery, Message};
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
+use handover_core::error::{Class, Error, Result};
 use lapin::options::BasicAckOptions;
 use lapin::{Channel, Connection};
 use std::sync::Arc;

@@ -12,9 +12,9 @@ use super::{
     Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
     too_large,
 };
-use handover_core::error::{Error, Result};
 use async_trait::async_trait;
 use connect::{Server, Target, seconds};
+use handover_core::error::{Error, Result};
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions,
     QueueDeleteOptions, QueuePurgeOptions,

@@ -1,13 +1,13 @@
 //! Commands: programs of the operator's, started without a shell, bounded in time and output.
 
-use super::Outside;
+use super::Actions;
 use super::process::{self, GroupGuard, MARK, Seen, Trace};
-use crate::child;
-use crate::error::{Class, Error, Result};
-use crate::failpoint;
-use crate::problem::{Problems, Segment};
-use crate::redact::Redactor;
-use crate::value::{Duration, EnvString};
+use handover_core::child;
+use handover_core::error::{Class, Error, Result};
+use handover_core::failpoint;
+use handover_core::problem::{Problems, Segment};
+use handover_core::redact::Redactor;
+use handover_core::value::{Duration, EnvString};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
@@ -26,7 +26,7 @@ const TAIL: u64 = 8 * 1024;
 /// A stream is cut back when it has grown to this size on disk.
 const CUT: u64 = 16 * 1024 * 1024;
 
-/// The variable that holds [`Outside::next_number`].
+/// The variable that holds [`Actions::next_number`].
 const SEQUENCE: &str = "HANDOVER_SEQUENCE";
 
 /// A program with its arguments: a list, or a mapping with `run`, `env` and `timeout`.
@@ -229,7 +229,7 @@ impl Ran {
     }
 }
 
-impl Outside<'_> {
+impl Actions<'_> {
     /// Runs a command that changes something. It is remembered in the journal under `unit` while it runs; one
     /// that a killed runner left under the same name is waited for first.
     ///
@@ -237,13 +237,13 @@ impl Outside<'_> {
     /// The program cannot be started; time ran out; the run is asked to stop. How it ended is in [`Ran`].
     pub async fn command(&self, unit: &str, command: &Command) -> Result<Ran> {
         self.settle(unit).await?;
-        let mark = format!("{}/{unit}/{}", self.site.mark(), uuid::Uuid::now_v7().simple());
+        let mark = format!("{}/{unit}/{}", self.port.mark(), uuid::Uuid::now_v7().simple());
         let mut trace = Trace::new(mark, command.limit());
         let key = fact(unit);
         self.remember_trace(&key, &trace).await?;
         let result = self.spawn_and_wait(command, Some((&key, &mut trace))).await;
         // A failing journal stops the run anyway; the command's own failure says more.
-        let forgotten = self.site.keep(&key, Value::Null).await;
+        let forgotten = self.port.memory.remember(&self.port.step, &key, Value::Null).await;
         let ran = result?;
         forgotten?;
         Ok(ran)
@@ -252,24 +252,27 @@ impl Outside<'_> {
     /// Runs a command that only looks. It is not remembered: one that outlives us does no harm.
     ///
     /// # Errors
-    /// As [`Outside::command`].
+    /// As [`Actions::command`].
     pub async fn look(&self, command: &Command) -> Result<Ran> {
         self.spawn_and_wait(command, None).await
     }
 
     /// Waits until a command that a killed runner left under `unit` has ended; when its time is over, ends it.
-    /// [`Outside::command`] does this by itself; call it before an act of another kind that must not overlap.
+    /// [`Actions::command`] does this by itself; call it before an act of another kind that must not overlap.
     ///
     /// # Errors
     /// The run is asked to stop; the journal failing.
     pub async fn settle(&self, unit: &str) -> Result<()> {
         let key = fact(unit);
-        let Some(value) = self.site.kept(&key).filter(|value| !value.is_null()) else { return Ok(()) };
+        let Some(value) = self.port.memory.recall(&self.port.step, &key).filter(|value| !value.is_null())
+        else {
+            return Ok(());
+        };
         let trace: Trace = serde_json::from_value(value)
             .map_err(|e| Error::internal(format!("the journal's fact `{key}` cannot be read ({e})")))?;
         match trace.seen() {
             Seen::Gone => {}
-            Seen::Elsewhere => self.site.warn(format!(
+            Seen::Elsewhere => self.port.warn(format!(
                 "a command that was started on host {} at {} may still be running there; this host cannot tell",
                 trace.host, trace.at
             )),
@@ -278,7 +281,7 @@ impl Outside<'_> {
                 let age = jiff::Timestamp::now().duration_since(trace.at).unsigned_abs();
                 let mut left = limit.saturating_sub(age);
                 if let Some(group) = trace.groups().first() {
-                    self.site.note(format!(
+                    self.port.note(format!(
                         "waiting for a command that an interrupted runner left (process group {group}, at most {} s more)",
                         left.as_secs()
                     ));
@@ -289,17 +292,17 @@ impl Outside<'_> {
                     left -= pause;
                 }
                 for group in trace.groups() {
-                    self.site.warn(format!("ending the command that an interrupted runner left (process group {group})"));
+                    self.port.warn(format!("ending the command that an interrupted runner left (process group {group})"));
                     process::end_group(group, || trace.groups().contains(&group)).await;
                 }
             }
         }
-        self.site.keep(&key, Value::Null).await
+        self.port.memory.remember(&self.port.step, &key, Value::Null).await
     }
 
     async fn remember_trace(&self, key: &str, trace: &Trace) -> Result<()> {
         let value = serde_json::to_value(trace).map_err(|e| Error::internal(e.to_string()))?;
-        self.site.keep(key, value).await
+        self.port.memory.remember(&self.port.step, key, value).await
     }
 
     async fn spawn_and_wait(&self, command: &Command, mut record: Option<(&str, &mut Trace)>) -> Result<Ran> {
@@ -308,7 +311,7 @@ impl Outside<'_> {
         let (mut child, redactor) = self.prepare(command, record.as_ref().map(|(_, t)| t.mark.as_str()))?;
         child.stdout(clone_of(&stdout)?).stderr(clone_of(&stderr)?);
         // The last look at the lease and at a request to stop.
-        self.site.proceed()?;
+        self.port.proceed()?;
         let begun = Instant::now();
         let mut child = child.spawn().map_err(|e| {
             Error::external(format!("`{shown}` cannot be started ({e})"))
@@ -338,7 +341,7 @@ impl Outside<'_> {
                         format!("`{shown}` took longer than {}", humantime::format_duration(limit)),
                     )
                     .hint("raise the command's `timeout:`, or mend what holds it up, then `handover resume`"),
-                () = self.site.stop().cancelled() => Error::cancelled(),
+                () = self.port.stop.cancelled() => Error::cancelled(),
             };
             if let Some(group) = group {
                 let alive = || process::stat(group).is_some_and(|stat| stat.running);
@@ -377,7 +380,7 @@ impl Outside<'_> {
             return Err(Error::usage("the command is empty").hint("name a program in the plan"));
         };
         // A relative program with a folder would otherwise be looked for from our own folder on some systems.
-        let base = std::path::absolute(self.site.base()).unwrap_or_else(|_| self.site.base().to_owned());
+        let base = std::path::absolute(&*self.port.base).unwrap_or_else(|_| (*self.port.base).clone());
         let program = if program.contains('/') { base.join(program) } else { PathBuf::from(program) };
         // What a command needs of our environment the plan says; a program cannot leak what it never had.
         let mut child = child::command(program);

@@ -4,11 +4,11 @@
 //! last transaction is still under way and a newer one take turns.
 
 use super::{MARKER, Stream};
-use crate::error::{Error, Result};
-use crate::failpoint;
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, TableName, Tx};
-use crate::queue::Message;
+use handover_core::error::{Error, Result};
+use handover_core::failpoint;
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, TableName, Tx};
+use handover_queue::Message;
 
 /// How one partition stands on the old side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,11 +1,11 @@
 //! SQL of the operator's: one statement each, through the extended protocol, which refuses more.
 
-use super::Outside;
-use crate::error::{Error, Result};
-use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{Session, quote_literal};
-use crate::problem::{Problems, Segment};
-use crate::value::Duration;
+use super::Actions;
+use handover_core::error::{Error, Result};
+use handover_core::problem::{Problems, Segment};
+use handover_core::value::Duration;
+use handover_postgres::sql::{Token, statements, tokens};
+use handover_postgres::{Session, quote_literal};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -167,15 +167,15 @@ pub fn as_text(query: &str) -> Result<String> {
     Ok(format!("select handover_value::text from ({}\n) as handover_row(handover_value)", single(query)?))
 }
 
-impl Outside<'_> {
+impl Actions<'_> {
     /// Executes a statement: in a transaction that checks the fence, or, where the plan says so, outside one.
     /// Returns how many rows it changed.
     ///
     /// # Errors
     /// Lease lost, or what the server says.
     pub async fn execute(&self, sql: &Sql) -> Result<u64> {
-        self.site.proceed()?;
-        let mut session = self.site.databases().for_operator().writer(&sql.on).await?;
+        self.port.proceed()?;
+        let mut session = self.port.own_databases().for_operator().writer(&sql.on).await?;
         sql.limit(&session).await?;
         let statement = single(&sql.execute)?;
         if sql.transaction == Some(false) {
@@ -192,20 +192,20 @@ impl Outside<'_> {
     /// # Errors
     /// What the server says; more than one row or column.
     pub async fn value(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
-        self.site.proceed()?;
+        self.port.proceed()?;
         self.read(on, query, timeout).await
     }
 
-    /// As [`Outside::value`], but also before there is a lease, as in a dry run.
+    /// As [`Actions::value`], but also before there is a lease, as in a dry run.
     ///
     /// # Errors
-    /// As [`Outside::value`].
+    /// As [`Actions::value`].
     pub async fn peek(&self, on: &str, query: &str) -> Result<Option<String>> {
         self.read(on, query, None).await
     }
 
     async fn read(&self, on: &str, query: &str, timeout: Option<Duration>) -> Result<Option<String>> {
-        let session = self.site.databases().for_operator().reader(on).await?;
+        let session = self.port.own_databases().for_operator().reader(on).await?;
         limits(&session, timeout, None).await?;
         let row = session.query_opt(&as_text(query)?, &[]).await.map_err(|e| {
             e.or_hint("the query must give one row with one column; see the server's message")

@@ -1,9 +1,9 @@
 //! Files: replaced atomically, with what was there kept beside them until it is not needed any more.
 
-use super::{Command, Outside};
-use crate::error::{Error, Result};
-use crate::problem::{Problems, Segment};
-use crate::value::EnvString;
+use super::{Actions, Command};
+use handover_core::error::{Error, Result};
+use handover_core::problem::{Problems, Segment};
+use handover_core::value::EnvString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -132,14 +132,14 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-impl Outside<'_> {
+impl Actions<'_> {
     /// Whether the file has the wanted content.
     ///
     /// # Errors
     /// A file that cannot be read; an environment variable that is not set.
     pub fn file_is(&self, file: &FileWrite) -> Result<bool> {
         let wanted = digest(file.content.resolve()?.expose().as_bytes());
-        Ok(digest_of(&file.target(self.site.base()))? == Some(wanted))
+        Ok(digest_of(&file.target(&self.port.base))? == Some(wanted))
     }
 
     /// Keeps what the file is now, beside it and with the same permissions, as `NAME.handover-TAG`. Keep the
@@ -148,7 +148,7 @@ impl Outside<'_> {
     /// # Errors
     /// The folder cannot be written to.
     pub fn file_keep(&self, file: &FileWrite, tag: &str) -> Result<Original> {
-        let path = file.target(self.site.base());
+        let path = file.target(&self.port.base);
         let backup = beside(&path, &format!("handover-{tag}"));
         let digest = match fs::read(&path) {
             Ok(content) => {
@@ -167,8 +167,8 @@ impl Outside<'_> {
     /// # Errors
     /// The folder cannot be written to; `reload` failing.
     pub async fn file_write(&self, unit: &str, file: &FileWrite) -> Result<()> {
-        self.site.proceed()?;
-        let path = file.target(self.site.base());
+        self.port.proceed()?;
+        let path = file.target(&self.port.base);
         let like = fs::metadata(&path).ok();
         let content = file.content.resolve()?;
         replace(&path, content.expose().as_bytes(), like.as_ref(), file.bits())
@@ -177,12 +177,12 @@ impl Outside<'_> {
     }
 
     /// Puts back what the file was, and runs its `reload`. What somebody else wrote into it meanwhile is kept
-    /// beside it and told. Safe to repeat; the kept copy stays until [`Outside::file_forget`].
+    /// beside it and told. Safe to repeat; the kept copy stays until [`Actions::file_forget`].
     ///
     /// # Errors
     /// The kept copy is missing or was changed; the folder cannot be written to; `reload` failing.
     pub async fn file_restore(&self, unit: &str, file: &FileWrite, original: &Original) -> Result<()> {
-        self.site.proceed()?;
+        self.port.proceed()?;
         let path = &original.path;
         let now = digest_of(path)?;
         if now != original.digest {
@@ -229,12 +229,12 @@ impl Outside<'_> {
         remove(&original.backup).map_err(|e| failed("remove", &original.backup, &e))
     }
 
-    /// Removes a copy that [`Outside::file_keep`] made and nobody remembered.
+    /// Removes a copy that [`Actions::file_keep`] made and nobody remembered.
     ///
     /// # Errors
     /// The folder cannot be written to.
     pub fn file_discard(&self, file: &FileWrite, tag: &str) -> Result<()> {
-        let backup = beside(&file.target(self.site.base()), &format!("handover-{tag}"));
+        let backup = beside(&file.target(&self.port.base), &format!("handover-{tag}"));
         remove(&backup).map_err(|e| failed("remove", &backup, &e))
     }
 
@@ -243,7 +243,7 @@ impl Outside<'_> {
         let like = fs::metadata(path).map_err(|e| failed("read", path, &e))?;
         let aside = beside(path, &format!("handover-changed-{}", &digest(&content)[..8]));
         replace(&aside, &content, Some(&like), 0o600).map_err(|e| failed("write", &aside, &e))?;
-        self.site.warn(format!(
+        self.port.warn(format!(
             "{} was changed by somebody else meanwhile; what they wrote is kept in {}",
             path.display(),
             aside.display()

@@ -1,10 +1,10 @@
 //! HTTP requests to endpoints of the operator's.
 
-use super::Outside;
-use crate::error::{Class, Error, Result};
-use crate::problem::{Problems, Segment};
-use crate::redact::Redactor;
-use crate::value::{Duration, EnvString};
+use super::Actions;
+use handover_core::error::{Class, Error, Result};
+use handover_core::problem::{Problems, Segment};
+use handover_core::redact::Redactor;
+use handover_core::value::{Duration, EnvString};
 use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Method, StatusCode};
@@ -19,7 +19,7 @@ use std::time::Instant;
 const TIMEOUT: Duration = Duration::secs(10);
 /// How much of an answer is read.
 const LONGEST: usize = 1024 * 1024;
-/// The header that holds [`Outside::next_number`].
+/// The header that holds [`Actions::next_number`].
 const SEQUENCE: &str = "handover-sequence";
 
 /// A request and the answer that it should have. Redirects are not followed: they would carry headers and
@@ -242,7 +242,7 @@ fn resolved(value: &Value) -> Result<Value> {
     })
 }
 
-impl Outside<'_> {
+impl Actions<'_> {
     /// Sends a request and requires the expected answer.
     ///
     /// # Errors
@@ -290,7 +290,7 @@ impl Outside<'_> {
             request = request.header(SEQUENCE, number);
         }
         // The last look at the lease and at a request to stop.
-        self.site.proceed()?;
+        self.port.proceed()?;
         let begun = Instant::now();
         let exchange = async {
             let mut response = request.send().await?;
@@ -304,7 +304,7 @@ impl Outside<'_> {
         };
         let (status, body) = tokio::select! {
             result = exchange => result.map_err(|e| failed(http, &e))?,
-            () = self.site.stop().cancelled() => return Err(Error::cancelled()),
+            () = self.port.stop.cancelled() => return Err(Error::cancelled()),
         };
         let json = serde_json::from_slice(&body).ok();
         let mismatch = http
@@ -322,9 +322,9 @@ impl Outside<'_> {
         }
         // Plain HTTP must also work where no certificate authority is installed.
         let config = if tls {
-            crate::tls::verifying(ca.map(|file| self.site.base().join(file)).as_deref())?
+            handover_postgres::tls::verifying(ca.map(|file| self.port.base.join(file)).as_deref())?
         } else {
-            crate::tls::unverified()?
+            handover_postgres::tls::unverified()?
         };
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(config)

@@ -7,9 +7,9 @@
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
 use super::catalog::Form;
-use crate::postgres::ours::OURS;
-use crate::postgres::routine::Routine;
-use crate::postgres::{TableName, quote_ident, quote_literal};
+use handover_postgres::ours::OURS;
+use handover_postgres::routine::Routine;
+use handover_postgres::{TableName, quote_ident, quote_literal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;

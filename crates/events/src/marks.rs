@@ -2,9 +2,9 @@
 
 use super::Stream;
 use super::books::PartitionBooks;
-use crate::error::{Error, Result};
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, Tx};
+use handover_core::error::{Error, Result};
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, Tx};
 use std::collections::HashSet;
 
 /// What became of a batch of events.

@@ -1,6 +1,18 @@
-//! Acts outside the transactions of the plan's databases: commands, HTTP requests, files, and single SQL
-//! statements. Nothing here can be committed together with a checkpoint, so whoever uses it keeps the
-//! intention first, and the effect must be safe to repeat.
+//! Actions outside the transactions of the plan's databases: commands, HTTP requests, files, and single SQL statements.
+//!
+//! Nothing here can be committed together with a checkpoint. So [`Actions`] keeps the intention before it acts, ends or
+//! waits for what an interrupted runner left, and restores a file byte by byte; whoever uses it must name an effect that
+//! is safe to repeat. A secret never comes out: not in an error, not in what is quoted of a command's output.
+//!
+//! It needs a port ([`handover_port::Port`]), and for commands a Unix system.
+//!
+//! ```
+//! use handover_actions::Command;
+//!
+//! let command: Command = serde_json::from_value(serde_json::json!(["sh", "-c", "true"]))?;
+//! assert!(format!("{command:?}").contains("sh"));
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 pub mod command;
 pub mod file;
@@ -13,65 +25,34 @@ pub use file::{FileWrite, Original};
 pub use http::{Answer, Http, Verb};
 pub use sql::Sql;
 
-use crate::error::{Error, Result};
-use crate::postgres::Databases;
-use crate::problem::{Problems, Segment};
-use crate::redact::Redactor;
-use crate::value::EnvString;
-use async_trait::async_trait;
+use handover_core::error::{Error, Result};
+use handover_core::problem::{Problems, Segment};
+use handover_core::redact::Redactor;
+use handover_core::value::EnvString;
+use handover_port::Port;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use tokio_util::sync::CancellationToken;
-
-/// What an act outside needs of the step that does it. The steps' context is one.
-#[async_trait]
-pub trait Site: Send + Sync {
-    /// The plan's folder.
-    fn base(&self) -> &Path;
-    /// Names this step of this run, for marking processes.
-    fn mark(&self) -> String;
-    /// The plan's databases, labelled with the step.
-    fn databases(&self) -> Databases;
-    /// Fires when the step should stop.
-    fn stop(&self) -> &CancellationToken;
-    /// Refuses when the run is asked to stop or the lease is gone.
-    ///
-    /// # Errors
-    /// [`crate::Class::Cancelled`] or [`crate::Class::LeaseLost`].
-    fn proceed(&self) -> Result<()>;
-    /// Keeps a fact of the step durably; null forgets it.
-    ///
-    /// # Errors
-    /// The journal failing.
-    async fn keep(&self, key: &str, value: Value) -> Result<()>;
-    /// A fact of the step.
-    fn kept(&self, key: &str) -> Option<Value>;
-    /// Tells the operator something.
-    fn note(&self, text: String);
-    /// Tells the operator something worth a second look.
-    fn warn(&self, text: String);
-}
 
 /// Does acts outside for one step. Several may go on at once, each under a `unit` of its own.
-pub struct Outside<'a> {
-    site: &'a dyn Site,
+pub struct Actions<'a> {
+    port: &'a Port,
     clients: Mutex<BTreeMap<(bool, Option<PathBuf>), reqwest::Client>>,
 }
 
-impl<'a> Outside<'a> {
-    /// For the step behind `site`.
+impl<'a> Actions<'a> {
+    /// For the step behind `port`.
     #[must_use]
-    pub fn new(site: &'a dyn Site) -> Self {
-        Outside { site, clients: Mutex::default() }
+    pub fn new(port: &'a Port) -> Self {
+        Actions { port, clients: Mutex::default() }
     }
 
     /// Does an action and requires that it succeeds. `unit` names it within the step. Returns a few words for
-    /// the step's summary. A file is written without keeping what it was; see [`Outside::file_keep`].
+    /// the step's summary. A file is written without keeping what it was; see [`Actions::file_keep`].
     ///
     /// # Errors
     /// Whatever the action fails with.
@@ -99,14 +80,14 @@ impl<'a> Outside<'a> {
     /// something old by what was held up on its way. None for who only looks, and asks for nothing that could overtake.
     fn next_number(&self) -> Option<String> {
         static ACTS: AtomicU32 = AtomicU32::new(0);
-        let token = self.site.databases().lease().ok()?.token();
+        let token = self.port.own_databases().lease().ok()?.token();
         Some(((i128::from(token) << 32) + i128::from(ACTS.fetch_add(1, Ordering::Relaxed)) + 1).to_string())
     }
 
     /// Sleeps, unless the run is asked to stop.
     async fn pause(&self, time: std::time::Duration) -> Result<()> {
         tokio::select! {
-            () = self.site.stop().cancelled() => Err(Error::cancelled()),
+            () = self.port.stop.cancelled() => Err(Error::cancelled()),
             () = tokio::time::sleep(time) => Ok(()),
         }
     }
@@ -114,7 +95,7 @@ impl<'a> Outside<'a> {
     /// Knows what the process knows, and the databases' URLs and passwords whoever gave them.
     fn redactor(&self) -> Redactor {
         let mut redactor = Redactor::of_process();
-        let databases = self.site.databases();
+        let databases = self.port.own_databases();
         for name in databases.names() {
             if let Ok(url) = databases.url(name) {
                 redactor.add_url(url);

@@ -1,7 +1,7 @@
 //! What the catalog says of a table that is to be captured.
 
-use crate::error::Result;
-use crate::postgres::{Session, TableName};
+use handover_core::error::Result;
+use handover_postgres::{Session, TableName};
 
 /// What a capture needs to know of a table.
 #[derive(Debug, Clone)]

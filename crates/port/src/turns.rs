@@ -1,7 +1,7 @@
 //! Trying again for locks that others hold.
 
-use super::Context;
-use crate::error::{Class, Error, Result};
+use crate::Port;
+use handover_core::{Class, Error, Result};
 use std::time::{Duration, Instant};
 
 /// How long it is tried for.
@@ -28,13 +28,13 @@ impl Turns {
     ///
     /// # Errors
     /// The error itself where another attempt cannot help, or a minute has passed; a stop that was asked for.
-    pub async fn again(&mut self, cx: &Context, error: Error) -> Result<()> {
+    pub async fn again(&mut self, port: &Port, error: Error) -> Result<()> {
         if error.class() != Class::Contention || self.begun.elapsed() > PATIENCE {
             return Err(error.context(self.what));
         }
-        cx.warn(format!("{} waits: {}", self.what, error.message()));
-        cx.sleep(self.rest).await?;
+        port.warn(format!("{} waits: {}", self.what, error.message()));
+        port.sleep(self.rest).await?;
         self.rest = (self.rest * 2).min(LONGEST_REST);
-        cx.proceed()
+        port.proceed()
     }
 }

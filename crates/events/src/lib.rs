@@ -17,10 +17,10 @@ pub mod json;
 pub mod marks;
 pub mod trigger;
 
-use crate::error::{Error, Result};
-use crate::event::{RunId, StepId};
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, TableName, Tx, quote_ident};
+use handover_core::error::{Error, Result};
+use handover_core::event::{RunId, StepId};
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, TableName, Tx, quote_ident};
 use serde::{Deserialize, Serialize};
 
 /// One capture's stream of events.
