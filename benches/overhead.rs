@@ -2,7 +2,7 @@
 //! start-up time of the program, and its peak memory. `cargo bench --bench overhead`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
-use handover::local::{PostgresOptions, PostgresServer, Programs};
+use handover_lab::{PostgresOptions, PostgresServer, Programs};
 use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};

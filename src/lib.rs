@@ -1,6 +1,7 @@
 //! Handover executes declarative upgrade plans against live Postgres databases and a message queue.
 
 pub mod cli;
+#[cfg(feature = "lab")]
 pub mod demo;
 pub mod doctor;
 pub mod engine;
@@ -10,7 +11,6 @@ pub mod steps;
 pub mod ui;
 
 pub use handover_core::{Class, Error, Result, child, error, event, failpoint, problem, redact, value};
-pub use handover_lab as local;
 pub use handover_postgres as postgres;
 pub use handover_postgres::tls;
 pub use handover_queue as queue;

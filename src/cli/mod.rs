@@ -3,6 +3,7 @@
 mod act;
 mod check;
 mod completions;
+#[cfg(feature = "lab")]
 mod demo;
 mod doctor;
 mod dry_run;
@@ -96,6 +97,7 @@ enum Command {
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(With<doctor::Args>),
     /// Upgrade a live OAuth service twice, on servers of its own, and count what went wrong
+    #[cfg(feature = "lab")]
     #[command(after_help = demo::EXAMPLES)]
     Demo(With<demo::Args>),
     /// Print a script that completes commands and options in a shell
@@ -123,11 +125,9 @@ impl Command {
             Command::Status(with) => ("status", with.args.plan.words()?),
             Command::Events(with) => ("events", with.args.plan.words()?),
             Command::Report(args) => ("report", args.plan.words()?),
-            Command::Check(_)
-            | Command::Schema
-            | Command::Demo(_)
-            | Command::Completions(_)
-            | Command::Man(_) => return None,
+            Command::Check(_) | Command::Schema | Command::Completions(_) | Command::Man(_) => return None,
+            #[cfg(feature = "lab")]
+            Command::Demo(_) => return None,
         };
         let options = match self {
             Command::Approve(with) => with.args.options(),
@@ -153,6 +153,7 @@ impl Command {
             Command::Runs(with) => with.format,
             Command::Events(with) => with.format,
             Command::Doctor(with) => with.format,
+            #[cfg(feature = "lab")]
             Command::Demo(with) => with.format,
             Command::Report(args) => args.error_format(),
             Command::Schema | Command::Completions(_) | Command::Man(_) => Format::Text,
@@ -255,6 +256,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Report(args) => report::run(&args).await,
         Command::Schema => schema::run(),
         Command::Doctor(with) => doctor::run(with.format, &with.args).await,
+        #[cfg(feature = "lab")]
         Command::Demo(with) => demo::run(with.format, with.args).await,
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

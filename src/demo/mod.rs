@@ -1,30 +1,25 @@
 //! `handover demo`: the main job, shown. A live OAuth service on servers of its own is upgraded twice by the
 //! engine as operators run it, under traffic, and everything that may not happen is counted.
 
-pub mod audit;
-pub mod dataset;
-pub mod endpoint;
 mod files;
-pub mod ledger;
-mod purge;
 mod runner;
-mod servers;
 mod strike;
 mod tally;
-pub mod traffic;
 pub mod verdict;
 
-pub use servers::{Folders, QueueChoice};
+pub use handover_lab::oauth::servers::{Folders, QueueChoice};
 pub use verdict::Verdict;
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::ui::{Format, aside};
-use dataset::{DATABASE, Dataset};
-use endpoint::{Gate, Sides};
-use ledger::Ledger;
+use handover_lab::oauth::dataset::{DATABASE, Dataset};
+use handover_lab::oauth::endpoint::{Gate, Sides};
+use handover_lab::oauth::ledger::Ledger;
+use handover_lab::oauth::servers::Servers;
+use handover_lab::oauth::traffic::Traffic;
+use handover_lab::oauth::{audit, endpoint, purge};
 use runner::Runner;
-use servers::Servers;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -34,7 +29,6 @@ use strike::Strike;
 use tally::Honoured;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
-use traffic::Traffic;
 
 /// What the second plan allows as a write pause.
 const PAUSE_BUDGET: Duration = Duration::from_secs(2);

@@ -1,17 +1,17 @@
 //! Brings the figures of the verdict together: from the traffic, both databases, the journal and the participants.
 
-use super::audit;
-use super::dataset::signature;
-use super::endpoint::{Backend, Gate, Hold};
-use super::ledger::Ledger;
-use super::servers::Servers;
-use super::traffic::Traffic;
 use super::verdict::{StepTime, Verdict};
 use crate::error::{Error, Result};
 use crate::event::{Record, StepId};
 use crate::journal::Journal;
 use crate::plan::Plan;
 use crate::value::Secret;
+use handover_lab::oauth::audit;
+use handover_lab::oauth::dataset::signature;
+use handover_lab::oauth::endpoint::{Backend, Gate, Hold};
+use handover_lab::oauth::ledger::Ledger;
+use handover_lab::oauth::servers::Servers;
+use handover_lab::oauth::traffic::Traffic;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,7 +2,7 @@
 
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
-use handover::local::{PostgresOptions, PostgresServer};
+use handover_lab::{PostgresOptions, PostgresServer};
 use std::time::Duration;
 
 const PLAN: &str = "

@@ -4,7 +4,7 @@
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::World;
-use handover::local::{PostgresOptions, PostgresServer};
+use handover_lab::{PostgresOptions, PostgresServer};
 use rand::RngExt;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};

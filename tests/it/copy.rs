@@ -7,8 +7,8 @@ use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::World;
 use handover::Class;
 use handover::event::Event;
-use handover::local::PostgresServer;
 use handover::steps::{Context, Port, StepKind};
+use handover_lab::PostgresServer;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
 

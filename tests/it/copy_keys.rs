@@ -4,7 +4,7 @@ use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::World;
-use handover::local::PostgresServer;
+use handover_lab::PostgresServer;
 use serde_json::json;
 use std::collections::BTreeMap;
 

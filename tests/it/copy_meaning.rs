@@ -2,9 +2,9 @@
 
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
-use handover::local::PostgresServer;
 use handover::postgres::install::{Part, install};
 use handover::steps::{Context, OnFailure, Port, Retry, Step, StepKind};
+use handover_lab::PostgresServer;
 use serde_json::{Value, json};
 use std::sync::Arc;
 

@@ -3,7 +3,7 @@
 
 use crate::copy_zoo::{arrives, newer, proves, roles, zoo};
 use crate::support::servers::{self, Database};
-use handover::local::PostgresServer;
+use handover_lab::PostgresServer;
 
 async fn all_arrive(
     what: &str,

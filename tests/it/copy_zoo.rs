@@ -3,8 +3,8 @@
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
-use handover::local::PostgresServer;
 use handover::steps::{Context, StepKind};
+use handover_lab::PostgresServer;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fmt::Write;

@@ -4,7 +4,7 @@
 use crate::cutover::{BLUE, GREEN, PLAN};
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
-use handover::local::{PostgresOptions, PostgresServer};
+use handover_lab::{PostgresOptions, PostgresServer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -58,7 +58,7 @@ fn signal(child: &tokio::process::Child, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), signal).unwrap();
 }
 
-async fn asynchronous(programs: &handover::local::Programs) -> Database {
+async fn asynchronous(programs: &handover_lab::Programs) -> Database {
     let options = PostgresOptions::new(programs.clone())
         .setting("synchronous_commit", "off")
         .setting("wal_writer_delay", "10s");

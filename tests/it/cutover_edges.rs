@@ -4,7 +4,7 @@
 use crate::cutover::{BLUE, GREEN, PLAN};
 use crate::support::servers::{self, Database};
 use crate::support::world::{Ended, World};
-use handover::local::PostgresServer;
+use handover_lab::PostgresServer;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -221,15 +221,15 @@ async fn a_prepared_transaction_in_the_way_is_named_and_nobody_waits_for_it() {
 }
 
 /// An old side with room for some hundred locks.
-async fn small() -> &'static handover::local::PostgresServer {
+async fn small() -> &'static handover_lab::PostgresServer {
     let programs = servers::programs().await.blue.clone();
-    let options = handover::local::PostgresOptions::new(programs)
+    let options = handover_lab::PostgresOptions::new(programs)
         .setting("max_locks_per_transaction", "10")
         .setting("max_connections", "30")
         .setting("max_worker_processes", "8")
         .setting("max_wal_senders", "5")
         .setting("max_prepared_transactions", "0");
-    Box::leak(Box::new(handover::local::PostgresServer::start(options).await.unwrap()))
+    Box::leak(Box::new(handover_lab::PostgresServer::start(options).await.unwrap()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,9 @@
 
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
-use handover::demo::dataset::{Dataset, signature};
-use handover::demo::{Verdict, audit};
+use handover::demo::Verdict;
+use handover_lab::oauth::audit;
+use handover_lab::oauth::dataset::{Dataset, signature};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;

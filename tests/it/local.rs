@@ -1,7 +1,7 @@
 //! Local servers: they start, stop, recover and end with the process that started them.
 
 use crate::support::servers::{self, Database};
-use handover::local::{PostgresOptions, PostgresServer, RabbitServer};
+use handover_lab::{PostgresOptions, PostgresServer, RabbitServer};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -184,7 +184,7 @@ async fn an_administrator_who_is_no_superuser_can_grant() {
         .await
         .unwrap();
     for _ in 0..2 {
-        client.batch_execute(handover::local::GRANTS).await.unwrap();
+        client.batch_execute(handover_lab::GRANTS).await.unwrap();
     }
     let able = format!(
         "select pg_has_role('{engine}', '{owner}', 'usage') and pg_has_role('{engine}', '{owner}', 'set')

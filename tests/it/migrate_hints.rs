@@ -3,7 +3,7 @@
 use crate::migrate::{says, world_of};
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
-use handover::local::{PostgresOptions, PostgresServer};
+use handover_lab::{PostgresOptions, PostgresServer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_data_migration_names_the_row() {

@@ -603,7 +603,7 @@ async fn a_broker_that_fails_loses_nothing_it_confirmed() {
 
 /// Runs rabbitmqctl against the node that lives in `folder`.
 fn ctl(folder: &Path, arguments: &[&str]) {
-    let script = handover::local::RabbitServer::installed().unwrap().with_file_name("rabbitmqctl");
+    let script = handover_lab::RabbitServer::installed().unwrap().with_file_name("rabbitmqctl");
     let mapper = std::fs::read_to_string(folder.join("epmd.pid")).unwrap();
     let line = std::fs::read(format!("/proc/{}/cmdline", mapper.trim())).unwrap();
     let line = String::from_utf8(line).unwrap();

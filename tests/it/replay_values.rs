@@ -140,7 +140,7 @@ fn large() -> Vec<(&'static str, &'static str, Value)> {
 const DOC: &str = "create table doc (id int primary key, text text);";
 
 /// Restarts a broker of our own with another limit.
-async fn limited(rabbit: &handover::local::RabbitServer, bytes: u32) {
+async fn limited(rabbit: &handover_lab::RabbitServer, bytes: u32) {
     rabbit.stop().await.unwrap();
     let path = rabbit.folder().join("rabbitmq.conf");
     let kept: String = std::fs::read_to_string(&path)

@@ -4,7 +4,7 @@
 //! servers' guardians stop them when the process ends. Tests that stop, kill or reconfigure a server start
 //! their own with [`own_blue`] or [`own_green`].
 
-use handover::local::{Pair, PostgresOptions, PostgresServer, Programs, RabbitServer};
+use handover_lab::{Pair, PostgresOptions, PostgresServer, Programs, RabbitServer};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::OnceCell;
 

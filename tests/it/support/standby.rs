@@ -1,6 +1,6 @@
 //! A standby of a local server.
 
-use handover::local::PostgresServer;
+use handover_lab::PostgresServer;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;

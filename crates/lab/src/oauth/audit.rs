@@ -1,6 +1,6 @@
 //! Looks at the databases: what green did, and what it makes of the tokens that the client and blue know.
 
-use crate::error::{Error, Result};
+use handover_core::error::{Error, Result};
 use std::collections::BTreeSet;
 use tokio_postgres::Client;
 

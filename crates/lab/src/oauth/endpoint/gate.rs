@@ -2,7 +2,7 @@
 
 use super::backend::Backend;
 use super::release::Release;
-use crate::error::Result;
+use handover_core::error::Result;
 use serde::Serialize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

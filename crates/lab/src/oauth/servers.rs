@@ -1,8 +1,8 @@
 //! The demo's servers: blue, green and control, and the queue.
 
 use super::dataset::DATABASE;
-use crate::error::{Error, Result};
-use crate::local::{Pair, PostgresOptions, PostgresServer, Programs, RabbitServer};
+use crate::{Pair, PostgresOptions, PostgresServer, Programs, RabbitServer};
+use handover_core::error::{Error, Result};
 use std::path::PathBuf;
 
 /// The journal's database, on the control server.

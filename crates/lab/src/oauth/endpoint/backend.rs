@@ -1,8 +1,8 @@
 //! One database as the service uses it: a release's statements on a small pool of connections.
 
 use super::release::Release;
-use crate::demo::dataset::signature;
-use crate::error::{Error, Result};
+use crate::oauth::dataset::signature;
+use handover_core::error::{Error, Result};
 use rand::RngExt;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};

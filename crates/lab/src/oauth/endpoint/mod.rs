@@ -12,11 +12,11 @@ pub use backend::{Backend, Pair, Seen};
 pub use gate::{Gate, Hold, Sides, State};
 pub use release::Release;
 
-use crate::error::{Error, Result};
 use axum::extract::{Path, State as Shared};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use handover_core::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;

@@ -3,8 +3,8 @@
 //! The rules by which `sql/fill.sql` makes a token from its number are repeated here, because the traffic's
 //! client knows its tokens without ever reading the database.
 
-use crate::error::Result;
-use crate::local::PostgresServer;
+use crate::PostgresServer;
+use handover_core::error::Result;
 use sha2::{Digest, Sha256};
 
 const SCHEMA: &str = include_str!("sql/schema.sql");

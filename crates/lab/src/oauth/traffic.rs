@@ -5,7 +5,7 @@
 
 use super::endpoint::Hold;
 use super::ledger::{Ask, Job, Judgement, Ledger, Reply};
-use crate::error::{Error, Result};
+use handover_core::error::{Error, Result};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
@@ -113,7 +113,7 @@ impl Traffic {
     /// When no HTTP client can be made.
     pub fn start(base: &str, rate: f64, limit: Duration, ledger: Ledger) -> Result<Self> {
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(crate::tls::unverified()?)
+            .tls_backend_preconfigured(handover_postgres::tls::unverified()?)
             .no_proxy()
             .timeout(PATIENCE)
             .pool_max_idle_per_host(64)
