@@ -12,7 +12,7 @@ use crate::postgres::locks::Room;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Session, creators};
 use crate::steps::Access;
-use crate::steps::migrate::role::{self, Becomes};
+use handover_migrations::role::{self, Becomes};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 const GRANTS: &str = "run scripts/grants.sql in this database (docs/grants.md says what each grant is for)";

@@ -14,8 +14,9 @@ use crate::postgres::connect::Target;
 use crate::postgres::{Databases, ours};
 use crate::queue;
 use crate::steps::Access;
-use crate::steps::migrate::Migrate;
+use crate::steps::migrate::serves;
 use crate::value::Secret;
+use handover_migrations::{Migrate, whole_rows};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -165,12 +166,12 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
 /// Clients that would fail once because a migration in place changes the columns of what they read.
 async fn prepared(plan: &Plan, databases: &Databases, name: &str, notes: &mut Notes) -> Result<()> {
     for (id, migrate) in crate::steps::of_kind::<Migrate>(&plan.steps) {
-        if migrate.on != name || !migrate.serves(&plan.steps) {
+        if migrate.on != name || !serves(migrate, &plan.steps) {
             continue;
         }
         let session = databases.read_only(name).await?;
         let path = databases.search_path(name)?;
-        let found = migrate.whole_rows(&session, path, &plan.base, &plan.name, id.as_str()).await;
+        let found = whole_rows(migrate, &session, path, &plan.base, &plan.name, id.as_str()).await;
         match found {
             Ok(readers) => {
                 for text in readers.warnings {

@@ -139,7 +139,7 @@ impl StepKind for Copy {
         let mut green = cx.writer(&self.to).await?;
         holder::release(&cx.databases.labelled(cx.step.as_str()), &self.from, cx.run, &cx.step).await?;
         let state = state::load(&mut green, cx.run, &cx.step).await?;
-        let all = super::migrate::thrown_away(cx, &green).await?.is_some();
+        let all = super::migrate::gave_up(cx, &green).await?.is_some();
         let dropped = created::discard(cx, &mut green, all).await?;
         let mut out = json!({ "objects_dropped": dropped });
         let left = self.left_behind(cx, state.as_ref()).await?;

@@ -49,7 +49,7 @@ macro_rules! kinds {
 
 kinds! {
     "create_index" => create_index::CreateIndex,
-    "migrate" => migrate::Migrate,
+    "migrate" => handover_migrations::Migrate,
     "lever" => lever::Lever,
     "cleanup" => cleanup::Cleanup,
     "copy" => copy::Copy,

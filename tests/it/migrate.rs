@@ -6,10 +6,10 @@ use crate::support::world::World;
 use handover::event::{Emitter, RunId, StepId};
 use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, connect::Target};
-use handover::steps::migrate::Migrate;
 use handover::steps::{Context, Ledger, Memory, Port, StepKind};
 use handover::value::Secret;
 use handover::{Result, steps};
+use handover_migrations::Migrate;
 use std::sync::Arc;
 
 const PLAN: &str = "

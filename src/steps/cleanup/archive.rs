@@ -47,7 +47,7 @@ pub(in crate::steps) async fn put_back(
     session: &mut Session,
     guard: Guard<'_>,
 ) -> Result<Value> {
-    if let Some(step) = crate::steps::migrate::thrown_away(cx, session).await? {
+    if let Some(step) = crate::steps::migrate::gave_up(cx, session).await? {
         cx.note(format!(
             "rows are not put back: step `{step}` gave {} up, and an earlier step's undo empties it",
             session.database()

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, Tx};
-use crate::steps::{Context, migrate};
+use crate::steps::Context;
+use handover_migrations::thrown_away;
 use handover_port::Turns;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -95,7 +96,7 @@ pub async fn discard(cx: &Context, session: &mut Session, all: bool) -> Result<u
     tx.execute(sql, &[&cx.run.0, &cx.step.as_str()]).await?;
     tx.forget_checkpoints(cx.run, &cx.step).await?;
     if all {
-        migrate::forget_thrown_away(cx, &tx).await?;
+        thrown_away::forget(&tx, cx.run).await?;
     }
     tx.commit().await?;
     Ok(dropped)
