@@ -3,8 +3,8 @@
 use crate::failpoint;
 use crate::plan::Plan;
 use crate::steps::Step;
-use crate::steps::cleanup::{Action, Cleanup};
 use crate::steps::lever::Lever;
+use handover_rows::cleanup::{Action, Cleanup};
 use std::fmt;
 
 /// A place inside a step.

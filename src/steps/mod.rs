@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub mod approve;
 pub mod capture;
-pub mod cleanup;
+mod cleanup;
 pub mod context;
 pub mod copy;
 pub mod create_index;
@@ -27,7 +27,7 @@ pub mod migrate;
 pub mod monitor;
 pub mod replay;
 pub mod replicate;
-pub mod restore;
+mod restore;
 pub mod verify;
 mod watched;
 
@@ -51,7 +51,7 @@ kinds! {
     "create_index" => create_index::CreateIndex,
     "migrate" => handover_migrations::Migrate,
     "lever" => lever::Lever,
-    "cleanup" => cleanup::Cleanup,
+    "cleanup" => handover_rows::Cleanup,
     "copy" => copy::Copy,
     "capture" => capture::Capture,
     "replay" => replay::Replay,
@@ -60,7 +60,7 @@ kinds! {
     "cutover" => cutover::Cutover,
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,
-    "restore" => restore::Restore,
+    "restore" => handover_rows::Restore,
 }
 
 /// How the plan layer meets a kind.

@@ -11,7 +11,7 @@ use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx, quote_ident};
 use crate::problem::few;
 use crate::steps::Context;
-use crate::steps::cleanup::aside::{self, Place};
+use handover_rows::aside::{self, Place};
 use std::collections::BTreeMap;
 
 /// Rows that are set aside in one transaction.

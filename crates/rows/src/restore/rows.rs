@@ -1,70 +1,20 @@
 //! Moving rows: which are missing, bringing them in, and replacing what stands in their place.
 
-use super::Resolved;
-use crate::error::Result;
-use crate::event::StepId;
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
-use crate::steps::Context;
-use crate::steps::cleanup::{Catalog, Column, Table, object};
+use super::resolve::Resolved;
+use crate::table::{Catalog, Column, object};
+use handover_core::error::Result;
+use handover_port::Port;
+use handover_postgres::Tx;
+use handover_postgres::ours::OURS;
 use serde_json::Value;
 
-/// A column of the target; identity columns may be inserted.
-pub(super) fn target_column(table: &Table, name: &str, database: &str) -> Result<Column> {
-    match table.column(name) {
-        Some(column) if column.identity_always => Ok(column.clone()),
-        _ => table.writable(name, database).cloned(),
-    }
-}
-
-/// The archived rows of a step as a relation with the table's own columns, walked by their place in the archive.
-pub(super) async fn archived(
-    cx: &Context,
-    session: &Session,
-    step: &StepId,
-    name: &TableName,
-    like: &Table,
-) -> Result<(String, Table, Vec<String>)> {
-    let rows_of = format!(
-        "{OURS}.archive a where a.run = '{}' and a.step = {} and a.table_name = {} and a.action in ('quarantine', 'delete') and a.conflict is null",
-        cx.run,
-        quote_literal(step.as_str()),
-        quote_literal(&name.to_string())
-    );
-    let names: Vec<String> = session
-        .query(
-            &format!("select jsonb_object_keys(x.old_row) from (select a.old_row from {rows_of} limit 1) x"),
-            &[],
-        )
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
-    // Nothing was set aside: the target's own columns, over no rows.
-    let names = if names.is_empty() { like.columns.iter().map(|c| c.name.clone()).collect() } else { names };
-    let columns: Vec<String> = names
-        .iter()
-        .map(|n| match like.column(n) {
-            Some(c) => format!("{} as {}", c.read_json("a.old_row"), c.ident()),
-            None => format!("a.old_row ->> {} as {}", quote_literal(n), quote_ident(n)),
-        })
-        .collect();
-    let relation = format!(
-        "(select a.id as handover_id, {} from {rows_of}) as {}",
-        columns.join(", "),
-        quote_ident(&name.name)
-    );
-    let key = vec![Column::new("handover_id", "bigint")];
-    Ok((relation, Table { key, ..like.clone() }, names))
-}
-
-pub(super) fn key_matches(resolved: &Resolved, table: &str, row: &str) -> String {
+fn key_matches(resolved: &Resolved, table: &str, row: &str) -> String {
     let parts: Vec<String> =
         resolved.target.key.iter().map(|c| format!("{table}.{} = {}", c.ident(), c.read_json(row))).collect();
     parts.join(" and ")
 }
 
-pub(super) async fn missing(at: Catalog<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+pub(crate) async fn missing(at: Catalog<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
     let sql = format!(
         "select count(*) from unnest($1::jsonb[]) as u(r) where not exists (select 1 from {} t where {})",
         resolved.target.name.sql(),
@@ -75,7 +25,7 @@ pub(super) async fn missing(at: Catalog<'_>, resolved: &Resolved, rows: &[Value]
 }
 
 /// Inserts the rows that are not there; a concurrent insert of the same row is waited for.
-pub(super) async fn insert(cx: &Context, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+pub(crate) async fn insert(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
     let columns: Vec<&Column> = resolved.columns.iter().map(|(c, _)| c).collect();
     let names: Vec<String> = columns.iter().map(|c| c.ident()).collect();
     let values: Vec<String> = columns.iter().map(|c| c.read_json("u.r")).collect();
@@ -96,7 +46,7 @@ pub(super) async fn insert(cx: &Context, tx: &Tx<'_>, resolved: &Resolved, rows:
 
 /// Gives rows that were there the source's values, and archives their own. After [`insert`] all of them are
 /// visible, and they are locked before they are read.
-pub(super) async fn overwrite(cx: &Context, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+pub(crate) async fn overwrite(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
     let target = &resolved.target;
     let columns: Vec<&Column> = resolved
         .columns

@@ -1,19 +1,18 @@
 //! How many rows a step may touch: what the plan says, or, where it says nothing, not nearly all of a table.
 
-use super::batch::{Work, read_progress};
-use super::count::{Count, SAMPLE_LIMIT, bounded, count};
-use super::table::Table;
-use super::{Action, Cleanup};
-use crate::error::{Class, Error, Result};
-use crate::postgres::Session;
-use crate::postgres::binding::has_subselect;
-use crate::problem::Problems;
-use crate::steps::Context;
+use crate::batch::{Work, more_than_expected, read_progress};
+use crate::count::{Count, SAMPLE_LIMIT, bounded, count};
+use crate::table::Table;
+use handover_core::error::{Class, Error, Result};
+use handover_core::problem::Problems;
+use handover_port::Port;
+use handover_postgres::Session;
+use handover_postgres::binding::has_subselect;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// By how much, in percent, `rows` may be missed unless the plan says otherwise.
-pub(super) const TOLERANCE: u32 = 10;
+pub(crate) const TOLERANCE: u32 = 10;
 /// Of a table with more rows than these …
 const LARGE: u64 = 1000;
 /// … a condition that takes more than this share takes "nearly all".
@@ -43,46 +42,57 @@ impl Expect {
         let off = u64::try_from(u128::from(rows) * u128::from(percent) / 100).unwrap_or(u64::MAX);
         (rows.saturating_sub(off), Some(rows.saturating_add(off)))
     }
+
+    /// Sees that the bounds go together.
+    pub fn check(&self, problems: &mut Problems) {
+        let Expect { at_most, at_least, rows, within_percent } = self;
+        let wrong = if rows.is_some() && (at_most.is_some() || at_least.is_some()) {
+            "`rows` goes with `within_percent`, and not with `at_most` or `at_least`"
+        } else if rows.is_none() && within_percent.is_some() {
+            "`within_percent` needs `rows`"
+        } else if rows.is_none() && at_most.is_none() && at_least.is_none() {
+            "`expect` says nothing"
+        } else if at_least.zip(*at_most).is_some_and(|(low, high)| low > high) {
+            "`at_least` is more than `at_most`"
+        } else if within_percent.is_some_and(|percent| percent > 100) {
+            "`within_percent` is more than 100"
+        } else {
+            return;
+        };
+        problems
+            .error(["expect"], wrong)
+            .hint("e.g. expect: { rows: 500, within_percent: 10 }, or expect: { at_least: 1, at_most: 600 }");
+    }
 }
 
-/// Sees that the bounds go together.
-pub(super) fn check(expect: &Expect, problems: &mut Problems) {
-    let Expect { at_most, at_least, rows, within_percent } = expect;
-    let wrong = if rows.is_some() && (at_most.is_some() || at_least.is_some()) {
-        "`rows` goes with `within_percent`, and not with `at_most` or `at_least`"
-    } else if rows.is_none() && within_percent.is_some() {
-        "`within_percent` needs `rows`"
-    } else if rows.is_none() && at_most.is_none() && at_least.is_none() {
-        "`expect` says nothing"
-    } else if at_least.zip(*at_most).is_some_and(|(low, high)| low > high) {
-        "`at_least` is more than `at_most`"
-    } else if within_percent.is_some_and(|percent| percent > 100) {
-        "`within_percent` is more than 100"
-    } else {
-        return;
-    };
-    problems
-        .error(["expect"], wrong)
-        .hint("e.g. expect: { rows: 500, within_percent: 10 }, or expect: { at_least: 1, at_most: 600 }");
+/// What a step says of the rows that it means.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meant<'a> {
+    /// Its condition.
+    pub condition: Option<&'a str>,
+    /// How many it expects.
+    pub expect: Option<&'a Expect>,
+    /// Whether it takes them away.
+    pub removes: bool,
 }
 
 /// Refuses before the first change when another number of rows matches than expected.
-pub(super) async fn assert(
-    step: &Cleanup,
-    cx: &Context,
+pub(crate) async fn assert(
+    meant: Meant<'_>,
+    cx: &Port,
     session: &mut Session,
     work: &Work<'_>,
 ) -> Result<()> {
     if read_progress(cx, session, work.unit).await?.last.is_some() {
         return Ok(());
     }
-    let Some(expect) = &step.expect else {
-        if !may_surprise(step) {
+    let Some(expect) = meant.expect else {
+        if !may_surprise(meant) {
             return Ok(());
         }
         let base = format!("from {} where ({}\n)", work.table.name.sql(), work.matching);
         let count = count(session, work.table, &base, &work.matching).await?;
-        return match nearly_all(step, session, work.table, &count).await? {
+        return match nearly_all(meant, session, work.table, &count).await? {
             Some(objection) => Err(objection),
             None => Ok(()),
         };
@@ -115,17 +125,16 @@ pub(super) async fn assert(
 ///
 /// A condition over a table's own columns alone is what it looks like, and to fill a new column of every row is common;
 /// so for what only sets columns it takes a sub-select.
-pub(super) fn may_surprise(step: &Cleanup) -> bool {
-    let Some(condition) = step.condition.as_deref() else { return false };
-    let removes = matches!(step.action, Action::Delete | Action::Quarantine);
-    step.expect.is_none()
+pub(crate) fn may_surprise(meant: Meant<'_>) -> bool {
+    let Some(condition) = meant.condition else { return false };
+    meant.expect.is_none()
         && !condition.trim().eq_ignore_ascii_case("true")
-        && (removes || has_subselect(condition))
+        && (meant.removes || has_subselect(condition))
 }
 
 /// What is to be said against a condition that takes nearly all rows of a table, where the plan does not say so.
-pub(super) async fn nearly_all(
-    step: &Cleanup,
+pub(crate) async fn nearly_all(
+    meant: Meant<'_>,
     session: &Session,
     table: &Table,
     count: &Count,
@@ -136,7 +145,7 @@ pub(super) async fn nearly_all(
         Count::Estimate(_) => return Ok(None),
     };
     let nearly = |of: u64| of > LARGE && found as f64 > of as f64 * NEARLY_ALL;
-    if !may_surprise(step) || found as f64 <= LARGE as f64 * NEARLY_ALL {
+    if !may_surprise(meant) || found as f64 <= LARGE as f64 * NEARLY_ALL {
         return Ok(None);
     }
     // What ANALYZE once found is only good for saying no.
@@ -161,12 +170,6 @@ pub(super) async fn nearly_all(
             "look at them with the query that `handover dry-run` shows, and correct `where`; if they are meant, say so in the step: expect: {{ rows: {found} }}"
         ))
     }))
-}
-
-/// The error of an expectation that does not hold.
-pub(super) fn more_than_expected(limit: u64, table: &str) -> Error {
-    Error::new(Class::Invariant, format!("more rows of {table} match than the {limit} that were expected"))
-        .hint("look at them with the query that `handover dry-run` shows; then correct `where`, or raise `expect`")
 }
 
 #[cfg(test)]

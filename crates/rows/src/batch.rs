@@ -1,16 +1,15 @@
 //! Walking a table by its key in batches, each one transaction with its effect, its archive and its checkpoint.
 
-use super::children;
-use super::expected::more_than_expected;
-use super::pace::Pace;
-use super::table::{Column, ForeignKey, Table, key_arrays, object, params};
-use super::throttle::Throttle;
-use crate::error::{Class, Error, Result};
-use crate::event::Measure;
-use crate::failpoint;
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, Tx, quote_literal};
-use crate::steps::Context;
+use crate::children;
+use crate::pace::Pace;
+use crate::table::{Column, ForeignKey, Table, key_arrays, object, params};
+use crate::throttle::Throttle;
+use handover_core::error::{Class, Error, Result};
+use handover_core::event::Measure;
+use handover_core::failpoint;
+use handover_port::Port;
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, Tx};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 use tokio_postgres::types::ToSql;
@@ -22,7 +21,7 @@ const LOCK_ATTEMPTS: u32 = 8;
 
 /// What a batch does with the rows it picked.
 #[derive(Debug)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     /// Deletes them.
     Remove { action: &'static str, children: bool },
     /// Sets columns to expressions.
@@ -33,7 +32,7 @@ pub(super) enum Effect {
 
 /// One walk's task.
 #[derive(Debug)]
-pub(super) struct Work<'a> {
+pub(crate) struct Work<'a> {
     /// Name of the checkpoint: one for the step, one for its undo.
     pub unit: &'static str,
     pub table: &'a Table,
@@ -50,7 +49,7 @@ pub(super) struct Work<'a> {
 
 /// How far the walk is; its checkpoint.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// Which walk through the table, from 0.
     pub pass: u32,
     /// The last key looked at, as text; none at a walk's beginning.
@@ -67,7 +66,7 @@ pub(super) struct Progress {
 
 impl Work<'_> {
     /// Walks until no row matches. Begins where the checkpoint says.
-    pub async fn run(&self, cx: &Context, session: &mut Session) -> Result<Progress> {
+    pub async fn run(&self, cx: &Port, session: &mut Session) -> Result<Progress> {
         let mut progress = read_progress(cx, session, self.unit).await?;
         let mut pace = Pace::new(self.batch);
         while !progress.done {
@@ -92,7 +91,7 @@ impl Work<'_> {
         Ok(progress)
     }
 
-    async fn batch_with_retries(&self, cx: &Context, session: &mut Session, pace: &Pace) -> Result<Progress> {
+    async fn batch_with_retries(&self, cx: &Port, session: &mut Session, pace: &Pace) -> Result<Progress> {
         let mut attempt = 1;
         loop {
             match self.one(cx, session, pace).await {
@@ -112,7 +111,7 @@ impl Work<'_> {
     }
 
     /// One transaction: a stretch of keys that is looked at, and at most a batch of rows in it changed.
-    async fn one(&self, cx: &Context, session: &mut Session, pace: &Pace) -> Result<Progress> {
+    async fn one(&self, cx: &Port, session: &mut Session, pace: &Pace) -> Result<Progress> {
         let tx = session.transaction().await?;
         tx.wait_for_locks(self.lock_timeout).await?;
         // Read under the fence, so that it is this runner's word and nobody else's.
@@ -251,7 +250,7 @@ impl Work<'_> {
         Ok(rows.iter().map(|row| (0..self.table.key.len()).map(|i| row.get(i)).collect()).collect())
     }
 
-    async fn apply(&self, cx: &Context, tx: &Tx<'_>, keys: &[Vec<String>]) -> Result<u64> {
+    async fn apply(&self, cx: &Port, tx: &Tx<'_>, keys: &[Vec<String>]) -> Result<u64> {
         let arrays = key_arrays(keys, self.table.key.len());
         let mut values = params(&arrays);
         let n = values.len();
@@ -372,7 +371,7 @@ impl Work<'_> {
 }
 
 /// The walk's checkpoint, read in a transaction of its own.
-pub(super) async fn read_progress(cx: &Context, session: &mut Session, unit: &str) -> Result<Progress> {
+pub(crate) async fn read_progress(cx: &Port, session: &mut Session, unit: &str) -> Result<Progress> {
     let tx = session.transaction().await?;
     let progress = tx.checkpoint(cx.run, &cx.step, unit).await?.unwrap_or_default();
     tx.rollback().await?;
@@ -390,12 +389,8 @@ fn explain_foreign_key(error: Error, keys: &[ForeignKey]) -> Error {
         .hint("clean the referring rows first in a step of their own, or say `children: archive` to take them along; undo brings both back")
 }
 
-/// An SQL string that is a condition over `table`'s rows: `where` or everything.
-pub(super) fn condition(text: Option<&str>) -> String {
-    text.map_or_else(|| "true".to_owned(), str::to_owned)
-}
-
-/// The marker text by which SQL of ours names a step.
-pub(super) fn comment(cx: &Context) -> String {
-    quote_literal(&format!("Handover, plan {}, step {}, run {}", cx.plan, cx.step, cx.run))
+/// The error of an expectation that does not hold.
+pub(crate) fn more_than_expected(limit: u64, table: &str) -> Error {
+    Error::new(Class::Invariant, format!("more rows of {table} match than the {limit} that were expected"))
+        .hint("look at them with the query that `handover dry-run` shows; then correct `where`, or raise `expect`")
 }

@@ -1,21 +1,24 @@
 //! How many rows a condition takes, without looking for longer than some seconds.
 
-use super::table::Table;
-use crate::error::{Class, Result};
-use crate::postgres::{Session, quote_ident};
+use crate::table::Table;
+use handover_core::error::{Class, Result};
+use handover_postgres::{Session, quote_ident};
 use serde_json::Value;
 
+/// Memory for the conditions of a plan: `not in (select …)` is only looked up in a hash table while that fits, and
+/// beyond it reads the whole list once a row.
+pub(crate) const WORK_MEM: &str = "128MB";
 /// How long a dry run may count before it asks the planner instead.
-pub(super) const COUNT_LIMIT: &str = "10s";
+pub(crate) const COUNT_LIMIT: &str = "10s";
 /// How long it may then look at a sample, before it says what the planner believes.
-pub(super) const SAMPLE_LIMIT: &str = "5s";
+pub(crate) const SAMPLE_LIMIT: &str = "5s";
 /// Rows of a sample, and about how many it is drawn from: those of whole pages, which may be alike.
 const SAMPLE: u32 = 500;
 const POOL: f64 = 10_000.0;
 
 /// How many rows a query has.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Count {
+pub(crate) enum Count {
     Exact(u64),
     /// Extrapolated from rows that were looked at.
     Sample {
@@ -27,8 +30,8 @@ pub(super) enum Count {
 }
 
 /// Counts for a bounded time; then a sample; then asks the planner.
-pub(super) async fn count(session: &Session, table: &Table, base: &str, matching: &str) -> Result<Count> {
-    session.set("work_mem", super::WORK_MEM).await?;
+pub(crate) async fn count(session: &Session, table: &Table, base: &str, matching: &str) -> Result<Count> {
+    session.set("work_mem", WORK_MEM).await?;
     if let Some((rows, _)) =
         bounded(session, COUNT_LIMIT, &format!("select count(*), 0::float8 {base}")).await?
     {
@@ -65,7 +68,7 @@ pub(super) async fn count(session: &Session, table: &Table, base: &str, matching
 }
 
 /// A query's two numbers, unless it takes longer than `limit`.
-pub(super) async fn bounded(session: &Session, limit: &str, sql: &str) -> Result<Option<(u64, f64)>> {
+pub(crate) async fn bounded(session: &Session, limit: &str, sql: &str) -> Result<Option<(u64, f64)>> {
     session.set("statement_timeout", limit).await?;
     let counted = session.query_one(sql, &[]).await;
     session.set("statement_timeout", "0").await?;

@@ -1,16 +1,16 @@
 //! Setting rows aside that another kind of step found, by their places.
 
-use super::children;
-use super::table::{Catalog, Table, params};
-use crate::error::{Class, Error, Result};
-use crate::postgres::ours::OURS;
-use crate::postgres::{TableName, Tx};
-use crate::steps::Context;
+use crate::children;
+use crate::table::{Catalog, Table, params};
+use handover_core::error::{Class, Error, Result};
+use handover_port::Port;
+use handover_postgres::ours::OURS;
+use handover_postgres::{TableName, Tx};
 use std::collections::BTreeMap;
 use tokio_postgres::types::ToSql;
 
 /// A row's place as text: the oid of its table (a partition of it), and its tuple.
-pub(in crate::steps) type Place = (String, String);
+pub type Place = (String, String);
 
 /// Rows whose places come as two arrays.
 const AMONG: &str = "ctid = any ($2::text[]::tid[])
@@ -50,7 +50,7 @@ fn arrays(places: &[Place]) -> Vec<Vec<&str>> {
 ///
 /// # Errors
 /// What the server says.
-pub(in crate::steps) async fn set_aside(cx: &Context, tx: &Tx<'_>, places: &[Place]) -> Result<()> {
+pub async fn set_aside(cx: &Port, tx: &Tx<'_>, places: &[Place]) -> Result<()> {
     for (name, places) in by_table(tx, places).await? {
         let table = load(tx, &name).await?;
         let arrays = arrays(&places);
@@ -83,7 +83,7 @@ pub(in crate::steps) async fn set_aside(cx: &Context, tx: &Tx<'_>, places: &[Pla
 ///
 /// # Errors
 /// What the server says.
-pub(in crate::steps) async fn words(tx: &Tx<'_>, places: &[Place]) -> Result<Vec<String>> {
+pub async fn words(tx: &Tx<'_>, places: &[Place]) -> Result<Vec<String>> {
     let mut out = Vec::new();
     for (name, places) in by_table(tx, places).await? {
         let table = load(tx, &name).await?;

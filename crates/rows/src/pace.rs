@@ -21,7 +21,7 @@ const BORNE: u32 = 8;
 
 /// Sizes that follow the database's speed; not kept, because no outcome depends on them.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     /// Rows changed in one transaction, at most.
     pub batch: u64,
     /// Rows looked at in one transaction.

@@ -1,9 +1,9 @@
 //! Waiting while the database or its replicas are too busy for another batch.
 
-use crate::error::Result;
-use crate::postgres::Session;
-use crate::steps::Context;
-use crate::value::Duration;
+use handover_core::error::Result;
+use handover_core::value::Duration;
+use handover_port::Port;
+use handover_postgres::Session;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub struct Throttle {
 
 impl Throttle {
     /// Returns once the limits hold; says when it begins and ends to wait.
-    pub(in crate::steps) async fn wait(&self, cx: &Context, session: &Session) -> Result<()> {
+    pub(crate) async fn wait(&self, cx: &Port, session: &Session) -> Result<()> {
         let mut waited: Option<std::time::Instant> = None;
         while let Some(reason) = self.exceeded(session).await? {
             cx.proceed()?;

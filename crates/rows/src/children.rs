@@ -3,11 +3,11 @@
 //! `ON DELETE CASCADE` would delete children behind the archive's back, and `SET NULL` would change them, so
 //! neither is left to the server.
 
-use super::table::{Catalog, ForeignKey, Table, params};
-use crate::error::{Class, Error, Result};
-use crate::postgres::ours::OURS;
-use crate::postgres::{Tx, quote_ident};
-use crate::steps::Context;
+use crate::table::{Catalog, ForeignKey, Table, params};
+use handover_core::error::{Class, Error, Result};
+use handover_port::Port;
+use handover_postgres::ours::OURS;
+use handover_postgres::{Tx, quote_ident};
 use std::collections::BTreeSet;
 use tokio_postgres::types::ToSql;
 
@@ -19,8 +19,8 @@ const BY_PLACE: &str = "ctid = any ($2::text[]::tid[])
     and (tableoid, ctid) in (select o, t from unnest($1::oid[], $2::text[]::tid[]) as handover_p(o, t))";
 
 /// Deletes and archives the rows that refer to the chosen rows of `table`, deepest first; or refuses them.
-pub(super) async fn take(
-    cx: &Context,
+pub(crate) async fn take(
+    cx: &Port,
     tx: &Tx<'_>,
     table: &Table,
     among: &str,
@@ -103,7 +103,7 @@ async fn referring(tx: &Tx<'_>, parent: &Table, fk: &ForeignKey, rows: &[Place])
     places(tx, &sql, &[&tables, &tuples]).await
 }
 
-async fn remove(cx: &Context, tx: &Tx<'_>, child: &Table, rows: &[Place], action: &str) -> Result<()> {
+async fn remove(cx: &Port, tx: &Tx<'_>, child: &Table, rows: &[Place], action: &str) -> Result<()> {
     let (tables, tuples) = split(rows);
     let sql = format!(
         "with gone as (delete from {} where {BY_PLACE} returning {} as k, {} as r)

@@ -4,14 +4,14 @@
 //! puts rows back and drops them from the archive in one transaction, which makes the archive its own
 //! checkpoint. What somebody wrote since is never overwritten: such a row stays in the archive with the reason.
 
-use super::table::{Catalog, Table, object};
-use crate::error::{Class, Error, Result};
-use crate::event::Measure;
-use crate::failpoint;
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
-use crate::steps::Context;
+use crate::table::{Catalog, Table, object};
+use handover_core::error::{Class, Error, Result};
+use handover_core::event::{Measure, StepId};
+use handover_core::failpoint;
+use handover_port::Port;
 use handover_port::Turns;
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ struct Entry {
 
 /// When an updated row may be put back.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::steps) enum Guard<'a> {
+pub(crate) enum Guard<'a> {
     /// Only if these columns, which the step wrote, still hold what it wrote.
     Columns(&'a [String]),
     /// Always: the columns only mirror others, so nothing is lost with them.
@@ -41,13 +41,15 @@ pub(in crate::steps) enum Guard<'a> {
 const CHOSEN: &str = "a.run = $1 and a.step = $2 and a.id = any ($3)";
 
 /// Puts everything back that this step archived. An updated row that the guard does not let through is a
-/// conflict; in the others, each column that somebody wrote since keeps what they wrote.
-pub(in crate::steps) async fn put_back(
-    cx: &Context,
+/// conflict; in the others, each column that somebody wrote since keeps what they wrote. Nothing is put back where a
+/// later step gave the database up.
+pub(crate) async fn put_back(
+    cx: &Port,
     session: &mut Session,
     guard: Guard<'_>,
+    given_up_by: Option<&StepId>,
 ) -> Result<Value> {
-    if let Some(step) = crate::steps::migrate::gave_up(cx, session).await? {
+    if let Some(step) = given_up_by {
         cx.note(format!(
             "rows are not put back: step `{step}` gave {} up, and an earlier step's undo empties it",
             session.database()
@@ -112,7 +114,7 @@ pub(in crate::steps) async fn put_back(
 }
 
 /// Drops what undo would have needed. Quarantined rows are set aside for people and stay.
-pub(in crate::steps) async fn forget(cx: &Context, session: &mut Session) -> Result<()> {
+pub(crate) async fn forget(cx: &Port, session: &mut Session) -> Result<()> {
     loop {
         cx.proceed()?;
         let tx = session.transaction().await?;
@@ -141,14 +143,14 @@ pub(in crate::steps) async fn forget(cx: &Context, session: &mut Session) -> Res
     Ok(())
 }
 
-async fn count(cx: &Context, session: &Session, condition: &str) -> Result<u64> {
+async fn count(cx: &Port, session: &Session, condition: &str) -> Result<u64> {
     let sql = format!("select count(*) from {OURS}.archive where run = $1 and step = $2 and {condition}");
     let n: i64 = session.query_one(&sql, &[&cx.run.0, &cx.step.as_str()]).await?.get(0);
     Ok(n.unsigned_abs())
 }
 
 /// The next rows to put back: newest first, of one table and one action, and no row twice.
-async fn upcoming(cx: &Context, session: &Session) -> Result<Vec<Entry>> {
+async fn upcoming(cx: &Port, session: &Session) -> Result<Vec<Entry>> {
     let rows = session
         .query(
             &format!(
@@ -172,7 +174,7 @@ async fn upcoming(cx: &Context, session: &Session) -> Result<Vec<Entry>> {
 }
 
 async fn batch(
-    cx: &Context,
+    cx: &Port,
     session: &mut Session,
     table: &Table,
     action: &str,
@@ -229,7 +231,7 @@ async fn batch(
 
 /// Puts some rows back; returns whose ids it did, and how many of them triggers altered.
 async fn apply(
-    cx: &Context,
+    cx: &Port,
     tx: &Tx<'_>,
     table: &Table,
     action: &str,

@@ -1,13 +1,13 @@
 //! What the catalog says of a table, and the pieces of SQL that follow from it.
 
-use crate::error::{Error, Result};
-use crate::postgres::{Session, TableName, Tx, quote_ident, quote_literal};
+use handover_core::error::{Error, Result};
+use handover_postgres::{Session, TableName, Tx, quote_ident, quote_literal};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 /// Where the catalog is read: alone, or in the transaction that acts on it.
 #[derive(Clone, Copy)]
-pub(in crate::steps) enum Catalog<'a> {
+pub(crate) enum Catalog<'a> {
     Session(&'a Session),
     Transaction(&'a Tx<'a>),
 }
@@ -30,7 +30,7 @@ impl Catalog<'_> {
 
 /// A column.
 #[derive(Debug, Clone)]
-pub(in crate::steps) struct Column {
+pub(crate) struct Column {
     pub name: String,
     /// The type's name without its modifier, so that reading a value back never cuts it short silently.
     pub type_sql: String,
@@ -79,7 +79,7 @@ impl Column {
 
 /// A foreign key that points at a table.
 #[derive(Debug, Clone)]
-pub(in crate::steps) struct ForeignKey {
+pub(crate) struct ForeignKey {
     pub name: String,
     pub child: TableName,
     pub child_columns: Vec<String>,
@@ -92,7 +92,7 @@ pub(in crate::steps) struct ForeignKey {
 
 /// A table as the catalog has it.
 #[derive(Debug, Clone)]
-pub(in crate::steps) struct Table {
+pub(crate) struct Table {
     pub name: TableName,
     pub columns: Vec<Column>,
     /// The columns that identify a row; empty when [`Table::load`] was not asked for a key.
@@ -163,7 +163,7 @@ impl Table {
         match self.column(name) {
             None => {
                 let names = self.columns.iter().map(|c| c.name.as_str());
-                let hint = match crate::problem::suggest(name, names) {
+                let hint = match handover_core::problem::suggest(name, names) {
                     Some(close) => format!("did you mean `{close}`?"),
                     None => "a new column is made by a `migrate` step before this one".into(),
                 };
@@ -234,18 +234,18 @@ impl Table {
 }
 
 /// Keys as one text array per column, the way [`Table::key_among`] wants them.
-pub(in crate::steps) fn key_arrays(keys: &[Vec<String>], width: usize) -> Vec<Vec<&str>> {
+pub(crate) fn key_arrays(keys: &[Vec<String>], width: usize) -> Vec<Vec<&str>> {
     (0..width).map(|i| keys.iter().filter_map(|key| key.get(i).map(String::as_str)).collect()).collect()
 }
 
 /// References to values, as parameters.
-pub(in crate::steps) fn params<T: ToSql + Sync>(values: &[T]) -> Vec<&(dyn ToSql + Sync)> {
+pub(crate) fn params<T: ToSql + Sync>(values: &[T]) -> Vec<&(dyn ToSql + Sync)> {
     values.iter().map(|v| v as &(dyn ToSql + Sync)).collect()
 }
 
 /// An object of column name to value as text. `jsonb_object` takes two arrays, so it has no limit of arguments.
 /// `prefix` goes before each column, e.g. `t.`.
-pub(in crate::steps) fn object<'a>(columns: impl Iterator<Item = &'a Column>, prefix: &str) -> String {
+pub(crate) fn object<'a>(columns: impl Iterator<Item = &'a Column>, prefix: &str) -> String {
     let (names, values): (Vec<String>, Vec<String>) =
         columns.map(|c| (quote_literal(&c.name), format!("{prefix}{}::text", c.ident()))).unzip();
     format!("jsonb_object(array[{}]::text[], array[{}]::text[])", names.join(", "), values.join(", "))
