@@ -28,7 +28,7 @@ pub mod monitor;
 pub mod replay;
 pub mod replicate;
 mod restore;
-pub mod verify;
+mod verify;
 mod watched;
 
 pub use context::{Context, Ledger};
@@ -56,7 +56,7 @@ kinds! {
     "capture" => capture::Capture,
     "replay" => replay::Replay,
     "replicate" => replicate::Replicate,
-    "verify" => verify::Verify,
+    "verify" => handover_compare::Verify,
     "cutover" => cutover::Cutover,
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,

@@ -3,9 +3,9 @@
 use crate::support::context::{context, kind};
 use crate::support::servers::{self, Database};
 use handover::postgres::{Session, TableName};
-use handover::steps::verify::hash::{self, Hasher};
-use handover::steps::verify::shape;
 use handover::steps::{Context, Port};
+use handover_compare::hash::{self, Hasher};
+use handover_compare::shape;
 use serde_json::{Value, json};
 
 /// Tables of every kind; `COLLATION` and `COLUMNS` differ between the sides.

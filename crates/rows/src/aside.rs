@@ -3,9 +3,10 @@
 use crate::children;
 use crate::table::{Catalog, Table, params};
 use handover_core::error::{Class, Error, Result};
+use handover_core::event::{RunId, StepId};
 use handover_port::Port;
 use handover_postgres::ours::OURS;
-use handover_postgres::{TableName, Tx};
+use handover_postgres::{Session, TableName, Tx};
 use std::collections::BTreeMap;
 use tokio_postgres::types::ToSql;
 
@@ -101,4 +102,22 @@ pub async fn words(tx: &Tx<'_>, places: &[Place]) -> Result<Vec<String>> {
         }
     }
     Ok(out)
+}
+
+/// How many rows a step set aside, by table.
+///
+/// # Errors
+/// What the server says.
+pub async fn counts(session: &Session, run: RunId, step: &StepId) -> Result<BTreeMap<TableName, u64>> {
+    let sql = format!(
+        "select table_name, count(*) from {OURS}.archive
+         where run = $1 and step = $2 and action = 'quarantine' group by 1"
+    );
+    let rows = session.query(&sql, &[&run.0, &step.as_str()]).await?;
+    rows.iter()
+        .map(|row| {
+            let name = TableName::try_from(row.get::<_, String>(0)).map_err(Error::internal)?;
+            Ok((name, row.get::<_, i64>(1).unsigned_abs()))
+        })
+        .collect()
 }

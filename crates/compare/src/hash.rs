@@ -4,9 +4,9 @@
 //! put together, which is what costs most in hashing a row's text. A chain is not linear, so two rows that
 //! swapped values have other hashes and another sum.
 
-use super::shape::{Column, Shape};
-use crate::error::Result;
-use crate::postgres::{Session, quote_ident};
+use crate::shape::{Column, Shape};
+use handover_core::error::Result;
+use handover_postgres::{Session, quote_ident};
 
 /// Longer chains are cut, because each link is a level of nesting to the server's parser.
 const LINKS: usize = 50;

@@ -1,12 +1,12 @@
 //! From a piece that differs to the rows that do: both sides' keys and hashes, sorted by the servers, merged as
 //! they arrive.
 
-use super::cut::Table;
-use super::found::{Kind, RowFound};
-use super::hash::{Hasher, at};
-use crate::error::{Error, Result};
-use crate::postgres::Session;
+use crate::cut::Table;
+use crate::found::{Kind, RowFound};
+use crate::hash::{Hasher, at};
 use futures_util::{Stream, StreamExt};
+use handover_core::error::{Error, Result};
+use handover_postgres::Session;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::pin::Pin;

@@ -5,12 +5,12 @@
 //! taken and again at the end. What follows by replication is different: there a row is equal when it was seen
 //! equal at some time since the step began, and an interruption does not change that.
 
-use super::cut::Sample;
-use crate::error::Result;
-use crate::postgres::catalog::application;
-use crate::postgres::{Databases, Session, TableName};
-use crate::steps::Context;
-use crate::value::fingerprint;
+use crate::cut::Sample;
+use handover_core::error::Result;
+use handover_core::value::fingerprint;
+use handover_port::Port;
+use handover_postgres::catalog::application;
+use handover_postgres::{Databases, Session, TableName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -109,7 +109,7 @@ impl State {
 
 /// What agreed.
 pub struct Agreed {
-    cx: Context,
+    cx: Port,
     evidence: Evidence,
     total: u64,
     state: Mutex<State>,
@@ -128,7 +128,7 @@ impl Agreed {
     ///
     /// # Errors
     /// A fact of another version.
-    pub fn read(cx: &Context, evidence: Evidence, total: u64) -> Result<Self> {
+    pub fn read(cx: &Port, evidence: Evidence, total: u64) -> Result<Self> {
         let mut state = State { written: Some(Instant::now()), ..State::default() };
         while let Some(fact) = cx.recall::<BTreeMap<TableName, Pieces>>(&fact(state.facts))? {
             state.facts += 1;
@@ -149,7 +149,7 @@ impl Agreed {
     ///
     /// # Errors
     /// The journal failing.
-    pub async fn forget(cx: &Context) -> Result<()> {
+    pub async fn forget(cx: &Port) -> Result<()> {
         for n in 0.. {
             if cx.recall::<serde_json::Value>(&fact(n))?.is_none() {
                 return Ok(());

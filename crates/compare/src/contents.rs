@@ -1,22 +1,23 @@
 //! The content of tables: summed, and where it differs judged by whether anybody may be writing.
 
-use super::agreed::{Agreed, Evidence};
-use super::aside;
-use super::checksum::Comparison;
-use super::cut::{Cut, Table};
-use super::fence::Fence;
-use super::found::{self, Kind, TableFound};
-use super::hash::Hasher;
-use super::narrow::{self, Candidate};
-use super::sessions::{Pair, Sessions};
-use super::settle::{Fate, Row, Settling};
-use super::shape::{self, Shape};
-use super::{Checksums, Tables, failpoint};
-use crate::error::Result;
-use crate::event::{RunId, StepId};
-use crate::postgres::TableName;
-use crate::steps::Context;
-use crate::steps::copy::Copy;
+use crate::agreed::{Agreed, Evidence};
+use crate::aside;
+use crate::checksum::Comparison;
+use crate::cut::{Cut, Table};
+use crate::fence::Fence;
+use crate::found::{self, Kind, TableFound};
+use crate::given::Carried;
+use crate::hash::Hasher;
+use crate::narrow::{self, Candidate};
+use crate::options::{Checksums, Tables};
+use crate::sessions::{Pair, Sessions};
+use crate::settle::{Fate, Row, Settling};
+use crate::shape::{self, Shape};
+use handover_core::error::Result;
+use handover_core::event::{RunId, StepId};
+use handover_core::failpoint;
+use handover_port::Port;
+use handover_postgres::TableName;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub struct Wanted<'a> {
     /// Tables of which it is compared which rows there are.
     pub counts: Option<&'a Tables>,
     /// The copy that made "after".
-    pub copy: Option<&'a Copy>,
+    pub copy: Option<Carried<'a>>,
     /// The run and step of that copy, if it may have set rows aside.
     pub aside: Option<(RunId, &'a StepId)>,
 }
@@ -95,7 +96,7 @@ async fn prepare(wanted: Wanted<'_>, sessions: Sessions<'_>, before_name: &str) 
 /// # Errors
 /// What either server says.
 pub async fn frozen(
-    cx: &Context,
+    cx: &Port,
     wanted: Wanted<'_>,
     sessions: Sessions<'_>,
     jobs: usize,
@@ -123,7 +124,7 @@ pub async fn frozen(
 }
 
 /// What earlier attempts agreed on, of tables that are cut the same way as then.
-fn read_agreed(cx: &Context, tables: &[Table], evidence: &Evidence) -> Result<Agreed> {
+fn read_agreed(cx: &Port, tables: &[Table], evidence: &Evidence) -> Result<Agreed> {
     let mut evidence = evidence.clone();
     for table in tables {
         if let (Some(text), Cut::Ranges { columns, .. }) = (evidence.get_mut(&table.name), &table.cut) {
@@ -135,12 +136,12 @@ fn read_agreed(cx: &Context, tables: &[Table], evidence: &Evidence) -> Result<Ag
 
 /// Compares what is being written before and follows after; rows that differ are looked at again for `within`.
 /// A row is equal when it was seen equal at some time
-/// since the comparison began; see [`super::watched`].
+/// since the comparison began; see [`crate::watched`].
 ///
 /// # Errors
 /// What either server or the fence says.
 pub async fn moving(
-    cx: &Context,
+    cx: &Port,
     wanted: Wanted<'_>,
     sessions: Sessions<'_>,
     jobs: usize,

@@ -1,15 +1,15 @@
 //! Rows that differed while both sides were being written are looked at again until it is known what they are.
 
-use super::cut::Table;
-use super::fence::Fence;
-use super::hash::Hasher;
-use super::narrow::{Candidate, Now, look, looking};
-use super::sessions::Pair;
-use super::watched::{Verdict, Watched};
-use crate::error::Result;
-use crate::event::Measure;
-use crate::postgres::Session;
-use crate::steps::Context;
+use crate::cut::Table;
+use crate::fence::Fence;
+use crate::hash::Hasher;
+use crate::narrow::{Candidate, Now, look, looking};
+use crate::sessions::Pair;
+use crate::watched::{Verdict, Watched};
+use handover_core::error::Result;
+use handover_core::event::Measure;
+use handover_port::Port;
+use handover_postgres::Session;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ impl Row {
 /// Two sessions that see what is there now, and what they look at.
 pub struct Settling<'a> {
     /// The run.
-    pub cx: &'a Context,
+    pub cx: &'a Port,
     /// Sessions in no transaction.
     pub pair: &'a Pair,
     /// All tables.

@@ -1,6 +1,6 @@
 //! What checksums found, for people and as JSON. Keys are shown and values never are: they may be secrets.
 
-use crate::postgres::TableName;
+use handover_postgres::TableName;
 use serde::Serialize;
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! One side of a verification: every question to it is answered from one snapshot.
 
-use crate::error::Result;
-use crate::postgres::{Databases, Session, quote_literal};
+use handover_core::error::Result;
+use handover_postgres::{Databases, Session, quote_literal};
 use std::time::Duration;
 
 /// A read-only transaction on one database, whose snapshot others can join.

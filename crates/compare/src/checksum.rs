@@ -4,21 +4,22 @@
 //! which counts duplicates. Several pairs of sessions take pieces from one queue; only pieces that differ are
 //! read again, for their rows.
 
-use super::agreed::{Agreed, Boundaries, Bucket, Sums};
-use super::cut::{self, Blocks, Cut, Table};
-use super::found::{Kind, SHOWN, TableFound};
-use super::hash::Hasher;
-use super::narrow::{self, Candidate};
-use super::sessions::{Pair, Sessions};
-use super::side::BEGIN;
-use crate::error::{Error, Result};
-use crate::event::Measure;
-use crate::failpoint;
-use crate::postgres::Session;
-use crate::steps::Context;
-use crate::value::fingerprint;
+use crate::agreed::{Agreed, Boundaries, Sums};
+use crate::cut::{self, Blocks, Cut, Table};
+use crate::found::{Kind, SHOWN, TableFound};
+use crate::hash::Hasher;
+use crate::narrow::{self, Candidate};
+use crate::sessions::{Pair, Sessions};
+use crate::side::BEGIN;
+use crate::tally::{Buckets, Range, Tally, Unit, buckets, merge};
 use futures_util::future::try_join_all;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use handover_core::error::{Error, Result};
+use handover_core::event::Measure;
+use handover_core::failpoint;
+use handover_core::value::fingerprint;
+use handover_port::Port;
+use handover_postgres::Session;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,45 +37,9 @@ const BUCKETS: i64 = 4_096;
 /// Differing rows of a table that are remembered while it is being written.
 pub const REMEMBERED: usize = 100_000;
 
-/// What is left to do.
-#[derive(Debug)]
-enum Unit {
-    /// Find a table's boundaries.
-    Plan(usize),
-    /// Sum one range of a table.
-    Range(usize, Range),
-    /// Sum some blocks of a table: the pieces from this one to before that one.
-    Blocks(usize, usize, usize),
-}
-
-#[derive(Debug)]
-struct Range {
-    /// Its number, if the journal has the boundaries.
-    number: Option<usize>,
-    columns: Vec<String>,
-    lower: Option<Vec<String>>,
-    upper: Option<Vec<String>>,
-    bytes: u64,
-}
-
-type Buckets = BTreeMap<i64, (i64, i128)>;
-
-/// What is known of a table so far.
-#[derive(Debug, Default)]
-struct Tally {
-    found: TableFound,
-    candidates: Vec<Candidate>,
-    buckets: (Buckets, Buckets),
-    /// Pieces whose blocks are in the buckets.
-    blocks_done: BTreeSet<usize>,
-    blocks_left: usize,
-    bytes: u64,
-    units_left: usize,
-}
-
 /// A comparison of tables.
 pub struct Comparison<'a> {
-    cx: &'a Context,
+    cx: &'a Port,
     sessions: Sessions<'a>,
     hasher: Hasher,
     tables: &'a [Table],
@@ -92,7 +57,7 @@ impl<'a> Comparison<'a> {
     /// A comparison that was not begun.
     #[must_use]
     pub fn new(
-        cx: &'a Context,
+        cx: &'a Port,
         sessions: Sessions<'a>,
         hasher: Hasher,
         tables: &'a [Table],
@@ -481,20 +446,3 @@ impl<'a> Comparison<'a> {
 
 /// The bar over all tables.
 const IN_ALL: &str = "in all";
-
-/// Buckets as the journal has them.
-fn buckets(kept: &[Bucket]) -> Result<Buckets> {
-    let one = |(bucket, rows, sum): &Bucket| {
-        let sum = sum.parse().map_err(|_| Error::internal("a sum in the journal is no whole number"))?;
-        Ok((*bucket, (*rows, sum)))
-    };
-    kept.iter().map(one).collect()
-}
-
-fn merge(into: &mut Buckets, sums: Vec<(i64, i64, i128)>) {
-    for (bucket, rows, sum) in sums {
-        let entry = into.entry(bucket).or_insert((0, 0));
-        entry.0 += rows;
-        entry.1 += sum;
-    }
-}

@@ -1,11 +1,11 @@
 //! Rows that a copy with `on_violation: quarantine` set aside on "after": they are not missing.
 
-use super::cut::Table;
-use super::hash::at;
-use crate::error::Result;
-use crate::event::{RunId, StepId};
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, quote_literal};
+use crate::cut::Table;
+use crate::hash::at;
+use handover_core::error::Result;
+use handover_core::event::{RunId, StepId};
+use handover_postgres::ours::OURS;
+use handover_postgres::{Session, quote_literal};
 
 /// A condition for those of a table, by its key, over rows `q` of "before"; none where none were. Without a key they
 /// cannot be told from others, and are found missing.

@@ -6,10 +6,10 @@
 //! locale are read **by block** in whatever order each server has them, and rows fall into buckets by a hash of
 //! their key.
 
-use super::hash::{self, Both, Hasher, at};
-use super::shape::{Heap, Shape, from};
-use crate::error::Result;
-use crate::postgres::{Session, TableName, quote_literal};
+use crate::hash::{self, Both, Hasher, at};
+use crate::shape::{self, Heap, Shape, from};
+use handover_core::error::Result;
+use handover_postgres::{Session, TableName, quote_literal};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -78,13 +78,13 @@ impl Table {
     #[must_use]
     pub fn new(name: TableName, before: Shape, after: Shape, rows: u32) -> Self {
         let columns = hash::columns(&before, &after);
-        let twin = |key: &super::shape::Key| {
+        let twin = |key: &shape::Key| {
             after.keys.iter().find(|other| {
                 other.columns.len() == key.columns.len()
                     && key.columns.iter().all(|c| other.columns.contains(c))
             })
         };
-        let there = |key: &&super::shape::Key| key.columns.iter().all(|c| after.columns.contains_key(c));
+        let there = |key: &&shape::Key| key.columns.iter().all(|c| after.columns.contains_key(c));
         let key = before.keys.iter().find(|key| twin(key).is_some()).or(before.keys.iter().find(there));
         let cut = key
             .and_then(|key| Some((key, twin(key)?)))
@@ -183,8 +183,8 @@ impl Table {
 
 /// Key ranges, if both sides can read them well.
 fn ranges(
-    (before, key): (&Shape, &super::shape::Key),
-    (after, other): (&Shape, &super::shape::Key),
+    (before, key): (&Shape, &shape::Key),
+    (after, other): (&Shape, &shape::Key),
     rows: u32,
 ) -> Option<Cut> {
     let alike = |(one, two): &(&String, &String)| {
@@ -202,7 +202,7 @@ fn ranges(
     let by_bytes = before.bytes as f64 / PIECE_BYTES;
     let pieces = (before.estimate / f64::from(rows.max(1))).max(by_bytes).ceil().clamp(1.0, PIECES);
     if pieces > 1.0 {
-        let in_order = |key: &super::shape::Key| key.correlation.is_some_and(|c| c >= CORRELATED);
+        let in_order = |key: &shape::Key| key.correlation.is_some_and(|c| c >= CORRELATED);
         let cached = before.bytes.max(after.bytes) <= CACHED;
         if columns.is_empty() || !(cached || in_order(key) && in_order(other)) {
             return None;
@@ -297,10 +297,10 @@ pub async fn boundaries(
     }
     let list = columns.iter().map(|c| at(c)).collect::<Vec<_>>().join(", ");
     let texts =
-        columns.iter().map(|c| format!("k.{}::text", crate::postgres::quote_ident(c))).collect::<Vec<_>>();
+        columns.iter().map(|c| format!("k.{}::text", handover_postgres::quote_ident(c))).collect::<Vec<_>>();
     let order = columns
         .iter()
-        .map(|c| format!("k.{}", crate::postgres::quote_ident(c)))
+        .map(|c| format!("k.{}", handover_postgres::quote_ident(c)))
         .collect::<Vec<_>>()
         .join(", ");
     let sql = format!(
@@ -342,7 +342,7 @@ pub fn condition(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steps::verify::shape::{Column, Key};
+    use crate::shape::{Column, Key};
 
     fn shape(correlation: f32, ranged: usize, bytes: u64) -> Shape {
         let column = Column { base: 20, sql_type: "bigint".into(), required: true, odd: false };

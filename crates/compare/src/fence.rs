@@ -1,9 +1,8 @@
 //! How to know that a change has arrived on the other side.
 
-use crate::error::Result;
-use crate::steps::Context;
-use crate::steps::replicate::Gauge;
 use async_trait::async_trait;
+use handover_core::error::Result;
+use handover_port::Port;
 use std::time::Duration;
 
 /// Something between "before" and "after" that changes cannot overtake.
@@ -20,33 +19,10 @@ pub trait Fence: Send {
     fn proves(&self) -> bool;
 }
 
-/// Marks in the stream of a `replicate` step.
-pub struct Marks {
-    /// Where they are written and seen.
-    pub gauge: Gauge,
-    /// Under which name.
-    pub name: String,
-    /// How long one is waited for.
-    pub patience: Duration,
-    /// For its stop.
-    pub cx: Context,
-}
-
-#[async_trait]
-impl Fence for Marks {
-    async fn pass(&mut self) -> Result<bool> {
-        self.gauge.mark(&self.cx, &self.name, self.patience).await
-    }
-
-    fn proves(&self) -> bool {
-        true
-    }
-}
-
 /// Nothing but time, for a side that follows in a way we do not know.
 pub struct Pause {
     /// For its stop.
-    pub cx: Context,
+    pub cx: Port,
     /// How long.
     pub every: Duration,
 }

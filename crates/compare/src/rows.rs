@@ -1,8 +1,8 @@
 //! Results as streams of rows that can be compared: sorted by the server, never all in memory.
 
-use crate::error::{Error, Result};
-use crate::postgres::{Session, quote_ident};
 use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
+use handover_core::error::{Error, Result};
+use handover_postgres::{Session, quote_ident};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Json;
 

@@ -1,11 +1,16 @@
 //! What a plan says of a verification.
 
-use super::rows::{self, Matching};
-use crate::event::StepId;
-use crate::postgres::TableName;
-use crate::value::Duration;
+use crate::rows::{self, Matching};
+use handover_core::event::StepId;
+use handover_core::value::Duration;
+use handover_postgres::TableName;
 use schemars::JsonSchema;
 use serde::Deserialize;
+
+/// For a query, unless the plan says otherwise.
+const TIMEOUT: Duration = Duration::secs(30 * 60);
+/// How long rows that are written all the time are looked at again, unless `retries` says.
+const SETTLE: Duration = Duration::secs(10 * 60);
 
 /// Compares before and after.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -32,6 +37,45 @@ pub struct Verify {
     /// Sessions on each side that count and sum tables; 2 unless given.
     #[schemars(range(min = 1, max = 64))]
     pub jobs: Option<usize>,
+}
+
+impl Verify {
+    /// Whether numbers of rows are compared.
+    #[must_use]
+    pub fn counts_tables(&self) -> bool {
+        !matches!(self.row_counts, None | Some(RowCounts::All(false)))
+    }
+
+    /// How long rows that differ are looked at again.
+    #[must_use]
+    pub fn within(&self) -> std::time::Duration {
+        self.retries.map_or(SETTLE, |r| r.within).0
+    }
+
+    /// The databases that are asked the plan's own queries, and whether each is the side before.
+    pub(crate) fn sides(&self) -> Vec<(&str, bool)> {
+        let mut sides = Vec::new();
+        if let Before::Database(name) = &self.before {
+            sides.push((name.as_str(), true));
+        }
+        sides.extend(self.after.iter().map(|name| (name.as_str(), false)));
+        sides
+    }
+
+    pub(crate) fn jobs(&self) -> usize {
+        self.jobs.unwrap_or(2).max(1)
+    }
+
+    pub(crate) fn timeout(&self) -> std::time::Duration {
+        self.statement_timeout.unwrap_or(TIMEOUT).0
+    }
+
+    pub(crate) fn counted(&self) -> Tables {
+        match &self.row_counts {
+            Some(RowCounts::Some(tables)) => tables.clone(),
+            _ => Tables::default(),
+        }
+    }
 }
 
 /// Where "before" comes from.
@@ -86,7 +130,7 @@ pub struct Checksums {
 }
 
 impl Checksums {
-    pub(super) fn chunk_rows(&self) -> u32 {
+    pub(crate) fn chunk_rows(&self) -> u32 {
         self.chunk_rows.unwrap_or(50_000)
     }
 }
@@ -126,7 +170,9 @@ pub struct Retries {
 }
 
 impl Invariant {
-    pub(super) fn matching(&self) -> Matching {
+    /// How rows of its results find each other.
+    #[must_use]
+    pub fn matching(&self) -> Matching {
         if !self.key.is_empty() {
             Matching::Key
         } else if self.ordered || self.tolerance.is_some() {
@@ -136,11 +182,11 @@ impl Invariant {
         }
     }
 
-    pub(super) fn before_sql(&self) -> Option<String> {
+    pub(crate) fn before_sql(&self) -> Option<String> {
         self.before.as_ref().map(|sql| rows::wrap(sql, &self.key, self.matching()))
     }
 
-    pub(super) fn after_sql(&self) -> Option<String> {
+    pub(crate) fn after_sql(&self) -> Option<String> {
         self.after.as_ref().or(self.before.as_ref()).map(|sql| rows::wrap(sql, &self.key, self.matching()))
     }
 }

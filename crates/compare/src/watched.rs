@@ -10,7 +10,7 @@
 //!   seen to have, the second read there only after the first was seen here, with all its columns.
 //!   A row that stands still by mistake never shows two.
 
-use super::narrow::{Content, Now};
+use crate::narrow::{Content, Now};
 use std::collections::BTreeSet;
 
 /// Rounds in a row that must find the same difference.

@@ -1,13 +1,15 @@
 //! What a dry run says of checksums: how each table would be cut, and how long it may take by a sample.
 
-use super::Checksums;
-use super::cut::Table;
-use super::hash::Hasher;
-use super::shape;
-use crate::error::Result;
-use crate::postgres::Session;
-use crate::steps::Description;
-use crate::steps::copy::Copy;
+use crate::cut::Table;
+use crate::given::Carried;
+use crate::hash::Hasher;
+use crate::options::{Before, Checksums, Verify};
+use crate::shape;
+use handover_core::error::Result;
+use handover_core::event::StepId;
+use handover_port::{Description, Port};
+use handover_postgres::Session;
+use handover_postgres::binding::assert_bound;
 use std::time::{Duration, Instant};
 
 /// Tables that are named; the others are counted.
@@ -15,13 +17,69 @@ const NAMED: usize = 10;
 /// Blocks of the largest table that are summed to see how fast each server is: 16 MB.
 const SAMPLE: u64 = 2_048;
 
+impl Verify {
+    /// Says what would be compared, and how. `replicates`: the step that carries changes over meanwhile.
+    ///
+    /// # Errors
+    /// No connection, or what either server says.
+    pub async fn dry_run(
+        &self,
+        cx: &Port,
+        carried: Option<Carried<'_>>,
+        replicates: Option<&StepId>,
+    ) -> Result<Description> {
+        let mut out = Description::default();
+        let verb = if self.record { "record" } else { "compare" };
+        if self.counts_tables() {
+            out.action(format!(
+                "{verb} the exact number of rows of tables, which reads each of them or an index of it"
+            ));
+        }
+        if self.checksums.is_some() {
+            out.action("compare checksums of tables, computed by both servers, which reads each table once");
+        }
+        if let (Some(sums), Before::Database(before), Some(after)) =
+            (&self.checksums, &self.before, &self.after)
+        {
+            out.action(match (replicates, self.retries) {
+                (Some(step), _) => format!(
+                    "while step `{}` replicates, look at rows that differ again behind marks in its stream, until they agree or are certain to differ",
+                    step
+                ),
+                (None, Some(_)) => "look at rows that differ again, as long as `retries` says".to_owned(),
+                (None, None) => "hold one point in time of each side until all is read: every difference is one".to_owned(),
+            });
+            let (before, after) = tokio::try_join!(cx.reader(before), cx.reader(after))?;
+            sums_of(sums, carried, (&before, &after), self.jobs(), &mut out).await?;
+        }
+        for invariant in &self.invariants {
+            out.action(format!("{verb} {}", invariant.name));
+        }
+        for (database, before) in self.sides() {
+            let session = cx.operator_reader(database).await?;
+            for invariant in &self.invariants {
+                let wrapped = if before { invariant.before_sql() } else { invariant.after_sql() };
+                let Some(wrapped) = wrapped else { continue };
+                // Preparing only looks the names up; an earlier step may be what creates them.
+                if let Err(e) = session.prepare(&wrapped).await {
+                    out.warning(format!(
+                        "`{}` cannot run on {database} as it is now: {}",
+                        invariant.name,
+                        e.message()
+                    ));
+                } else if let Err(e) = assert_bound(&session, &wrapped, &invariant.name).await {
+                    out.refusal(&e);
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
 /// Adds what would be summed.
-///
-/// # Errors
-/// What either server says.
-pub async fn describe(
+async fn sums_of(
     sums: &Checksums,
-    copy: Option<&Copy>,
+    copy: Option<Carried<'_>>,
     (before, after): (&Session, &Session),
     jobs: usize,
     out: &mut Description,
@@ -88,7 +146,7 @@ pub async fn describe(
         (tables.iter().map(|t| t.shapes.0.bytes.max(t.shapes.1.bytes)).sum::<u64>() as f64, jobs as f64);
     let words = |seconds: f64| match seconds {
         s if s < 1.0 => "less than a second".to_owned(),
-        s => crate::value::Duration(Duration::from_secs(s.ceil() as u64)).to_string(),
+        s => handover_core::value::Duration(Duration::from_secs(s.ceil() as u64)).to_string(),
     };
     out.estimate = Some(format!(
         "{} with {jobs} cores free on each server, {} with one: {:.0} MB at {:.0} MB/s, which is what {database} needed for the first blocks of {}",

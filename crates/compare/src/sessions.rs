@@ -1,8 +1,8 @@
 //! Where a comparison's sessions come from: from one point in time, or from whatever is there when they ask.
 
-use super::side::{Side, summing};
-use crate::error::Result;
-use crate::postgres::{Databases, Session};
+use crate::side::{Side, summing};
+use handover_core::error::Result;
+use handover_postgres::{Databases, Session};
 use std::time::Duration;
 
 /// Where sessions come from.

@@ -1,9 +1,9 @@
 //! Tables as they can be compared: columns, keys, size, and where their rows lie.
 
-use crate::error::{Error, Result};
-use crate::postgres::catalog::is_application;
-use crate::postgres::{Session, TableName};
-use crate::steps::copy::Copy;
+use crate::given::Carried;
+use handover_core::error::{Error, Result};
+use handover_postgres::catalog::is_application;
+use handover_postgres::{Session, TableName};
 use std::collections::BTreeMap;
 
 /// Rows of a page of a table that was never analyzed.
@@ -201,7 +201,7 @@ fn keys() -> String {
 
 /// Whether the copy before did not carry all of a table's rows, as its plan says.
 #[must_use]
-pub fn left_out(copy: Option<&Copy>, name: &TableName, shape: &Shape) -> bool {
+pub fn left_out(copy: Option<Carried<'_>>, name: &TableName, shape: &Shape) -> bool {
     copy.is_some_and(|copy| {
         !copy.takes_rows(name) || shape.heaps.iter().any(|heap| !copy.takes_rows(&heap.name))
     })
@@ -215,7 +215,7 @@ pub fn chosen(
     there: &BTreeMap<TableName, Shape>,
     tables: &[TableName],
     exclude: &[TableName],
-    copy: Option<&Copy>,
+    copy: Option<Carried<'_>>,
     database: &str,
 ) -> Result<Vec<TableName>> {
     for name in tables.iter().chain(exclude) {
