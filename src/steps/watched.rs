@@ -1,13 +1,13 @@
 //! What steps relied on, kept when it was proven, for a cutover to compare with what is.
 
 use super::Context;
-use super::capture::Capture;
 use super::copy::state::states;
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::postgres::fingerprint::{self, CAPTURE, Facts, IDENTITY, Row, Subject};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
+use handover_events::capture::Capture;
 use std::collections::BTreeSet;
 
 /// Where a capture keeps its facts in the journal.

@@ -6,7 +6,7 @@
 //! decides how a value is written as text.
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
-use super::catalog::Form;
+use crate::catalog::Form;
 use handover_postgres::ours::OURS;
 use handover_postgres::routine::Routine;
 use handover_postgres::{TableName, quote_ident, quote_literal};
@@ -59,7 +59,7 @@ impl fmt::Display for Operation {
 /// Finds the triggers whose function's name matches `$1`: schema, table, trigger, `tgenabled`, function. Clones
 /// on partitions follow their parent's.
 #[must_use]
-pub fn find() -> String {
+pub(crate) fn find() -> String {
     format!(
         "select tn.nspname, c.relname, t.tgname, t.tgenabled::text, p.proname::text
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
@@ -71,13 +71,13 @@ pub fn find() -> String {
 
 /// The `LIKE` pattern of a capture's functions.
 #[must_use]
-pub fn function_pattern(capture: i64) -> String {
+pub(crate) fn function_pattern(capture: i64) -> String {
     format!("capture\\_{capture}\\_%")
 }
 
 /// What is captured of one table.
 #[derive(Debug, Clone)]
-pub struct Spec<'a> {
+pub(crate) struct Spec<'a> {
     /// The capture's id.
     pub capture: i64,
     /// Number of partitions.

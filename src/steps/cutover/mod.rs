@@ -154,8 +154,8 @@ impl StepKind for Cutover {
             cx.database(problems, "to", to);
         }
         if let Some(freeze) = &self.freeze {
-            let captures =
-                super::of_kind::<super::capture::Capture>(cx.earlier()).filter(|(_, c)| c.from == *freeze);
+            let captures = super::of_kind::<handover_events::capture::Capture>(cx.earlier())
+                .filter(|(_, c)| c.from == *freeze);
             for (id, _) in captures {
                 if !protocol::is_replayed(cx.earlier(), id) {
                     problems

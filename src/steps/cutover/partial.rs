@@ -12,13 +12,13 @@ use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::capture::Capture;
-use crate::steps::capture::coverage::{Gap, OPERATIONS, Rest, Why, words};
 use crate::steps::copy::source;
 use crate::steps::copy::state;
 use crate::steps::{Context, Description, of_kind};
+use handover_events::capture::Capture;
+use handover_events::capture::{Gap, OPERATIONS, Rest, Why, words};
 use handover_events::catalog::inspect;
-use handover_events::{Stream, books};
+use handover_events::{Stream, outbox};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A captured table of which something is left out.
@@ -118,7 +118,7 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
                 }
             }
             let events = match Stream::find(blue, cx.run, part.capture).await? {
-                Some(stream) => books::written(blue, &stream, part.table).await?,
+                Some(stream) => outbox::written(blue, &stream, part.table).await?,
                 None => [0; 3],
             };
             let words = left_out(&part.gaps, since, events);

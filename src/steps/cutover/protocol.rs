@@ -13,14 +13,15 @@ use crate::failpoint;
 use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
-use crate::steps::capture::Capture;
 use crate::steps::copy::large_objects::carry::{Carrier, Pass};
-use crate::steps::replay::Replay;
+use crate::steps::replay::capture_of;
 use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
 use handover_actions::Actions;
 use handover_events::Stream;
+use handover_events::capture::Capture;
+use handover_events::replay::Replay;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -467,7 +468,7 @@ pub fn replayed<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item
 
 /// Whether one of the steps replays what the capture step captures.
 pub fn is_replayed(steps: &[Step], capture: &StepId) -> bool {
-    of_kind::<Replay>(steps).any(|(_, replay)| replay.capture(steps).is_some_and(|(id, _)| id == capture))
+    of_kind::<Replay>(steps).any(|(_, replay)| capture_of(replay, steps).is_some_and(|(id, _)| id == capture))
 }
 
 /// Their streams.

@@ -7,7 +7,7 @@ use crate::postgres::ours::OURS;
 use crate::postgres::{Session, quote_literal};
 use crate::problem::few;
 use crate::steps::Context;
-use handover_events::{Stream, marks};
+use handover_events::{Stream, quarantine};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -48,11 +48,11 @@ pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> R
     }
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
     // Behind the lock: the keys, of which there may be many, are looked at only to be named.
-    let (events, _) = marks::count_aside(green, &names).await?;
+    let (events, _) = quarantine::count_aside(green, &names).await?;
     if events <= limit {
         return Ok(());
     }
-    let keys = marks::aside(green, &names).await?;
+    let keys = quarantine::aside(green, &names).await?;
     let which = format!(
         "stream in ({})",
         names.iter().map(|name| quote_literal(name)).collect::<Vec<_>>().join(", ")
@@ -83,7 +83,7 @@ pub async fn pending(
 ) -> Result<Option<String>> {
     let streams = protocol::streams(cutover, cx, blue).await?;
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
-    let (_, asked) = marks::count_aside(green, &names).await?;
+    let (_, asked) = quarantine::count_aside(green, &names).await?;
     if asked > 0 {
         return Ok(Some(format!("replay is about to try {asked} events again that were set aside")));
     }

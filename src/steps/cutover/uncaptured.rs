@@ -14,10 +14,10 @@ use crate::event::Measure;
 use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::capture::Capture;
 use crate::steps::copy::state::{self, State};
 use crate::steps::copy::{Copy, data, source};
 use crate::steps::{Context, Description, of_kind, replicate};
+use handover_events::capture::Capture;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The copies from the side that is frozen to the one that takes over.

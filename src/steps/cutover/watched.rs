@@ -7,10 +7,10 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::postgres::fingerprint::{self, CAPTURE, Drift, Facts, RIGHTS, Subject, is_of_one_side};
 use crate::problem::few;
-use crate::steps::capture::Capture;
 use crate::steps::copy::Owners;
 use crate::steps::watched::{captured, concerns_capture, of_capture, of_copy};
 use crate::steps::{Context, of_kind};
+use handover_events::capture::Capture;
 
 /// What drifted since earlier steps relied on it, without what the new side has just so.
 async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<Drift>> {

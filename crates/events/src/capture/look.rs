@@ -1,16 +1,27 @@
 //! What can be known of a capture before it begins: from the plan, and from the catalog.
 
-use super::{Capture, Table, Truncate, When};
-use crate::error::Result;
-use crate::postgres::ours::OURS;
-use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{TableName, blockers, quote_ident};
-use crate::problem::{Problems, Segment};
-use crate::steps::{Context, Description};
-use handover_events::catalog::{TableFacts, inspect};
+use super::cascades;
+use super::options::{Capture, Table, Truncate, When};
+use crate::catalog::{TableFacts, inspect};
+use crate::trigger::Operation;
+use handover_core::error::Result;
+use handover_core::problem::{Problems, Segment};
+use handover_port::{Description, Port};
+use handover_postgres::ours::OURS;
+use handover_postgres::sql::{Token, statements, tokens};
+use handover_postgres::{TableName, blockers, quote_ident};
 
-/// Reports what the plan alone shows to be wrong with a table.
-pub(super) fn check_table(name: &TableName, table: &Table, problems: &mut Problems) {
+/// Reports what the plan alone shows to be wrong with the tables.
+pub fn check(capture: &Capture, problems: &mut Problems) {
+    if capture.tables.is_empty() {
+        problems.error(["tables"], "no table is captured").hint("name at least one");
+    }
+    for (name, table) in &capture.tables {
+        check_table(name, table, problems);
+    }
+}
+
+fn check_table(name: &TableName, table: &Table, problems: &mut Problems) {
     let at = |field: &str| [Segment::from("tables"), name.to_string().into(), field.into()];
     if table.on.is_empty() {
         problems
@@ -104,16 +115,12 @@ fn balanced(sql: &str) -> bool {
 }
 
 /// The columns of a table's key.
-pub(super) fn key_of(table: &Table, facts: Option<&TableFacts>) -> Vec<String> {
+pub fn key_of(table: &Table, facts: Option<&TableFacts>) -> Vec<String> {
     table.key.clone().or_else(|| facts.map(|f| f.primary.clone())).unwrap_or_default()
 }
 
 /// Why a table cannot be captured as asked, each with what to do about it.
-pub(super) fn obstacles(
-    name: &TableName,
-    table: &Table,
-    facts: Option<&TableFacts>,
-) -> Vec<(String, String)> {
+pub fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFacts>) -> Vec<(String, String)> {
     let Some(facts) = facts else {
         return vec![(format!("there is no table {name}"), "correct its name, or its schema".into())];
     };
@@ -140,7 +147,8 @@ pub(super) fn obstacles(
     }
     let key = key_of(table, Some(facts));
     for column in key.iter().chain(table.columns.iter().flatten()).filter(|column| !facts.has(column)) {
-        let close = crate::problem::suggest(column, facts.columns.iter().map(|(name, _)| name.as_str()));
+        let close =
+            handover_core::problem::suggest(column, facts.columns.iter().map(|(name, _)| name.as_str()));
         out.push((
             format!("{name} has no column {column}"),
             close.map_or("correct its name".into(), |close| format!("did you mean `{close}`?")),
@@ -157,13 +165,16 @@ pub(super) fn obstacles(
     out
 }
 
-/// Says what the step would do.
-pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Description> {
-    let session = cx.reader(&capture.from).await?;
-    let asking = cx.operator_reader(&capture.from).await?;
+/// Says what the step would do, through read-only sessions.
+///
+/// # Errors
+/// What the server says.
+pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
+    let session = port.reader(&capture.from).await?;
+    let asking = port.operator_reader(&capture.from).await?;
     let mut out = Description::default();
     let role =
-        cx.databases.url(&capture.from).ok().and_then(|url| {
+        port.databases.url(&capture.from).ok().and_then(|url| {
             url.expose().parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_owned)
         });
     for (name, table) in &capture.tables {
@@ -221,7 +232,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
             out.warning(format!("the triggers on {name} would wait for {holder}"));
         }
     }
-    for unseen in super::cascades::unseen(&session, capture).await? {
+    for unseen in cascades::unseen(&session, capture).await? {
         out.warning(unseen);
     }
     out.action(format!(
@@ -233,7 +244,7 @@ pub(super) async fn describe(capture: &Capture, cx: &Context) -> Result<Descript
 }
 
 /// The condition as a SELECT, which the server checks without touching the table.
-fn as_select(name: &TableName, operation: handover_events::trigger::Operation, condition: &str) -> String {
+fn as_select(name: &TableName, operation: Operation, condition: &str) -> String {
     let table = name.sql();
     let mut rows = Vec::new();
     if operation.has_old() {

@@ -3,14 +3,14 @@
 //! A delete or a changed key of a row goes on into the rows that refer to it, as the foreign key says. Those are
 //! writes to another table: nobody captures them unless it is captured too.
 
-use super::Capture;
-use crate::error::Result;
-use crate::postgres::{Session, TableName};
-use handover_events::trigger::Operation;
+use super::options::Capture;
+use crate::trigger::Operation;
+use handover_core::error::Result;
+use handover_postgres::{Session, TableName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Tables into which writes cascade that the capture does not see there, each with what is missing, in words.
-pub(super) async fn unseen(session: &Session, capture: &Capture) -> Result<Vec<String>> {
+pub async fn unseen(session: &Session, capture: &Capture) -> Result<Vec<String>> {
     let mut missing: BTreeMap<TableName, (BTreeSet<Operation>, BTreeSet<String>)> = BTreeMap::new();
     let mut known: BTreeSet<TableName> = capture.tables.keys().cloned().collect();
     let mut open: Vec<TableName> = known.iter().cloned().collect();

@@ -5,18 +5,18 @@
 //! the mapping, and would hit the next event too.
 //! (<https://www.postgresql.org/docs/current/errcodes-appendix.html>)
 
-use crate::error::Error;
-use crate::postgres::error::is_about_values;
+use handover_core::error::Error;
+use handover_postgres::error::is_about_values;
 
 /// Whether an error is about the event, so that the plan's `on_error` applies. Anything else halts, or passes.
-pub(super) fn is_the_events(error: &Error) -> bool {
+pub fn is_the_events(error: &Error) -> bool {
     error.sqlstate().is_some_and(is_about_values)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Class;
+    use handover_core::error::Class;
 
     /// Every class of the appendix, each with whether it speaks of values.
     const APPENDIX: &[(&str, bool)] = &[

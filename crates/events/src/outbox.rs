@@ -1,9 +1,9 @@
-//! The outbox's book-keeping on the old side: numbering, what was published, trimming.
+//! The outbox on the old side: numbering, what was published, trimming.
 //!
 //! Each writing call is one fenced transaction that locks the capture's row first, so that an older relay whose
 //! last transaction is still under way and a newer one take turns.
 
-use super::{MARKER, Stream};
+use crate::stream::{MARKER, Stream};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
 use handover_postgres::ours::OURS;
@@ -12,7 +12,7 @@ use handover_queue::Message;
 
 /// How one partition stands on the old side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PartitionBooks {
+pub(crate) struct Partition {
     /// The partition.
     pub partition: u32,
     /// The highest number given.
@@ -29,7 +29,7 @@ pub struct PartitionBooks {
 ///
 /// # Errors
 /// What the server says.
-pub async fn read(blue: &Session, stream: &Stream) -> Result<Vec<PartitionBooks>> {
+pub(crate) async fn read(blue: &Session, stream: &Stream) -> Result<Vec<Partition>> {
     let rows = blue
         .query(
             &format!(
@@ -41,7 +41,7 @@ pub async fn read(blue: &Session, stream: &Stream) -> Result<Vec<PartitionBooks>
         .await?;
     Ok(rows
         .iter()
-        .map(|row| PartitionBooks {
+        .map(|row| Partition {
             partition: row.get::<_, i32>(0).unsigned_abs(),
             last: row.get(1),
             published: row.get(2),
@@ -60,16 +60,9 @@ pub async fn read(blue: &Session, stream: &Stream) -> Result<Vec<PartitionBooks>
 /// ours (an AFTER trigger runs in a transaction that has written). Once all transactions below ours have ended
 /// and a later look has found nothing left, ids up to the noted value are done with.
 #[derive(Debug, Default)]
-pub struct Floor {
+pub(crate) struct Floor {
     id: i64,
     candidate: Option<(i64, i64)>,
-}
-
-impl Floor {
-    /// Forgets everything, as when rows may have been put back.
-    pub fn reset(&mut self) {
-        *self = Self::default();
-    }
 }
 
 async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
@@ -86,7 +79,7 @@ async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
 ///
 /// # Errors
 /// What the server says.
-pub async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Result<bool> {
+pub(crate) async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Result<bool> {
     Ok(blue
         .query_one(
             &format!("select exists (select from {OURS}.outbox where capture = $1 and id > $2)"),
@@ -104,7 +97,12 @@ pub async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Res
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limit: i64) -> Result<i64> {
+pub(crate) async fn number(
+    blue: &mut Session,
+    stream: &Stream,
+    floor: &mut Floor,
+    limit: i64,
+) -> Result<i64> {
     let last_value: i64 =
         blue.query_one(&format!("select last_value from {OURS}.outbox_id"), &[]).await?.get(0);
     let tx = blue.transaction().await?;
@@ -169,7 +167,7 @@ pub async fn number(blue: &mut Session, stream: &Stream, floor: &mut Floor, limi
 
 /// An event that the queue does not have yet.
 #[derive(Debug)]
-pub struct Unpublished {
+pub(crate) struct Unpublished {
     /// What is put into the queue: the event, or a note of it if it is large.
     pub message: Message,
     /// Its table.
@@ -182,7 +180,7 @@ pub struct Unpublished {
 
 /// How much may be read at once.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// How many events.
     pub events: i64,
     /// How many bytes, all together; the first event passes whatever its size.
@@ -198,10 +196,10 @@ const BYTES: &str = "coalesce(e.bytes, octet_length(concat(e.key, e.old, e.new))
 ///
 /// # Errors
 /// What the server says.
-pub async fn unpublished(
+pub(crate) async fn unpublished(
     blue: &Session,
     stream: &Stream,
-    books: &PartitionBooks,
+    books: &Partition,
     limits: Limits,
 ) -> Result<Vec<Unpublished>> {
     let partition = i32::try_from(books.partition).unwrap_or(i32::MAX);
@@ -256,7 +254,7 @@ const NOTE: &str =
 ///
 /// # Errors
 /// What the server says.
-pub async fn stored(
+pub(crate) async fn stored(
     blue: &Session,
     stream: &Stream,
     partition: i32,
@@ -279,10 +277,10 @@ pub async fn stored(
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn mark_published(
+pub(crate) async fn mark_published(
     blue: &mut Session,
     stream: &Stream,
-    marks: &[(PartitionBooks, i64)],
+    marks: &[(Partition, i64)],
 ) -> Result<()> {
     let partitions: Vec<i32> =
         marks.iter().map(|(b, _)| i32::try_from(b.partition).unwrap_or(i32::MAX)).collect();
@@ -306,7 +304,12 @@ pub async fn mark_published(
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn publish_again(blue: &mut Session, stream: &Stream, partition: u32, above: i64) -> Result<()> {
+pub(crate) async fn publish_again(
+    blue: &mut Session,
+    stream: &Stream,
+    partition: u32,
+    above: i64,
+) -> Result<()> {
     let partition = i32::try_from(partition).unwrap_or(i32::MAX);
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
@@ -325,7 +328,7 @@ pub async fn publish_again(blue: &mut Session, stream: &Stream, partition: u32, 
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn publish_all_again(blue: &mut Session, stream: &Stream) -> Result<()> {
+pub(crate) async fn publish_all_again(blue: &mut Session, stream: &Stream) -> Result<()> {
     let tx = blue.transaction().await?;
     lock(&tx, stream).await?;
     tx.execute(
@@ -340,7 +343,7 @@ pub async fn publish_all_again(blue: &mut Session, stream: &Stream) -> Result<()
 ///
 /// # Errors
 /// Lease lost, or what the server says.
-pub async fn trim(blue: &mut Session, stream: &Stream, books: &PartitionBooks, done: i64) -> Result<i64> {
+pub(crate) async fn trim(blue: &mut Session, stream: &Stream, books: &Partition, done: i64) -> Result<i64> {
     const PIECE: i64 = 10_000;
     let partition = i32::try_from(books.partition).unwrap_or(i32::MAX);
     let done = done.min(books.last);
@@ -398,7 +401,7 @@ pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Resu
 ///
 /// # Errors
 /// What the server says.
-pub async fn size(blue: &Session) -> Result<i64> {
+pub(crate) async fn size(blue: &Session) -> Result<i64> {
     Ok(blue
         .query_one(
             &format!("select pg_total_relation_size('{OURS}.outbox') + pg_total_relation_size('{OURS}.outbox_numbered')"),

@@ -8,13 +8,15 @@ use super::copied::Copied;
 use super::event::{Event, Fields};
 use super::fault::is_the_events;
 use super::mapping::{Effects, Prepared, PreparedEffect};
-use crate::error::{Class, Error, Result};
-use crate::failpoint;
-use crate::postgres::{Session, Tx};
+use super::options::OnPoison;
+use crate::offsets::{self, Tally};
+use crate::quarantine::{self, Quarantined};
+use crate::stream::Stream;
 use futures_util::future::BoxFuture;
 use futures_util::poll;
-use handover_events::Stream;
-use handover_events::marks::{self, Quarantined, Tally};
+use handover_core::error::{Class, Error, Result};
+use handover_core::failpoint;
+use handover_postgres::{Session, Tx};
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::task::Poll;
@@ -22,7 +24,7 @@ use tokio_postgres::types::ToSql;
 
 /// Why an event could not be applied.
 #[derive(Debug, Clone)]
-pub(super) struct Stuck {
+pub struct Stuck {
     pub number: i64,
     pub table: String,
     pub op: String,
@@ -31,7 +33,7 @@ pub(super) struct Stuck {
 
 /// What stands in an event's way.
 #[derive(Debug, Clone)]
-pub(super) enum Cause {
+pub enum Cause {
     /// It changed nothing, and its effect is not there.
     Missing(&'static str),
     /// The server refused it.
@@ -51,7 +53,7 @@ impl std::fmt::Display for Cause {
 }
 
 /// Applies the events of one partition.
-pub(super) struct Applier<'a> {
+pub struct Applier<'a> {
     pub stream: &'a Stream,
     pub copied: &'a Copied,
     pub partition: i32,
@@ -60,12 +62,12 @@ pub(super) struct Applier<'a> {
     pub blocked: HashSet<(String, String)>,
     /// Whether to ask each `already` along with its event, because the last batch had some that changed nothing.
     pub ask: bool,
-    pub on_missing: super::OnPoison,
-    pub on_error: super::OnPoison,
+    pub on_missing: OnPoison,
+    pub on_error: OnPoison,
 }
 
 /// What a batch came to.
-pub(super) struct Applied {
+pub struct Applied {
     pub tally: Tally,
     /// The event that it stopped at.
     pub stuck: Option<Stuck>,
@@ -99,7 +101,7 @@ impl Applier<'_> {
 
     async fn begin<'t>(&self, green: &'t mut Session, events: &[Event]) -> Result<Tx<'t>> {
         let tx = green.transaction().await?;
-        let done = marks::lock(&tx, self.stream, self.partition).await?;
+        let done = offsets::lock(&tx, self.stream, self.partition).await?;
         if events.first().is_some_and(|event| event.number != done + 1) {
             // Another replay of the same stream got ahead of us; with the mark read again all is well.
             return Err(Error::new(Class::Contention, "the partition's mark moved meanwhile")
@@ -109,7 +111,7 @@ impl Applier<'_> {
     }
 
     async fn commit(&self, tx: Tx<'_>, tally: &Tally) -> Result<()> {
-        marks::advance(&tx, self.stream, self.partition, tally).await?;
+        offsets::advance(&tx, self.stream, self.partition, tally).await?;
         failpoint::at(failpoint::REPLAY_BEFORE_COMMIT)?;
         tx.commit().await
     }
@@ -231,7 +233,7 @@ impl Applier<'_> {
                 None => continue,
                 Some(cause) => cause,
             };
-            if settled && self.policy(&cause) == super::OnPoison::Quarantine {
+            if settled && self.policy(&cause) == OnPoison::Quarantine {
                 self.set_aside(&tx, event, &cause.to_string()).await?;
                 tally.quarantined += 1;
                 newly.push(key);
@@ -251,11 +253,11 @@ impl Applier<'_> {
     }
 
     /// What the plan wants done about an event that does not apply.
-    pub fn policy(&self, cause: &Cause) -> super::OnPoison {
+    pub fn policy(&self, cause: &Cause) -> OnPoison {
         match cause {
             Cause::Missing(_) => self.on_missing,
             Cause::Refused(_) => self.on_error,
-            Cause::Unmapped => super::OnPoison::Halt,
+            Cause::Unmapped => OnPoison::Halt,
         }
     }
 
@@ -267,7 +269,7 @@ impl Applier<'_> {
             payload: event.json(),
             reason,
         };
-        marks::quarantine(tx, self.stream, self.partition, &event).await
+        quarantine::set_aside(tx, self.stream, self.partition, &event).await
     }
 
     /// One event under a savepoint; counts it, or says why not.

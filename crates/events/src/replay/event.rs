@@ -1,17 +1,17 @@
 //! One captured event, as a message brings it or the outbox keeps it.
 
 use super::mapping::{Param, Part};
-use crate::error::{Error, Result};
+use crate::json::{members, string};
+use crate::stream::MARKER;
 use bytes::Bytes;
-use handover_events::MARKER;
-use handover_events::json::{members, string};
+use handover_core::error::{Error, Result};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// An event of a known place in its partition.
 #[derive(Debug, Clone)]
-pub(super) struct Event {
+pub struct Event {
     pub number: i64,
     pub table: String,
     pub op: String,
@@ -124,7 +124,7 @@ struct Row<'a> {
 }
 
 /// An event taken apart.
-pub(super) struct Fields<'a> {
+pub struct Fields<'a> {
     event: &'a Event,
     key: Option<Row<'a>>,
     old: Option<Row<'a>>,

@@ -1,23 +1,24 @@
 //! Events in hand: what a batch applies, within the budget of bytes, with what the queue does not carry.
 
 use super::event::Event;
-use crate::error::{Class, Error, Result};
-use crate::postgres::Session;
-use crate::steps::Context;
-use handover_events::{Stream, books, budget};
+use crate::stream::Stream;
+use crate::{budget, outbox};
+use handover_core::error::{Class, Error, Result};
+use handover_port::Port;
+use handover_postgres::Session;
 use std::collections::HashMap;
 use tokio::sync::{Mutex, SemaphorePermit};
 
 /// Reads large events from the old side's outbox, one batch after the other.
 #[derive(Debug)]
-pub(super) struct Loader {
+pub struct Loader {
     blue: String,
     stream: Stream,
     session: Mutex<Option<Session>>,
 }
 
 /// The events of a batch, and the right to hold so many bytes.
-pub(super) struct Loaded {
+pub struct Loaded {
     pub events: Vec<Event>,
     _permit: Option<SemaphorePermit<'static>>,
 }
@@ -36,7 +37,7 @@ impl Loader {
     }
 
     /// Takes as many of the events as fit a batch, at least one, and fetches those that stayed in the outbox.
-    pub async fn load(&self, cx: &Context, partition: i32, mut ready: Vec<Event>) -> Result<Loaded> {
+    pub async fn load(&self, port: &Port, partition: i32, mut ready: Vec<Event>) -> Result<Loaded> {
         let mut bytes = 0;
         let fits = ready
             .iter()
@@ -50,7 +51,7 @@ impl Loader {
         let permit = budget::take(bytes).await;
         let numbers: Vec<i64> = ready.iter().filter(|e| e.stored.is_some()).map(|e| e.number).collect();
         if !numbers.is_empty() {
-            let mut found = self.stored(cx, partition, &numbers).await?;
+            let mut found = self.stored(port, partition, &numbers).await?;
             for event in ready.iter_mut().filter(|event| event.stored.is_some()) {
                 // It goes only when green holds its mark: somebody else applied it.
                 let payload = found.remove(&event.number).ok_or_else(|| {
@@ -67,15 +68,15 @@ impl Loader {
         Ok(Loaded { events: ready, _permit: permit })
     }
 
-    async fn stored(&self, cx: &Context, partition: i32, numbers: &[i64]) -> Result<HashMap<i64, String>> {
+    async fn stored(&self, port: &Port, partition: i32, numbers: &[i64]) -> Result<HashMap<i64, String>> {
         let mut slot = self.session.lock().await;
         // Taken out: a call that fails or is broken off leaves none behind.
         let session = match slot.take() {
             Some(session) => session,
             // Of the old side itself: a standby may not have the event yet.
-            None => cx.databases.labelled(cx.step.as_str()).read_only(&self.blue).await?,
+            None => port.databases.labelled(port.step.as_str()).read_only(&self.blue).await?,
         };
-        let found = books::stored(&session, &self.stream, partition, numbers).await?;
+        let found = outbox::stored(&session, &self.stream, partition, numbers).await?;
         *slot = Some(session);
         Ok(found.into_iter().collect())
     }

@@ -4,16 +4,17 @@
 //! in a fenced transaction; publishing again only repeats numbers, which replay recognises. While the queue is
 //! down the old side serves on and the outbox grows.
 
-use super::{Capture, connect_queue, unsent};
-use crate::error::{Class, Error, Result};
-use crate::failpoint;
-use crate::postgres::Session;
-use crate::postgres::ours::OURS;
-use crate::queue::{Message, Queue};
-use crate::steps::Context;
-use handover_events::Stream;
-use handover_events::books::{self, Floor, Limits, PartitionBooks, Unpublished};
-use handover_events::budget;
+use crate::budget;
+use crate::capture::Capture;
+use crate::connect::connect_queue;
+use crate::outbox::{self, Floor, Limits, Partition, Unpublished};
+use crate::stream::Stream;
+use handover_core::error::{Class, Error, Result};
+use handover_core::failpoint;
+use handover_port::Port;
+use handover_postgres::Session;
+use handover_postgres::ours::OURS;
+use handover_queue::{Message, Queue};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,14 +27,17 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 /// The pause after a failure that passes, likewise.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
-/// Runs until it is asked to stop, or fails in a way that waiting does not mend.
-pub(super) async fn relay(capture: &Capture, cx: &Context) -> Result<()> {
+/// Runs until it is asked to stop.
+///
+/// # Errors
+/// A failure that waiting does not mend.
+pub async fn relay(capture: &Capture, port: &Port) -> Result<()> {
     let mut backoff = BACKOFF.0;
     loop {
         let begun = Instant::now();
         let result = tokio::select! {
-            result = pump(capture, cx) => result,
-            () = cx.stop.cancelled() => return Ok(()),
+            result = pump(capture, port) => result,
+            () = port.stop.cancelled() => return Ok(()),
         };
         let Err(error) = result else { return Ok(()) };
         if !error.class().is_transient() {
@@ -42,29 +46,29 @@ pub(super) async fn relay(capture: &Capture, cx: &Context) -> Result<()> {
         if begun.elapsed() > BACKOFF.1 {
             backoff = BACKOFF.0;
         }
-        cx.standing(format!("relay waits, {} serves on: {error}", capture.from), None);
-        if cx.sleep(backoff).await.is_err() {
+        port.standing(format!("relay waits, {} serves on: {error}", capture.from), None);
+        if port.sleep(backoff).await.is_err() {
             return Ok(());
         }
         backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
-async fn pump(capture: &Capture, cx: &Context) -> Result<()> {
-    let mut blue = cx.writer(&capture.from).await?;
-    let stream = Stream::get(&blue, cx.run, &cx.step).await?;
-    let mut report = Report { capture, cx, next: Instant::now(), next_size: Instant::now(), over: false };
+async fn pump(capture: &Capture, port: &Port) -> Result<()> {
+    let mut blue = port.writer(&capture.from).await?;
+    let stream = Stream::get(&blue, port.run, &port.step).await?;
+    let mut report = Report { capture, port, next: Instant::now(), next_size: Instant::now(), over: false };
     let mut queue = None;
     let mut floor = Floor::default();
     let mut pause = PAUSE.0;
     let mut turn = 0;
     loop {
         let mut moved = 0;
-        if books::has_arrivals(&blue, &stream, &floor).await? {
-            moved = books::number(&mut blue, &stream, &mut floor, BATCH).await?;
+        if outbox::has_arrivals(&blue, &stream, &floor).await? {
+            moved = outbox::number(&mut blue, &stream, &mut floor, BATCH).await?;
             failpoint::at(failpoint::RELAY_NUMBERED)?;
         }
-        let round = publish(cx, &mut blue, &stream, &mut queue, turn).await;
+        let round = publish(port, &mut blue, &stream, &mut queue, turn).await;
         report.tick(&blue, &stream, round.as_ref().err()).await?;
         let round = round?;
         turn = turn.wrapping_add(1);
@@ -90,20 +94,20 @@ struct Round {
 
 /// Publishes what the queue lacks: of each partition in turn, from the `turn`th on, up to the budget of bytes.
 async fn publish(
-    cx: &Context,
+    port: &Port,
     blue: &mut Session,
     stream: &Stream,
     queue: &mut Option<Arc<dyn Queue>>,
     turn: usize,
 ) -> Result<Round> {
-    let mut behind: Vec<PartitionBooks> =
-        books::read(blue, stream).await?.into_iter().filter(|b| b.last > b.published).collect();
+    let mut behind: Vec<Partition> =
+        outbox::read(blue, stream).await?.into_iter().filter(|b| b.last > b.published).collect();
     if behind.is_empty() {
         return Ok(Round::default());
     }
     let connected = match queue {
         Some(queue) => queue.clone(),
-        None => queue.insert(connect_queue(cx).await?).clone(),
+        None => queue.insert(connect_queue(port).await?).clone(),
     };
     // Whose turn comes first changes, so that none waits for the others for ever.
     let first = turn % behind.len();
@@ -120,7 +124,7 @@ async fn publish(
         }
         let limits =
             Limits { events: BATCH, bytes: room, inline: budget::INLINE.min(limit.saturating_sub(ENVELOPE)) };
-        let batch = books::unpublished(blue, stream, &partition, limits).await?;
+        let batch = outbox::unpublished(blue, stream, &partition, limits).await?;
         let above = partition.trimmed.max(partition.published);
         let last = batch.last().map_or(above, |event| event.message.number);
         more |= last < partition.last;
@@ -134,25 +138,25 @@ async fn publish(
         }
     }
     // The queue is outside the databases: no fence row guards it.
-    cx.databases.lease()?.assert_held()?;
+    port.databases.lease()?.assert_held()?;
     let sent = i64::try_from(messages.len()).unwrap_or(i64::MAX);
     if let Err(error) = connected.publish(&stream.name, &messages).await {
         if connected.max_message() < limit {
             // Only now it is known. The next round leaves more events in the outbox.
-            cx.note(format!("{error}; larger events are read from the outbox"));
+            port.note(format!("{error}; larger events are read from the outbox"));
             return Ok(Round { sent: 0, more: true });
         }
         if error.class() != Class::Data {
             return Err(error);
         }
         // The stream is gone: somebody deleted it, or the broker lost it.
-        cx.warn(format!("the queue lost the stream; it is filled again from the outbox ({error})"));
+        port.warn(format!("the queue lost the stream; it is filled again from the outbox ({error})"));
         connected.declare(&stream.name, stream.partitions).await?;
-        books::publish_all_again(blue, stream).await?;
+        outbox::publish_all_again(blue, stream).await?;
         return Ok(Round { sent, more: true });
     }
     failpoint::at(failpoint::RELAY_PUBLISHED)?;
-    books::mark_published(blue, stream, &marks).await?;
+    outbox::mark_published(blue, stream, &marks).await?;
     Ok(Round { sent, more })
 }
 
@@ -175,10 +179,20 @@ fn too_large(event: &Unpublished, stream: &Stream, queue: &str, limit: usize) ->
     ))
 }
 
+/// How many events wait for the queue, for the report.
+async fn unsent(session: &Session, stream: &Stream) -> Result<i64> {
+    let waiting: i64 = session
+        .query_one(&format!("select count(*) from {OURS}.outbox where capture = $1"), &[&stream.id])
+        .await?
+        .get(0);
+    let books = outbox::read(session, stream).await?;
+    Ok(waiting + books.iter().map(|b| (b.last - b.published.max(b.trimmed)).max(0)).sum::<i64>())
+}
+
 /// Tells now and then how the relay stands.
 struct Report<'a> {
     capture: &'a Capture,
-    cx: &'a Context,
+    port: &'a Port,
     next: Instant,
     next_size: Instant,
     over: bool,
@@ -198,15 +212,15 @@ impl Report<'_> {
                 format!("relay waits with {waiting} events, {} serves on: {error}", self.capture.from)
             }
         };
-        self.cx.standing(text, u64::try_from(waiting).ok());
+        self.port.standing(text, u64::try_from(waiting).ok());
         if now < self.next_size {
             return Ok(());
         }
         self.next_size = now + Duration::from_secs(10);
-        let size = books::size(blue).await?.unsigned_abs();
+        let size = outbox::size(blue).await?.unsigned_abs();
         let over = size > self.capture.outbox_budget_mb << 20;
         if over && !self.over {
-            self.cx.warn(format!(
+            self.port.warn(format!(
                 "the outbox on {} takes {} MiB, more than its budget of {} MiB: see that the queue is up and replay keeps pace",
                 self.capture.from,
                 size >> 20,

@@ -6,34 +6,35 @@
 
 use super::apply::Applier;
 use super::event::Event;
-use crate::error::Result;
-use crate::failpoint;
-use crate::postgres::Session;
-use handover_events::marks::{self, Tally};
+use crate::offsets::{self, Tally};
+use crate::quarantine;
+use handover_core::error::Result;
+use handover_core::failpoint;
+use handover_postgres::Session;
 
 impl Applier<'_> {
     /// Tries the keys again that somebody asked for. Returns how many events took effect.
     pub async fn retry(&mut self, green: &mut Session) -> Result<i64> {
         let mut settled = 0;
-        for key in marks::asked(green, self.stream, self.partition).await? {
+        for key in quarantine::asked(green, self.stream, self.partition).await? {
             let tx = green.transaction().await?;
-            marks::lock(&tx, self.stream, self.partition).await?;
+            offsets::lock(&tx, self.stream, self.partition).await?;
             let mut tally = Tally::default();
             let mut after = i64::MIN;
             let still = loop {
-                let next = marks::next_aside(&tx, self.stream, self.partition, &key, after).await?;
+                let next = quarantine::next_aside(&tx, self.stream, self.partition, &key, after).await?;
                 let Some((number, payload)) = next else { break None };
                 let event = Event::parse(number, payload.into_bytes().into())?;
                 if let Some(cause) = self.one(&tx, &event, &mut tally).await? {
                     break Some((number, cause.to_string()));
                 }
-                marks::back(&tx, self.stream, self.partition, number).await?;
+                quarantine::back(&tx, self.stream, self.partition, number).await?;
                 after = number;
             };
             if let Some((number, reason)) = &still {
-                marks::refused_again(&tx, self.stream, self.partition, &key, *number, reason).await?;
+                quarantine::refused_again(&tx, self.stream, self.partition, &key, *number, reason).await?;
             }
-            marks::settle(&tx, self.stream, self.partition, &tally).await?;
+            offsets::settle(&tx, self.stream, self.partition, &tally).await?;
             failpoint::at(failpoint::QUARANTINE_UNCOMMITTED)?;
             tx.commit().await?;
             failpoint::at(failpoint::QUARANTINE_RETRIED)?;

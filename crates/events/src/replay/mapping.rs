@@ -5,12 +5,12 @@
 //! so nothing an application wrote ever becomes part of a statement's text, and a document that the server cannot take
 //! apart (`\u0000`) spoils no other value of its event.
 
-use crate::error::{Error, Result};
-use crate::postgres::binding::assert_bound;
-use crate::postgres::sql::{Token, statements, tokens};
-use crate::postgres::{Session, TableName};
-use crate::problem::{Problems, Segment};
-use handover_events::trigger::Operation;
+use crate::trigger::Operation;
+use handover_core::error::{Error, Result};
+use handover_core::problem::{Problems, Segment};
+use handover_postgres::binding::assert_bound;
+use handover_postgres::sql::{Token, statements, tokens};
+use handover_postgres::{Session, TableName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
