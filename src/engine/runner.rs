@@ -293,7 +293,7 @@ impl Runner<'_> {
             // Nothing more may be begun, not even in good order; what must not be cut short ends by itself.
             () = lease.lost().cancelled() => {
                 let _ = self.ended(&mut work, &cx.critical, Duration::ZERO).await;
-                return Err(crate::postgres::connect::lost());
+                return Err(crate::postgres::lease::lost());
             }
             () = tokio::time::sleep(limit.min(Duration::from_secs(u64::from(u32::MAX)))) => {
                 Error::new(Class::Timeout, format!("not done within its timeout of {}", step.timeout.unwrap_or(crate::value::Duration::secs(0))))

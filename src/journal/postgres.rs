@@ -7,7 +7,8 @@ use crate::failpoint;
 use crate::postgres::connect;
 use crate::postgres::error::from_postgres;
 use crate::postgres::install::{Part, install};
-use crate::postgres::ours::{OURS, assert_plain};
+use crate::postgres::ours::OURS;
+use crate::postgres::plain::assert_plain;
 use crate::postgres::profile::Profile;
 use crate::postgres::session::{Params, Session};
 use crate::value::Secret;
@@ -231,7 +232,7 @@ impl Journal {
         match rows.first() {
             // Compared by the server: jsonb writes some numbers differently from what was sent.
             Some(row) => Ok(Entry { seq, at: row.get(0), record: record.clone() }),
-            None => Err(connect::lost()),
+            None => Err(crate::postgres::lease::lost()),
         }
     }
 

@@ -1,7 +1,8 @@
 //! Commands: programs of the operator's, started without a shell, bounded in time and output.
 
-use super::Actions;
-use super::process::{self, GroupGuard, MARK, Seen, Trace};
+use crate::actions::Actions;
+use crate::process::{self, GroupGuard, MARK, Seen, Trace};
+use crate::words::{check_env, line};
 use handover_core::child;
 use handover_core::error::{Class, Error, Result};
 use handover_core::failpoint;
@@ -138,7 +139,7 @@ impl Command {
             if name.is_empty() || name.contains(['=', '\0']) {
                 problems.error(path.iter().cloned(), format!("`{name}` cannot be the name of a variable"));
             }
-            super::check_env(value, path, problems);
+            check_env(value, path, problems);
         }
     }
 
@@ -154,7 +155,7 @@ impl Command {
                 if plain { word.clone() } else { format!("'{}'", word.replace('\'', "'\\''")) }
             })
             .collect();
-        super::line(&words.join(" "))
+        line(&words.join(" "))
     }
 
     /// Where its program is; none when it cannot be found or executed.

@@ -1,6 +1,8 @@
 //! Files: replaced atomically, with what was there kept beside them until it is not needed any more.
 
-use super::{Actions, Command};
+use crate::actions::Actions;
+use crate::command::Command;
+use crate::words::check_env;
 use handover_core::error::{Error, Result};
 use handover_core::problem::{Problems, Segment};
 use handover_core::value::EnvString;
@@ -46,7 +48,7 @@ impl FileWrite {
         if self.path.file_name().is_none() {
             problems.error(at("path"), format!("`{}` is not the path of a file", self.path.display()));
         }
-        super::check_env(&self.content, &at("content"), problems);
+        check_env(&self.content, &at("content"), problems);
         if let Some(mode) = &self.mode
             && parse_mode(mode).is_none()
         {

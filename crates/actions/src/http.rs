@@ -1,6 +1,7 @@
 //! HTTP requests to endpoints of the operator's.
 
-use super::Actions;
+use crate::actions::Actions;
+use crate::words::{check_env, line};
 use handover_core::error::{Class, Error, Result};
 use handover_core::problem::{Problems, Segment};
 use handover_core::redact::Redactor;
@@ -102,7 +103,7 @@ impl Http {
     /// Finds what is wrong with it; `path` is relative to the problems' base.
     pub fn check(&self, path: &[Segment], problems: &mut Problems) {
         let at = |field: &str| -> Vec<Segment> { path.iter().cloned().chain([field.into()]).collect() };
-        super::check_env(&self.url, &at("url"), problems);
+        check_env(&self.url, &at("url"), problems);
         let literal = self.url.variables().is_ok_and(|v| v.is_empty());
         match url::Url::parse(&self.url.0) {
             Ok(url) if literal && !matches!(url.scheme(), "http" | "https") => {
@@ -126,7 +127,7 @@ impl Http {
             if HeaderName::from_bytes(name.as_bytes()).is_err() {
                 problems.error(at("headers"), format!("`{name}` cannot be a header's name"));
             }
-            super::check_env(value, &at("headers"), problems);
+            check_env(value, &at("headers"), problems);
             let secret = ["authorization", "cookie", "x-api-key", "proxy-authorization"];
             if secret.contains(&name.to_ascii_lowercase().as_str())
                 && value.variables().is_ok_and(|v| v.is_empty())
@@ -140,11 +141,11 @@ impl Http {
             problems.error(at("body"), "a request has either `json` or `body`").at_key();
         }
         if let Some(body) = &self.body {
-            super::check_env(body, &at("body"), problems);
+            check_env(body, &at("body"), problems);
         }
         if let Some(json) = &self.json {
             for text in strings(json) {
-                super::check_env(&EnvString(text.to_owned()), &at("json"), problems);
+                check_env(&EnvString(text.to_owned()), &at("json"), problems);
             }
         }
         if self.method.is_safe() && (self.json.is_some() || self.body.is_some()) {
@@ -178,7 +179,7 @@ impl Http {
     /// The request in a line, its environment references unresolved.
     #[must_use]
     pub fn shown(&self) -> String {
-        super::line(&format!("{} {}", self.method.method(), self.url))
+        line(&format!("{} {}", self.method.method(), self.url))
     }
 
     fn redactor(&self, mut redactor: Redactor) -> Redactor {
@@ -205,9 +206,7 @@ impl Http {
         let Some(json) = json else { return Some("answered something that is not JSON".to_owned()) };
         self.expect.iter().find_map(|(pointer, wanted)| match json.pointer(pointer) {
             Some(found) if same(found, wanted) => None,
-            Some(found) => {
-                Some(format!("answered `{pointer}` = {}, not {wanted}", super::line(&found.to_string())))
-            }
+            Some(found) => Some(format!("answered `{pointer}` = {}, not {wanted}", line(&found.to_string()))),
             None => Some(format!("answered without `{pointer}`")),
         })
     }

@@ -1,6 +1,7 @@
 //! SQL of the operator's: one statement each, through the extended protocol, which refuses more.
 
-use super::Actions;
+use crate::actions::Actions;
+use crate::words::line;
 use handover_core::error::{Error, Result};
 use handover_core::problem::{Problems, Segment};
 use handover_core::value::Duration;
@@ -221,11 +222,9 @@ impl Actions<'_> {
         match self.value(on, query, timeout).await?.as_deref() {
             Some("true") => Ok(true),
             Some("false") | None => Ok(false),
-            Some(other) => {
-                Err(Error::data(format!("the check gives `{}`, not a boolean", super::line(other)))
-                    .on_database(on)
-                    .hint("write a query with one boolean column, e.g. `select setting = '30d' from …`"))
-            }
+            Some(other) => Err(Error::data(format!("the check gives `{}`, not a boolean", line(other)))
+                .on_database(on)
+                .hint("write a query with one boolean column, e.g. `select setting = '30d' from …`")),
         }
     }
 }

@@ -19,11 +19,13 @@
 //! ```
 
 pub mod child;
+mod connection_string;
 pub mod error;
 pub mod event;
 pub mod failpoint;
 pub mod problem;
 pub mod redact;
+mod secret;
 pub mod value;
 
 pub use error::{Class, Error, Result};

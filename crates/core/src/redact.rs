@@ -4,7 +4,8 @@
 //! goes to the screen, into the journal or into a report passes it ([`clean`]). What an act of its own knows (a
 //! command's variables, however short) it adds to a copy.
 
-use crate::value::{EnvString, Secret, keywords, percent_decoded};
+use crate::connection_string::{keywords, percent_decoded};
+use crate::secret::Secret;
 use std::borrow::Cow;
 use std::sync::{PoisonError, RwLock};
 
@@ -71,20 +72,6 @@ impl Redactor {
             self.0.push(secret);
             // The longest first: a password must not be taken out of a URL whose rest would then stay.
             self.0.sort_by_key(|s| std::cmp::Reverse(s.expose().len()));
-        }
-    }
-
-    /// What the environment supplies to `text`, the whole that it makes, and the passwords in either.
-    pub fn add_env(&mut self, text: &EnvString) {
-        let variables = text.variables().unwrap_or_default();
-        if variables.is_empty() {
-            return;
-        }
-        for value in variables.iter().filter_map(|name| std::env::var(name).ok()) {
-            self.add_url(&Secret::new(value));
-        }
-        if let Ok(whole) = text.resolve() {
-            self.add_url(&whole);
         }
     }
 

@@ -1,73 +1,20 @@
 //! Small values that plans are made of: durations, strings with environment references, secrets.
 
 use crate::error::{Error, Result};
+use crate::redact::{self, Redactor};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::borrow::Cow;
 use std::fmt;
+
+pub use crate::connection_string::{keywords, percent_decoded};
+pub use crate::secret::Secret;
 
 /// The first bytes of a text's SHA-256 in hexadecimal digits, for names that must not meet by chance.
 #[must_use]
 pub fn fingerprint(text: &str, bytes: usize) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(text.as_bytes()).iter().take(bytes).map(|b| format!("{b:02x}")).collect()
-}
-
-/// Text with its `%41` decoded; what is no such escape stays, and so does a plus sign.
-#[must_use]
-pub fn percent_decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let byte = match (first, after) {
-            (b'%', [high, low, ..]) => {
-                let digit = |c: &u8| char::from(*c).to_digit(16).and_then(|d| u8::try_from(d).ok());
-                digit(high).zip(digit(low)).map(|(high, low)| high * 16 + low)
-            }
-            _ => None,
-        };
-        out.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// The pairs of a `key=value` connection string, as libpq reads them.
-///
-/// # Errors
-/// What is wrong, without any value.
-pub fn keywords(text: &str) -> Result<Vec<(String, String)>, String> {
-    let mut out = Vec::new();
-    let mut chars = text.chars().peekable();
-    loop {
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let mut key = String::new();
-        while let Some(c) = chars.next_if(|c| !c.is_whitespace() && *c != '=') {
-            key.push(c);
-        }
-        if key.is_empty() && chars.peek().is_none() {
-            return Ok(out);
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.next() != Some('=') {
-            // Not the text itself: it may be a password.
-            return Err("a parameter without `=`".into());
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let quoted = chars.next_if_eq(&'\'').is_some();
-        let mut value = String::new();
-        loop {
-            match chars.next() {
-                Some('\\') => value.extend(chars.next()),
-                Some('\'') if quoted => break,
-                Some(c) if !quoted && c.is_whitespace() => break,
-                Some(c) => value.push(c),
-                None if quoted => return Err("a value's quote is never closed".into()),
-                None => break,
-            }
-        }
-        out.push((key, value));
-    }
 }
 
 /// A length of time as people write it: `300ms`, `2s`, `10m`, `2h 30m`.
@@ -131,7 +78,7 @@ pub struct EnvString(pub String);
 
 impl EnvString {
     /// The text with its references filled in. What the environment supplied is known as a secret from here on
-    /// ([`crate::redact`]).
+    /// ([`redact`]).
     ///
     /// # Errors
     /// A variable that is not set, or a reference that is not closed.
@@ -147,14 +94,14 @@ impl EnvString {
                         std::env::VarError::NotUnicode(_) => unusable(name, "is not UTF-8"),
                     })?;
                     out.push_str(&value);
-                    supplied.push(Secret(value));
+                    supplied.push(Secret::new(value));
                 }
             }
         }
-        let out = Secret(out);
+        let out = Secret::new(out);
         if !supplied.is_empty() {
             supplied.push(out.clone());
-            crate::redact::learn(&supplied);
+            redact::learn(&supplied);
         }
         Ok(out)
     }
@@ -189,6 +136,22 @@ impl EnvString {
 impl fmt::Display for EnvString {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Redactor {
+    /// What the environment supplies to `text`, the whole that it makes, and the passwords in either.
+    pub fn add_env(&mut self, text: &EnvString) {
+        let variables = text.variables().unwrap_or_default();
+        if variables.is_empty() {
+            return;
+        }
+        for value in variables.iter().filter_map(|name| std::env::var(name).ok()) {
+            self.add_url(&Secret::new(value));
+        }
+        if let Ok(whole) = text.resolve() {
+            self.add_url(&whole);
+        }
     }
 }
 
@@ -230,30 +193,6 @@ fn pieces(text: &str) -> Result<Vec<Piece<'_>>> {
     Ok(out)
 }
 
-/// Text that must not be shown. `Debug` and `Display` hide it; [`Secret::expose`] is the only way in.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Keeps the text.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Secret(text.into())
-    }
-
-    /// The text itself, for the call that needs it.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,10 +204,5 @@ mod tests {
         assert!(EnvString("${oops".into()).variables().is_err());
         assert!(EnvString("${a b}".into()).variables().is_err());
         assert_eq!(EnvString("$${x}".into()).resolve().unwrap().expose(), "${x}");
-    }
-
-    #[test]
-    fn a_secret_is_not_shown() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "Secret(…)");
     }
 }

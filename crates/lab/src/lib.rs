@@ -21,8 +21,10 @@
 //! ```
 
 mod account;
+mod blocking;
 mod guardian;
 pub mod oauth;
+mod password;
 mod port;
 mod postgres;
 mod programs;
@@ -34,20 +36,3 @@ pub use postgres::{PostgresOptions, PostgresServer};
 pub use programs::{CACHE_VARIABLE, Pair, Programs, Version};
 pub use rabbitmq::{RABBITMQ_VARIABLE, RabbitServer};
 pub use roles::{ENGINE_ROLE, GRANTS, OWNER_ROLE, READER_ROLE};
-
-use handover_core::{Error, Result};
-use rand::RngExt;
-
-/// A password that nobody has to type: 24 letters and digits, so that it needs no escaping in a URL or in SQL.
-fn password() -> String {
-    const LETTERS: &[u8] = b"abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
-    let mut rng = rand::rng();
-    (0..24).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
-}
-
-/// Runs what blocks on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| Error::internal(format!("work on a local server broke off: {e}")))?
-}

@@ -1,10 +1,12 @@
 //! One local Postgres server.
 
 use super::account::Account;
+use super::blocking::blocking;
 use super::guardian::{Guardian, Verb};
+use super::password::password;
+use super::port;
 use super::programs::{Programs, Version};
 use super::volume::Volume;
-use super::{blocking, password, port};
 use handover_core::{Error, Result};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,10 @@
 //! One local RabbitMQ node.
 
 use super::account::Account;
+use super::blocking::blocking;
 use super::guardian::{Guardian, Verb};
-use super::{blocking, password, port};
+use super::password::password;
+use super::port;
 use handover_core::{Error, Result};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

@@ -1,6 +1,6 @@
 //! Taking over a database: end what a predecessor left running there, then bump the fence.
 
-use super::connect::Lease;
+use super::lease::Lease;
 use super::ours::OURS;
 use super::session::{Params, Session};
 use handover_core::error::{Class, Error, Result};

@@ -1,6 +1,7 @@
 //! Our own schema in a database, created and upgraded by refinery. Our migrations write `{OURS}` for its name.
 
-use super::ours::{self, OURS, assert_plain};
+use super::ours::{self, OURS};
+use super::plain::assert_plain;
 use super::session::Session;
 use handover_core::error::{Class, Error, Result};
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 //! changes what our SQL does ([`profile`]), and that nothing that was created by somebody else is taken for ours
 //! ([`ours`]). What *the application's tables* are is said in [`catalog`] only, who is in the way in [`blockers`] only.
 //!
-//! It needs a Postgres server from 13 on. It knows of no plan, no step and no journal: a [`connect::Lease`] is whatever
+//! It needs a Postgres server from 13 on. It knows of no plan, no step and no journal: a [`Lease`] is whatever
 //! says so.
 //!
 //! ```
@@ -29,10 +29,12 @@ pub mod ident;
 pub mod identity;
 pub mod index;
 pub mod install;
+pub mod lease;
 pub mod leftovers;
 pub mod locks;
 pub mod ours;
 pub mod patience;
+pub mod plain;
 pub mod profile;
 pub mod programs;
 pub mod routine;
@@ -41,6 +43,7 @@ pub mod sql;
 pub mod standby;
 pub mod tls;
 
-pub use connect::{Databases, Lease};
+pub use connect::Databases;
 pub use ident::{TableName, quote_ident, quote_literal};
+pub use lease::Lease;
 pub use session::{Session, Tx};

@@ -6,7 +6,6 @@
 //! Settings (`handover.batch`), roles, application names, triggers, slots and publications are no schema and do not
 //! follow it.
 
-use super::error::from_postgres;
 use handover_core::error::{Error, Result};
 use std::fmt;
 use std::sync::OnceLock;
@@ -65,7 +64,7 @@ pub fn option(name: &str) -> String {
 }
 
 /// What is wrong with a name, if anything; whether it is a word of the server's SQL, only a server can tell
-/// ([`assert_plain`]).
+/// ([`crate::plain::assert_plain`]).
 #[must_use]
 pub fn problem(name: &str) -> Option<String> {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
@@ -95,24 +94,6 @@ pub fn choose(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::internal(format!("this process works in schema {chosen}, and cannot turn to schema {name}")))
-}
-
-/// Refuses a name that this server's SQL would not read without quotes: one of its own words.
-///
-/// # Errors
-/// Such a name; what the server says.
-pub async fn assert_plain(client: &tokio_postgres::Client, database: &str) -> Result<()> {
-    let name = OURS.name();
-    if name == DEFAULT {
-        return Ok(());
-    }
-    let row = client.query_one("select pg_catalog.quote_ident($1) = $1", &[&name]).await;
-    if row.map_err(|e| from_postgres(&e, database))?.get(0) {
-        return Ok(());
-    }
-    Err(Error::usage(format!("`{name}` is a word of SQL, and cannot name Handover's own schema"))
-        .on_database(database)
-        .hint(format!("choose another `schema:`, for example `{name}_upgrade`")))
 }
 
 #[cfg(test)]

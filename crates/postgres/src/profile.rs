@@ -15,7 +15,7 @@
 //!
 //! A limit that a step sets for itself later (`lock_timeout` and the like) is that step's business.
 
-use super::quote_ident;
+use super::ident::quote_ident;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;

@@ -1,8 +1,8 @@
 //! A connection bound to a lease, and the transaction that proves it still holds it.
 
 use super::address::Address;
-use super::connect::{Lease, lost};
 use super::error::from_postgres;
+use super::lease::{Lease, lost};
 use super::ours::OURS;
 use super::standby::{self, Told, Watch};
 use handover_core::error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Sessions of the embedded queue.
 
-use crate::{Options, QueueUrl};
+use crate::stream::Options;
+use crate::url::QueueUrl;
 use handover_core::error::{Class, Error, Result};
 use handover_core::value::Secret;
 use handover_postgres::address::{Address, Wire};

@@ -1,7 +1,7 @@
 //! Consuming one partition of the embedded queue.
 
 use super::connect::{Session, Target};
-use crate::{Consumer, Delivery, Message, no_stream};
+use crate::stream::{Consumer, Delivery, Message, no_stream};
 use async_trait::async_trait;
 use handover_core::error::{Error, Result};
 use handover_postgres::ours::OURS;

@@ -8,9 +8,10 @@ mod connect;
 mod consumer;
 mod schema;
 
-use super::{
-    Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
+use crate::stream::{
+    Consumer, Message, Options, Queue, check_name, check_partitions, no_stream, other_partitions,
 };
+use crate::url::QueueUrl;
 use async_trait::async_trait;
 use connect::{Session, Target, is_missing};
 use handover_core::error::{Error, Result};
@@ -150,7 +151,7 @@ impl Queue for Embedded {
             return Ok(());
         }
         if let Some(large) = batch.iter().find(|message| message.payload.len() > LARGEST) {
-            return Err(super::too_large(&self.place(), large.payload.len(), LARGEST));
+            return Err(crate::stream::too_large(&self.place(), large.payload.len(), LARGEST));
         }
         let stream_name = stream.to_owned();
         self.within(stream, "publish to", |mut session| async move {

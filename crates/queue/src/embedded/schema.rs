@@ -3,7 +3,7 @@
 use super::connect::Target;
 use handover_core::error::{Class, Error, Result};
 use handover_postgres::install;
-use handover_postgres::ours::{self, OURS};
+use handover_postgres::{ours::OURS, plain::assert_plain};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -23,7 +23,7 @@ const LOCK: i64 = 0x68_6f_71_75_65_75_65;
 /// Brings the tables up to date. Any number of processes may do so at once.
 pub async fn install(target: &Target) -> Result<()> {
     let mut session = target.connect().await?;
-    ours::assert_plain(&session.client, target.place()).await?;
+    assert_plain(&session.client, target.place()).await?;
     let mut runner = install::named(&embedded::migrations::runner(), OURS.name())?;
     let newest = runner.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or_default();
     if current(target, &session.client).await? == Some(newest) {
@@ -95,8 +95,11 @@ mod tests {
     #[test]
     fn under_the_default_name_the_checksum_is_that_of_the_histories() {
         let runner = |schema| install::named(&embedded::migrations::runner(), schema).unwrap();
-        let sums: Vec<u64> =
-            runner(ours::DEFAULT).get_migrations().iter().map(refinery::Migration::checksum).collect();
+        let sums: Vec<u64> = runner(handover_postgres::ours::DEFAULT)
+            .get_migrations()
+            .iter()
+            .map(refinery::Migration::checksum)
+            .collect();
         assert_eq!(sums, [0x2373_4a75_dcd0_1dd0]);
         let other = runner("upkeep");
         let sql = other.get_migrations()[0].sql().unwrap();

@@ -1,7 +1,8 @@
 //! Reaching a broker: first a look at who answers, then lapin's connection.
 
 use super::error;
-use crate::{Options, QueueUrl};
+use crate::stream::Options;
+use crate::url::QueueUrl;
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use handover_core::error::{Class, Error, Result};
 use handover_postgres::tls;

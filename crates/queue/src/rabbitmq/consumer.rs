@@ -1,7 +1,8 @@
 //! Consuming one partition from RabbitMQ.
 
-use super::{error, number_of};
-use crate::{Consumer, Delivery, Message};
+use super::error;
+use super::properties::number_of;
+use crate::stream::{Consumer, Delivery, Message};
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 use handover_core::error::{Class, Error, Result};

@@ -7,11 +7,12 @@
 mod connect;
 mod consumer;
 mod error;
+mod properties;
 
-use super::{
-    Consumer, Message, Options, Queue, QueueUrl, check_name, check_partitions, no_stream, other_partitions,
-    too_large,
+use crate::stream::{
+    Consumer, Message, Options, Queue, check_name, check_partitions, no_stream, other_partitions, too_large,
 };
+use crate::url::QueueUrl;
 use async_trait::async_trait;
 use connect::{Server, Target, seconds};
 use handover_core::error::{Error, Result};
@@ -20,7 +21,8 @@ use lapin::options::{
     QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use properties::properties;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,9 +37,6 @@ const SETTLING: Duration = Duration::from_secs(3);
 
 /// Messages on their way to the broker before the first confirm is awaited.
 const WINDOW: usize = 2_000;
-/// The header that carries a message's number.
-const NUMBER: &str = "handover-number";
-const PERSISTENT: u8 = 2;
 
 pub struct RabbitMq {
     target: Target,
@@ -346,7 +345,7 @@ impl Queue for RabbitMq {
         let channel = self.channel().await?;
         // Every queue that could belong to it, from the highest down, so that an interrupted declaration or
         // deletion leaves nothing behind. Deleting a queue that is not there is no error in RabbitMQ.
-        let partitions = (0..super::MAX_PARTITIONS).rev().map(|p| partition_queue(stream, p));
+        let partitions = (0..crate::stream::MAX_PARTITIONS).rev().map(|p| partition_queue(stream, p));
         for queue in partitions.chain([dead_queue(stream)]) {
             let deleting = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
             self.within(&format!("delete queue `{queue}`"), deleting).await?;
@@ -396,22 +395,6 @@ fn insert(table: &mut FieldTable, key: &str, value: AMQPValue) {
 
 fn string(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
-}
-
-fn properties(message: &Message) -> BasicProperties {
-    let mut headers = FieldTable::default();
-    insert(&mut headers, NUMBER, AMQPValue::LongLongInt(message.number));
-    BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type("application/json".into())
-        .with_headers(headers)
-}
-
-fn number_of(properties: &BasicProperties) -> Option<i64> {
-    match properties.headers().as_ref()?.inner().get(NUMBER)? {
-        AMQPValue::LongLongInt(number) => Some(*number),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
