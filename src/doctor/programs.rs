@@ -3,8 +3,8 @@
 
 use super::{Finding, Notes};
 use crate::plan::Plan;
-use crate::steps::copy::{Copy, dump::Program};
 use crate::steps::of_kind;
+use handover_copy::{Copy, Program};
 use std::collections::BTreeMap;
 
 pub(super) async fn examine(plan: &Plan, versions: &BTreeMap<String, u32>) -> Vec<Finding> {

@@ -409,7 +409,7 @@ fn origin<'a>(
         return None;
     }
     let used: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
-    let (id, copy) = crate::steps::of_kind::<crate::steps::copy::Copy>(plan.steps.get(..place)?)
+    let (id, copy) = crate::steps::of_kind::<handover_copy::Copy>(plan.steps.get(..place)?)
         .find(|(id, copy)| used.contains(copy.to.as_str()) && *ledger.state.status(id) != Status::Done)?;
     Some((id, copy.from.clone(), databases.with_in_place_of(&copy.from, &copy.to)?))
 }

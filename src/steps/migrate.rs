@@ -1,6 +1,5 @@
 //! `migrate`: applies folders of SQL migrations. How is said in [`handover_migrations`].
 
-use super::copy::Copy;
 use super::cutover::Cutover;
 use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
 use crate::error::Result;
@@ -8,6 +7,7 @@ use crate::event::StepId;
 use crate::postgres::Session;
 use crate::problem::Problems;
 use async_trait::async_trait;
+use handover_copy::Copy;
 use handover_migrations::{Migrate, UndoBy, thrown_away};
 use serde_json::{Value, json};
 use std::path::PathBuf;

@@ -18,7 +18,7 @@ pub mod approve;
 pub mod capture;
 mod cleanup;
 pub mod context;
-pub mod copy;
+mod copy;
 pub mod create_index;
 pub mod critical;
 pub mod cutover;
@@ -52,7 +52,7 @@ kinds! {
     "migrate" => handover_migrations::Migrate,
     "lever" => lever::Lever,
     "cleanup" => handover_rows::Cleanup,
-    "copy" => copy::Copy,
+    "copy" => handover_copy::Copy,
     "capture" => handover_events::capture::Capture,
     "replay" => handover_events::replay::Replay,
     "replicate" => replicate::Replicate,

@@ -2,7 +2,6 @@
 
 mod check;
 
-use super::copy::{Copy, OnViolation};
 use super::replicate::{self, Gauge};
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
 use crate::error::{Error, Result};
@@ -14,6 +13,7 @@ use async_trait::async_trait;
 use handover_compare::attempt::STOPPING;
 use handover_compare::fence::{Fence, Pause};
 use handover_compare::{Before, Carried, Given, RowCounts, Verify};
+use handover_copy::{Copy, OnViolation};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

@@ -1,28 +1,15 @@
 //! What steps relied on, kept when it was proven, for a cutover to compare with what is.
 
 use super::Context;
-use super::copy::state::states;
 use crate::error::{Error, Result};
-use crate::event::{RunId, StepId};
+use crate::event::StepId;
 use crate::postgres::fingerprint::{self, CAPTURE, Facts, IDENTITY, Row, Subject};
-use crate::postgres::ours::OURS;
-use crate::postgres::{Session, TableName, Tx};
+use crate::postgres::{Session, TableName};
 use handover_events::capture::Capture;
 use std::collections::BTreeSet;
 
 /// Where a capture keeps its facts in the journal.
 const UNIT: &str = "fingerprint";
-/// Where a copy keeps its own, as a unit of its checkpoints. Another name for other words.
-const UNIT_OF_COPY: &str = "fingerprint 2";
-
-/// Keeps what a copy saw at its point in time, with the plan of the copy.
-///
-/// # Errors
-/// What a server says.
-pub async fn keep_for_copy(cx: &Context, source: &Session, tx: &Tx<'_>) -> Result<()> {
-    let facts = fingerprint::look(source).await?;
-    tx.save_checkpoint(cx.run, &cx.step, UNIT_OF_COPY, &fingerprint::to_rows(&facts)).await
-}
 
 /// Keeps what a capture relies on: its tables, those below them, and its triggers as they are now.
 ///
@@ -57,31 +44,6 @@ pub(super) async fn captured(blue: &Session, capture: &Capture) -> Result<BTreeS
         .await?;
     let below = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
     Ok(capture.tables.keys().cloned().chain(below).collect())
-}
-
-/// What a copy saw; none of one that an earlier version made.
-///
-/// # Errors
-/// What the server says.
-pub(super) async fn of_copy(green: &Session, run: RunId, step: &StepId) -> Result<Option<Facts>> {
-    let found: Vec<Vec<Row>> = states(green, run, step, UNIT_OF_COPY).await?;
-    Ok(found.into_iter().next().map(fingerprint::from_rows))
-}
-
-/// Names the copy that filled a database, and when it did; none where none did. Another copy has another name.
-///
-/// # Errors
-/// What the server says.
-pub(super) async fn filled(green: &Session) -> Result<Option<String>> {
-    let there = green.query_one(&format!("select to_regclass('{OURS}.checkpoint') is not null"), &[]).await?;
-    if !there.get::<_, bool>(0) {
-        return Ok(None);
-    }
-    let sql = &format!(
-        "select concat_ws('/', run, step, extract(epoch from at)) from {OURS}.checkpoint
-               where unit = $1 order by at desc limit 1"
-    );
-    Ok(green.query_opt(sql, &[&UNIT_OF_COPY]).await?.map(|row| row.get(0)))
 }
 
 /// What a capture relies on; none of one that an earlier version began.

@@ -231,6 +231,15 @@ impl Session {
         Ok(self.query_one("select pg_backend_pid()", &[]).await?.get(0))
     }
 
+    /// The server's major version.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn major(&self) -> Result<u32> {
+        let sql = "select current_setting('server_version_num')::int4 / 10000";
+        Ok(self.query_one(sql, &[]).await?.get::<_, i32>(0).unsigned_abs())
+    }
+
     /// A handle that cancels whatever this connection is executing.
     #[must_use]
     pub fn cancel_token(&self) -> tokio_postgres::CancelToken {

@@ -5,10 +5,10 @@
 
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment, few};
-use crate::steps::copy::Copy;
 use crate::steps::cutover::Cutover;
 use crate::steps::replicate::Replicate;
 use crate::steps::{CheckContext, of_kind};
+use handover_copy::Copy;
 use handover_events::capture::{Capture, Rest, words};
 
 /// Names what the plan would leave behind where it copies a table and then hands over.

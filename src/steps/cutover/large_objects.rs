@@ -9,10 +9,10 @@ use super::{Cutover, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::problem::few;
-use crate::steps::copy::large_objects::carry::{self, Carrier, Pass};
-use crate::steps::copy::{Copy, LargeObjects};
 use crate::steps::replicate::lag::bytes;
 use crate::steps::{Context, Description};
+use handover_copy::large_objects::carry::{self, Carrier, Pass};
+use handover_copy::{Copy, LargeObjects};
 use std::time::Duration;
 
 /// Passes before the pause; whoever writes faster than they carry is not caught up with.
@@ -139,7 +139,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
         return Ok(());
     }
     let blocks = size / block.max(1);
-    let major = crate::steps::copy::source::major(blue).await?;
+    let major = blue.major().await?;
     if blocks > SAMPLE && major < 14 {
         // Parts of a table are read by place only from 14 on.
         return Ok(());

@@ -12,9 +12,9 @@ use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::copy::source;
-use crate::steps::copy::state;
 use crate::steps::{Context, Description, of_kind};
+use handover_copy::counters;
+use handover_copy::state;
 use handover_events::capture::Capture;
 use handover_events::capture::{Gap, OPERATIONS, Rest, Why, words};
 use handover_events::catalog::inspect;
@@ -97,8 +97,8 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     if partial.is_empty() {
         return Ok(());
     }
-    let now: BTreeMap<TableName, [i64; 3]> = source::operations(blue).await?.into_iter().collect();
-    let started = source::server_started(blue).await?;
+    let now: BTreeMap<TableName, [i64; 3]> = counters::operations(blue).await?.into_iter().collect();
+    let started = counters::server_started(blue).await?;
     let mut lost = Vec::new();
     for (step, copy) in uncaptured::copies(cutover, cx) {
         let Some(state) = state::read(green, cx.run, step).await? else { continue };

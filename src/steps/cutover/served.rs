@@ -6,8 +6,8 @@ use super::Cutover;
 use crate::error::Result;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, identity};
-use crate::steps::copy::Copy;
-use crate::steps::{Context, of_kind, watched};
+use crate::steps::{Context, of_kind};
+use handover_copy::{Copy, fingerprint};
 
 /// Which rows the new side holds: the database, and the copy that filled it.
 ///
@@ -15,7 +15,7 @@ use crate::steps::{Context, of_kind, watched};
 /// What the server says.
 pub async fn successor(green: &Session) -> Result<String> {
     let who = identity::identify(green).await?;
-    let filled = watched::filled(green).await?.unwrap_or_default();
+    let filled = fingerprint::filled(green).await?.unwrap_or_default();
     Ok(format!("{}/{}/{filled}", who.system_identifier, who.oid))
 }
 

@@ -14,9 +14,9 @@ use crate::event::Measure;
 use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::copy::state::{self, State};
-use crate::steps::copy::{Copy, data, source};
 use crate::steps::{Context, Description, of_kind, replicate};
+use handover_copy::state::{self, State};
+use handover_copy::{Copy, counters};
 use handover_events::capture::Capture;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,7 +85,7 @@ pub async fn replicated(cutover: &Cutover, cx: &Context, blue: &Session) -> Resu
 pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
     partial::describe(cutover, cx, blue, out).await?;
     let mut silent = exposed(cutover, cx, blue).await?;
-    let writes: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
+    let writes: BTreeMap<TableName, i64> = counters::writes(blue).await?.into_iter().collect();
     let written = |table: &TableName| writes.get(table).copied().unwrap_or_default();
     silent.sort_by_key(|table| std::cmp::Reverse(written(table)));
     if silent.is_empty() {
@@ -123,12 +123,12 @@ pub async fn refuse(
         return Ok(BTreeMap::new());
     }
     // Before the tables themselves are looked at, so that no write falls between the two.
-    let now: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
-    let started = source::server_started(blue).await?;
+    let now: BTreeMap<TableName, i64> = counters::writes(blue).await?.into_iter().collect();
+    let started = counters::server_started(blue).await?;
     let (mut changed, mut new) = (Vec::new(), Vec::new());
     for (step, copy) in copies(cutover, cx) {
         let Some(state) = state::read(green, cx.run, step).await? else { continue };
-        let loaded = data::loaded_by(green, cx.run, step).await?;
+        let loaded = state::loaded(green, cx.run, step).await?;
         let mut rows: BTreeMap<&TableName, u64> = BTreeMap::new();
         for chunk in &loaded {
             *rows.entry(&chunk.table).or_default() += chunk.rows;
@@ -181,7 +181,7 @@ pub async fn assert_unwritten(blue: &Session, before: &BTreeMap<TableName, i64>)
     if before.is_empty() {
         return Ok(());
     }
-    let now: BTreeMap<TableName, i64> = source::writes(blue).await?.into_iter().collect();
+    let now: BTreeMap<TableName, i64> = counters::writes(blue).await?.into_iter().collect();
     let moved: Vec<&TableName> =
         before.iter().filter(|(table, n)| now.get(table) != Some(n)).map(|(table, _)| table).collect();
     if moved.is_empty() {

@@ -7,9 +7,9 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::postgres::fingerprint::{self, CAPTURE, Drift, Facts, RIGHTS, Subject, is_of_one_side};
 use crate::problem::few;
-use crate::steps::copy::Owners;
-use crate::steps::watched::{captured, concerns_capture, of_capture, of_copy};
+use crate::steps::watched::{captured, concerns_capture, of_capture};
 use crate::steps::{Context, of_kind};
+use handover_copy::Owners;
 use handover_events::capture::Capture;
 
 /// What drifted since earlier steps relied on it, without what the new side has just so.
@@ -21,7 +21,7 @@ async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Sessio
     };
     let kept = |subject: &Subject| !cutover.except.contains(&subject.relation);
     for (step, copy) in uncaptured::copies(cutover, cx) {
-        let Some(before) = of_copy(green, cx.run, step).await? else { continue };
+        let Some(before) = handover_copy::fingerprint::read(green, cx.run, step).await? else { continue };
         let selection = copy.selection();
         let concerned = |subject: &Subject| {
             kept(subject)

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::Session;
-use crate::steps::copy::{Copy, state};
 use crate::steps::{Context, Step, of_kind};
+use handover_copy::{Copy, state};
 use handover_events::replay::{Copied, Snapshot};
 
 /// The copies from one database to another.

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
 use crate::steps::Description;
-use crate::steps::copy::Copy;
+use handover_copy::Copy;
 use std::collections::BTreeSet;
 
 /// The publication of a link that carries nothing but TRUNCATE.
@@ -42,7 +42,7 @@ pub async fn find(blue: &Session, copy: &Copy) -> Result<Found> {
         .await?;
     let mut out = Found::default();
     let followed: BTreeSet<TableName> = origin::tables(blue, copy).await?.into_iter().collect();
-    let roots = origin::roots(blue, copy).await?;
+    let roots = handover_copy::roots(blue, copy).await?;
     let mut reached: BTreeSet<TableName> = followed.iter().cloned().chain(roots.into_values()).collect();
     // What refers to what refers to them: until nothing more is found.
     loop {

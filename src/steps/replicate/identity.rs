@@ -6,7 +6,6 @@ use super::{Link, Replicate};
 use crate::error::{Class, Result};
 use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::few;
-use crate::steps::copy::source::major;
 use crate::steps::{Context, Description};
 use std::time::Duration;
 
@@ -61,7 +60,7 @@ pub async fn look(
         )
         .await?;
     // From 18 on a publisher refuses changes to a table whose identity is not published as a whole.
-    let strict = major(blue).await? >= 18;
+    let strict = blue.major().await? >= 18;
     let (mut fixes, mut bad, mut forced, mut foreign) = (vec![], vec![], vec![], vec![]);
     for row in &rows {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));

@@ -18,7 +18,6 @@ mod slot;
 mod subscription;
 mod watch;
 
-use super::copy::Copy;
 use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
 use crate::error::{Class, Error, Result};
 use crate::event::{RunId, StepId};
@@ -28,12 +27,13 @@ use crate::problem::Problems;
 use crate::value::{Duration, EnvString, Secret, fingerprint};
 use async_trait::async_trait;
 pub use end::end;
+use handover_copy::{Beginning, Copy, Follower};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-pub use watch::{Gauge, guard};
+pub use watch::Gauge;
 
 /// Replicates what a copy copied, from server to server, until the cutover.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -110,12 +110,38 @@ pub fn between(cx: &Context, from: &str, to: &str) -> Option<Link> {
         .map(|(id, r)| Link::new(cx.run, id, r))
 }
 
-/// The step that replicates what the copy step copies, and its replication.
+/// The replication that follows a copy, as the copy's step sees it.
+pub struct Following<'a> {
+    cx: &'a Context,
+    replicate: &'a Replicate,
+    link: Link,
+}
+
+/// The replication that follows the copy step `cx` is of; none when there is none.
 #[must_use]
-pub fn following<'a>(cx: &'a Context, copy: &StepId) -> Option<(&'a Replicate, Link)> {
+pub fn following(cx: &Context) -> Option<Following<'_>> {
     let found = of_kind::<Replicate>(&cx.steps)
-        .find(|(id, replicate)| replicate.copy(cx.before(id)).is_some_and(|(found, _)| found == copy));
-    found.map(|(id, replicate)| (replicate, Link::new(cx.run, id, replicate)))
+        .find(|(id, replicate)| replicate.copy(cx.before(id)).is_some_and(|(found, _)| *found == cx.step));
+    found.map(|(id, replicate)| Following { cx, replicate, link: Link::new(cx.run, id, replicate) })
+}
+
+#[async_trait]
+impl Follower for Following<'_> {
+    async fn look(&self, copy: &Copy, blue: &Session, green: &Session, out: &mut Description) -> Result<()> {
+        origin::look(self, copy, blue, green, out).await
+    }
+
+    async fn begin(&self, copy: &Copy) -> Result<Box<dyn Beginning>> {
+        Ok(Box::new(origin::prepare(self, copy).await?))
+    }
+
+    async fn is_there(&self) -> Result<bool> {
+        origin::is_there(self.cx, &self.link).await
+    }
+
+    async fn guard(&self) -> Error {
+        watch::guard(self.cx, self.replicate, &self.link).await
+    }
 }
 
 /// The tables that a link carries, as the publisher's catalog says; before there is a publication, those that it

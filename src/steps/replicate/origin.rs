@@ -1,15 +1,15 @@
 //! Where the stream begins: publication and slot, made by the copy before it reads its first row.
 
-use super::{Link, emptied, identity, preflight, slot, subscription};
+use super::{Following, Link, emptied, identity, preflight, slot, subscription};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::catalog::application;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, quote_ident, quote_literal};
-use crate::steps::copy::Copy;
-use crate::steps::copy::catalog;
 use crate::steps::{Context, Description};
-use std::collections::{BTreeMap, BTreeSet};
+use async_trait::async_trait;
+use handover_copy::{Beginning, Copy, roots};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How long the locks for a publication may be waited for.
@@ -21,75 +21,62 @@ pub struct Origin {
     fresh: slot::Fresh,
 }
 
-impl Origin {
-    /// The name to import the snapshot by.
-    #[must_use]
-    pub fn snapshot(&self) -> &str {
+#[async_trait]
+impl Beginning for Origin {
+    fn snapshot(&self) -> &str {
         &self.fresh.snapshot
     }
 
-    /// Where the stream begins in the log.
-    #[must_use]
-    pub fn lsn(&self) -> &str {
-        &self.fresh.lsn
-    }
-
-    /// Lets the slot's own connection go, once another transaction has imported the snapshot.
-    pub async fn release(self) {
+    /// Lets the slot's own connection go.
+    async fn release(self: Box<Self>) {
         self.fresh.release().await;
     }
 }
 
-/// What stands in the way of a replication that follows the copy step `cx` is of. Called before the copy does
-/// anything, so that nobody learns of it hours later.
+/// What stands in the way of a replication that follows a copy.
 ///
 /// # Errors
 /// What a server says.
 pub async fn look(
-    cx: &Context,
+    following: &Following<'_>,
     copy: &Copy,
     blue: &Session,
     green: &Session,
     out: &mut Description,
 ) -> Result<()> {
-    match super::following(cx, &cx.step) {
-        Some((replicate, link)) => {
-            let tables = preflight::look(replicate, copy, &cx.databases, blue, green, out).await?;
-            // What the catalogs show need not be tried; and what they refuse could not be.
-            if out.blockers.is_empty() {
-                let roots = roots(blue, copy).await?;
-                let published: BTreeSet<&TableName> =
-                    tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
-                let published: Vec<TableName> = published.into_iter().cloned().collect();
-                identity::rehearse(cx, &link, &published, out).await?;
-            }
-            Ok(())
-        }
-        None => Ok(()),
+    let Following { cx, replicate, link } = following;
+    let tables = preflight::look(replicate, copy, &cx.databases, blue, green, out).await?;
+    // What the catalogs show need not be tried; and what they refuse could not be.
+    if out.blockers.is_empty() {
+        let roots = roots(blue, copy).await?;
+        let published: BTreeSet<&TableName> = tables.iter().map(|t| roots.get(t).unwrap_or(t)).collect();
+        let published: Vec<TableName> = published.into_iter().cloned().collect();
+        identity::rehearse(cx, link, &published, out).await?;
     }
+    Ok(())
 }
 
-/// Makes publication and slot for the replication that follows the copy step `cx` is of; none when there is none.
+/// Makes publication and slot for the replication that follows a copy.
 /// What an earlier attempt left is dropped before: a slot belongs to one snapshot.
 ///
 /// # Errors
 /// What a server says, or a slot that waits too long for transactions that write.
-pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
-    let Some((replicate, link)) = super::following(cx, &cx.step) else { return Ok(None) };
-    discard(cx, &link).await?;
+pub async fn prepare(following: &Following<'_>, copy: &Copy) -> Result<Origin> {
+    let Following { cx, replicate, link } = following;
+    discard(cx, link).await?;
     let made = async {
-        announce(cx, copy, &link).await?;
-        subscription::rehearse(cx, replicate, &link).await?;
+        announce(cx, copy, link).await?;
+        subscription::rehearse(cx, replicate, link).await?;
         // Before the slot: the stream is decoded with the catalogs of its time, and must find it there.
-        publish(cx, copy, &link).await?;
+        publish(cx, copy, link).await?;
         failpoint::at(failpoint::REPLICATE_PUBLISHED)?;
         let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
-        slot::create(cx, &link, folder, replicate.patience.0).await
+        slot::create(cx, link, folder, replicate.patience.0).await
     };
     let fresh = match made.await {
         Ok(fresh) => fresh,
         Err(error) => {
-            if let Err(e) = discard(cx, &link).await {
+            if let Err(e) = discard(cx, link).await {
                 cx.warn(format!("what was made for the replication is still there: {e}"));
             }
             return Err(error);
@@ -97,7 +84,7 @@ pub async fn prepare(cx: &Context, copy: &Copy) -> Result<Option<Origin>> {
     };
     failpoint::at(failpoint::REPLICATE_SLOT_CREATED)?;
     cx.note(format!("replication begins at log position {} of {}", fresh.lsn, link.from));
-    Ok(Some(Origin { fresh }))
+    Ok(Origin { fresh })
 }
 
 /// Tables of the copy that can be published: those with rows of their own that are logged.
@@ -116,22 +103,6 @@ pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
         .await?;
     let all = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
     Ok(all.filter(|table| copy.takes_rows(table)).collect())
-}
-
-/// Partitioned tables in whose place their partitions cannot be followed: a row's partition by a hash of an enum
-/// is another one on each server. Their changes are published as their own, for the target to place.
-/// (<https://www.postgresql.org/docs/current/sql-createpublication.html#SQL-CREATEPUBLICATION-PARAMS-WITH-PUBLISH-VIA-PARTITION-ROOT>)
-///
-/// # Errors
-/// What the server says.
-pub async fn roots(blue: &Session, copy: &Copy) -> Result<BTreeMap<TableName, TableName>> {
-    let rows = blue.query(&catalog::tables(), &[]).await?;
-    let found = rows.iter().filter_map(|row| {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let root = row.get::<_, Option<String>>(6).zip(row.get::<_, Option<String>>(7))?;
-        Some((table, TableName::new(root.0, root.1)))
-    });
-    Ok(found.filter(|(table, _)| copy.takes_rows(table)).collect())
 }
 
 /// Makes publications without tables.
@@ -190,16 +161,12 @@ async fn publish(cx: &Context, copy: &Copy, link: &Link) -> Result<()> {
     }
 }
 
-/// Whether slot and publication of the replication that follows the copy step `cx` is of are there, or there is
-/// none. A copy can go on from its snapshot only if they are.
+/// Whether slot and publication are there.
 ///
 /// # Errors
 /// What the server says.
-pub async fn is_there(cx: &Context) -> Result<bool> {
-    match super::following(cx, &cx.step) {
-        Some((_, link)) => Ok(trouble(cx, &link).await?.is_none()),
-        None => Ok(true),
-    }
+pub async fn is_there(cx: &Context, link: &Link) -> Result<bool> {
+    Ok(trouble(cx, link).await?.is_none())
 }
 
 /// Refuses unless slot and publication are there.
@@ -248,8 +215,8 @@ pub(super) async fn publications(cx: &Context, link: &Link) -> Result<Vec<String
 /// # Errors
 /// See [`discard`].
 pub async fn discard_after_copy(cx: &Context) -> Result<()> {
-    match super::following(cx, &cx.step) {
-        Some((_, link)) => discard(cx, &link).await,
+    match super::following(cx) {
+        Some(following) => discard(cx, &following.link).await,
         None => Ok(()),
     }
 }

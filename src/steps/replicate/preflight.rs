@@ -11,10 +11,9 @@ use crate::postgres::profile::Profile;
 use crate::postgres::{Databases, Session, TableName, programs};
 use crate::problem::few;
 use crate::steps::Description;
-use crate::steps::copy::large_objects::carry;
-use crate::steps::copy::source::major;
-use crate::steps::copy::{Copy, LargeObjects};
 use crate::value::Secret;
+use handover_copy::large_objects::carry;
+use handover_copy::{Copy, LargeObjects};
 use std::collections::BTreeSet;
 
 /// Looks at both sides; what makes the replication impossible is among the blockers. Returns the tables that
@@ -37,7 +36,7 @@ pub async fn look(
     publisher(replicate, databases, blue, out).await?;
     subscriber(replicate, databases, blue, green, out).await?;
     let tables = origin::tables(blue, copy).await?;
-    let roots: BTreeSet<TableName> = origin::roots(blue, copy).await?.into_values().collect();
+    let roots: BTreeSet<TableName> = handover_copy::roots(blue, copy).await?.into_values().collect();
     if !roots.is_empty() {
         let roots: Vec<&TableName> = roots.iter().collect();
         out.warning(format!(
@@ -177,7 +176,7 @@ async fn subscriber(
 ) -> Result<()> {
     let to = &replicate.to;
     let role = databases.user(to)?;
-    let version = major(green).await?;
+    let version = green.major().await?;
     let row = green
         .query_one(
             "select current_setting('max_logical_replication_workers')::int8

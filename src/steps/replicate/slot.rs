@@ -70,7 +70,7 @@ async fn ask(
     application: &str,
     patience: Duration,
 ) -> Result<Fresh> {
-    let major = crate::steps::copy::source::major(blue).await?;
+    let major = blue.major().await?;
     let mut command = child::command(&program.path);
     command
         .args([

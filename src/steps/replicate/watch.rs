@@ -155,12 +155,9 @@ impl Keeper {
 
 /// Watches the slot while the copy runs that `cx` is of, when nobody consumes it yet. Returns only with an error:
 /// the slot took more than its budget, and was dropped.
-pub async fn guard(cx: &Context) -> Error {
-    let Some((replicate, link)) = super::following(cx, &cx.step) else {
-        return std::future::pending().await;
-    };
+pub async fn guard(cx: &Context, replicate: &Replicate, link: &Link) -> Error {
     loop {
-        if let Err(error) = guarded(cx, replicate, &link).await
+        if let Err(error) = guarded(cx, replicate, link).await
             && !error.class().is_transient()
         {
             return error;
@@ -203,7 +200,7 @@ impl<'a> Watch<'a> {
     async fn open(cx: &'a Context, replicate: &Replicate, link: &'a Link) -> Result<Self> {
         let gauge = Gauge::open(cx, link).await?;
         let keeper = Keeper::new(replicate, &gauge.blue).await?;
-        let major = crate::steps::copy::source::major(&gauge.green).await?;
+        let major = gauge.green.major().await?;
         let (trend, pulse) = (Trend::default(), Pulse::default());
         Ok(Watch {
             cx,
