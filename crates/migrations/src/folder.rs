@@ -1,7 +1,8 @@
 //! The plan's folders as one ordered list of migrations, with everything that is wrong with them.
 
 use crate::files::{Both, file_name, parse, settings, text_of, tool_of, walk};
-use crate::names::{Dialect, Direction, KNOWN, Kind, Name, Names, detect};
+use crate::names::detect::detect;
+use crate::names::{Dialect, Direction, KNOWN, Kind, Name, Names};
 use crate::overrides::Overrides;
 use crate::script::Script;
 use crate::sections::written_for;

@@ -20,12 +20,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
-mod detect;
+pub mod detect;
 mod flyway;
 mod layouts;
 mod name;
 
-pub use detect::detect;
 pub use name::{Dialect, Direction, Kind, Name};
 
 /// The layouts that are known, for messages.
