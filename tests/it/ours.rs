@@ -185,7 +185,9 @@ fn written_out(line: &str) -> bool {
         let before = line[..at].trim_end();
         ["nspname =", "nspname <>", " in (", "to_regnamespace("].iter().any(|end| before.ends_with(end))
     });
-    qualifier || compared || line.contains("handover_queue")
+    // A crate is called like the queue's schema.
+    let queue = line.replace("handover_queue::", "").replace("use handover_queue as", "");
+    qualifier || compared || queue.contains("handover_queue")
 }
 
 #[test]
@@ -196,6 +198,9 @@ fn no_text_in_the_source_writes_the_name_of_our_schema_out() {
         ("format('grant on handover.%I')", true),
         ("where n.nspname = 'handover' and", true),
         ("delete from handover_queue.message", true),
+        ("'handover_queue'::regnamespace", true),
+        ("use handover_queue::Message;", false),
+        ("pub use handover_queue as queue;", false),
         ("from {OURS}.fence", false),
         ("current_setting('handover.batch', true)", false),
         ("$schema=./handover.schema.json", false),
