@@ -10,7 +10,6 @@ use crate::postgres::TableName;
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
 use async_trait::async_trait;
-use handover_compare::attempt::STOPPING;
 use handover_compare::fence::{Fence, Pause};
 use handover_compare::{Before, Carried, Given, RowCounts, Verify};
 use handover_copy::{Copy, OnViolation};
@@ -88,18 +87,7 @@ impl StepKind for Verify {
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        let work = attempt(self, cx);
-        tokio::pin!(work);
-        tokio::select! {
-            result = &mut work => return result,
-            () = cx.stop.cancelled() => {}
-        }
-        // A server would go on with a query whose client is gone.
-        self.cancel(cx).await;
-        match tokio::time::timeout(STOPPING, work).await {
-            Ok(Ok(summary)) => Ok(summary),
-            Ok(Err(_)) | Err(_) => Err(Error::cancelled()),
-        }
+        self.stoppable(cx, attempt(self, cx)).await
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use std::time::Instant;
 
 /// How long a comparison that is asked to stop may take to end what it began.
-pub const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);
+const STOPPING: std::time::Duration = std::time::Duration::from_secs(5);
 /// The fact with what differed, for `handover events`.
 const DIFFERENCES: &str = "differences";
 /// The fact that a verification passed.
@@ -91,8 +91,30 @@ impl Verify {
         }
     }
 
+    /// Goes on with an attempt until it ends; when the run is asked to stop, ends what the servers do for it.
+    ///
+    /// # Errors
+    /// The attempt's, or a stop that was asked for.
+    pub async fn stoppable(
+        &self,
+        cx: &Port,
+        attempt: impl Future<Output = Result<Value>> + Send,
+    ) -> Result<Value> {
+        tokio::pin!(attempt);
+        tokio::select! {
+            result = &mut attempt => return result,
+            () = cx.stop.cancelled() => {}
+        }
+        // A server would go on with a query whose client is gone.
+        self.cancel(cx).await;
+        match tokio::time::timeout(STOPPING, attempt).await {
+            Ok(Ok(summary)) => Ok(summary),
+            Ok(Err(_)) | Err(_) => Err(Error::cancelled()),
+        }
+    }
+
     /// Ends what this step's sessions do on either side. A role may end its own.
-    pub async fn cancel(&self, cx: &Port) {
+    async fn cancel(&self, cx: &Port) {
         let Ok(lease) = cx.databases.lease() else { return };
         let name = lease.application_name(cx.step.as_str());
         let databases = self.sides();

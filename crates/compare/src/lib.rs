@@ -18,16 +18,15 @@
 //! assert_eq!(lost.words().as_deref(), Some("table app.person: 1 rows differ (1 only before)"));
 //! ```
 
-pub mod agreed;
-pub mod attempt;
 pub mod contents;
 pub mod fence;
 pub mod found;
 pub mod hash;
-pub mod sessions;
 pub mod shape;
 
+mod agreed;
 mod aside;
+mod attempt;
 mod baseline;
 mod checksum;
 mod cut;
@@ -38,12 +37,15 @@ mod given;
 mod narrow;
 mod options;
 mod rows;
+mod sessions;
 mod settle;
 mod side;
 mod tally;
 mod watched;
 
+pub use agreed::Evidence;
 pub use given::{Carried, Given};
 pub use options::{Before, Checksums, Invariant, Recorded, Retries, RowCounts, Tables, Verify};
 pub use rows::Matching;
+pub use sessions::Sessions;
 pub use side::Side;
