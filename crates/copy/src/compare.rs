@@ -2,11 +2,12 @@
 
 use crate::options::Copy;
 use crate::state::State;
-use crate::{definitions, extensions, jobs, large_objects, source, state, target, violation};
+use crate::{definitions, extensions, jobs, large_objects, source, state, target};
 use handover_core::error::{Error, Result};
 use handover_core::problem::few;
 use handover_port::Port;
 use handover_postgres::{Session, TableName, quote_literal};
+use handover_rows::aside;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Compares the target with what was copied: its catalog, what its definitions mean, its rows and its large objects.
@@ -93,7 +94,7 @@ async fn catalogs(copy: &Copy, green: &Session, state: &State) -> Result<()> {
 async fn rows(port: &Port, copy: &Copy, state: &State) -> Result<()> {
     let green = counter(port, copy).await?;
     let loaded = state::loaded(&green, port.run, &port.step).await?;
-    let aside = violation::set_aside(&green, port.run, &port.step).await?;
+    let aside = aside::counts(&green, port.run, &port.step).await?;
     let mut uncertain = Vec::new();
     for table in &state.tables {
         port.proceed()?;

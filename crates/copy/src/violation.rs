@@ -130,35 +130,12 @@ fn search(object: &Object, key: &Rule) -> Option<String> {
 }
 
 async fn archived(tx: &Tx<'_>, port: &Port) -> Result<BTreeMap<String, i64>> {
-    let sql = count_archived();
-    let rows = tx.query(&sql, &[&port.run.0, &port.step.as_str()]).await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-fn count_archived() -> String {
-    format!(
+    let sql = format!(
         "select table_name, count(*) from {OURS}.archive
          where run = $1 and step = $2 and action = 'quarantine' group by 1"
-    )
-}
-
-/// Rows that a copy set aside, by table.
-///
-/// # Errors
-/// What the server says.
-pub async fn set_aside(
-    session: &Session,
-    run: handover_core::event::RunId,
-    step: &handover_core::event::StepId,
-) -> Result<BTreeMap<TableName, u64>> {
-    let sql = count_archived();
-    let rows = session.query(&sql, &[&run.0, &step.as_str()]).await?;
-    rows.iter()
-        .map(|row| {
-            let name = TableName::try_from(row.get::<_, String>(0)).map_err(Error::internal)?;
-            Ok((name, row.get::<_, i64>(1).unsigned_abs()))
-        })
-        .collect()
+    );
+    let rows = tx.query(&sql, &[&port.run.0, &port.step.as_str()]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// What is needed to find such rows, by catalog and row of a constraint or index.
@@ -212,6 +189,6 @@ pub async fn keys(session: &Session) -> Result<BTreeMap<(u32, u32), Rule>> {
 /// # Errors
 /// What the server says.
 pub async fn summary(green: &Session, port: &Port) -> Result<BTreeMap<String, u64>> {
-    let aside = set_aside(green, port.run, &port.step).await?;
+    let aside = aside::counts(green, port.run, &port.step).await?;
     Ok(aside.into_iter().map(|(table, n)| (table.to_string(), n)).collect())
 }
