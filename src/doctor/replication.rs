@@ -5,8 +5,9 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::connect::Target;
-use crate::steps::replicate::{Replicate, preflight};
+use crate::steps::replicate::copy_of;
 use crate::steps::{Description, of_kind};
+use handover_replication::Replicate;
 use std::collections::BTreeMap;
 
 pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> Vec<Finding> {
@@ -17,12 +18,16 @@ pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> 
     let databases = Databases::new(working).labelled("doctor");
     for (id, replicate) in of_kind::<Replicate>(&plan.steps) {
         let earlier: Vec<_> = plan.steps.iter().take_while(|step| step.id != *id).cloned().collect();
-        let Some((_, copy)) = replicate.copy(&earlier) else { continue };
+        let Some((_, copy)) = copy_of(replicate, &earlier) else { continue };
         let mut found = Description::default();
         let look = async {
             let (blue, green) =
                 (databases.reader(&replicate.from).await?, databases.reader(&replicate.to).await?);
-            Result::Ok(preflight::look(replicate, copy, &databases, &blue, &green, &mut found).await?.len())
+            Result::Ok(
+                handover_replication::look(replicate, copy, &databases, &blue, &green, &mut found)
+                    .await?
+                    .len(),
+            )
         };
         match look.await {
             Ok(tables) => notes.ok(format!("step `{id}` would publish {tables} tables")),

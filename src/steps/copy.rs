@@ -50,7 +50,7 @@ impl StepKind for Copy {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        replicate::origin::discard_after_copy(cx).await?;
+        replicate::discard_after_copy(cx).await?;
         let undo = handover_copy::Undo::begin(self, cx).await?;
         let given_up = migrate::gave_up(cx, undo.target()).await?.map(|_| thrown_away::UNIT);
         let undone = undo.complete(given_up).await?;
@@ -66,6 +66,6 @@ impl StepKind for Copy {
     }
 
     async fn finish(&self, cx: &Context) -> Result<()> {
-        replicate::origin::discard_after_copy(cx).await
+        replicate::discard_after_copy(cx).await
     }
 }

@@ -55,7 +55,7 @@ kinds! {
     "copy" => handover_copy::Copy,
     "capture" => handover_events::capture::Capture,
     "replay" => handover_events::replay::Replay,
-    "replicate" => replicate::Replicate,
+    "replicate" => handover_replication::Replicate,
     "verify" => handover_compare::Verify,
     "cutover" => cutover::Cutover,
     "monitor" => monitor::Monitor,

@@ -2,7 +2,7 @@
 
 mod check;
 
-use super::replicate::{self, Gauge};
+use super::replicate;
 use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
 use crate::error::{Error, Result};
 use crate::event::StepId;
@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use handover_compare::fence::{Fence, Pause};
 use handover_compare::{Before, Carried, Given, RowCounts, Verify};
 use handover_copy::{Copy, OnViolation};
+use handover_replication::Gauge;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

@@ -6,10 +6,10 @@
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment, few};
 use crate::steps::cutover::Cutover;
-use crate::steps::replicate::Replicate;
 use crate::steps::{CheckContext, of_kind};
 use handover_copy::Copy;
 use handover_events::capture::{Capture, Rest, words};
+use handover_replication::Replicate;
 
 /// Names what the plan would leave behind where it copies a table and then hands over.
 pub fn check(capture: &Capture, cx: &CheckContext<'_>, problems: &mut Problems) {

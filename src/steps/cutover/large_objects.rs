@@ -9,10 +9,10 @@ use super::{Cutover, uncaptured};
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::problem::few;
-use crate::steps::replicate::lag::bytes;
 use crate::steps::{Context, Description};
 use handover_copy::large_objects::carry::{self, Carrier, Pass};
 use handover_copy::{Copy, LargeObjects};
+use handover_replication::bytes;
 use std::time::Duration;
 
 /// Passes before the pause; whoever writes faster than they carry is not caught up with.

@@ -11,9 +11,9 @@ use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
 use crate::postgres::{Session, TableName, blockers, fingerprint};
 use crate::problem::few;
-use crate::steps::replicate::{self, Gauge};
 use crate::steps::{Context, Description};
 use handover_actions::Actions;
+use handover_replication::Gauge;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -160,7 +160,7 @@ async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>>
     if gauge.mark(cx, protocol::MARK, patience).await? {
         return Ok(None);
     }
-    let behind = replicate::lag::bytes(gauge.behind().await?);
+    let behind = handover_replication::bytes(gauge.behind().await?);
     Ok(Some(format!("a change takes longer than {patience:?} to arrive on {to}, which is {behind} behind")))
 }
 

@@ -14,7 +14,6 @@ use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
 use crate::steps::replay::capture_of;
-use crate::steps::replicate::{Gauge, Link};
 use crate::steps::{Context, Step, of_kind, replicate};
 use futures_util::future::{join_all, try_join_all};
 use handover_actions::Actions;
@@ -22,6 +21,7 @@ use handover_copy::large_objects::carry::{Carrier, Pass};
 use handover_events::Stream;
 use handover_events::capture::Capture;
 use handover_events::replay::Replay;
+use handover_replication::{Gauge, Link};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 

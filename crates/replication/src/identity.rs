@@ -2,11 +2,12 @@
 //! transaction that is rolled back. What a role that only reads may ask is asked of the catalogs.
 //! (<https://www.postgresql.org/docs/current/logical-replication-publication.html>)
 
-use super::{Link, Replicate};
-use crate::error::{Class, Result};
-use crate::postgres::{Session, TableName, quote_ident};
-use crate::problem::few;
-use crate::steps::{Context, Description};
+use crate::link::Link;
+use crate::options::Replicate;
+use handover_core::error::{Class, Result};
+use handover_core::problem::few;
+use handover_port::{Description, Port};
+use handover_postgres::{Session, TableName, quote_ident};
 use std::time::Duration;
 
 /// Tables that are published by one trial: locks are held that long.
@@ -151,14 +152,14 @@ async fn incomparable(blue: &Session, table: &TableName, columns: &[String]) -> 
 ///
 /// # Errors
 /// What the server says about anything else.
-pub async fn rehearse(cx: &Context, link: &Link, tables: &[TableName], out: &mut Description) -> Result<()> {
-    let mut blue = cx.writer(&link.from).await?;
+pub async fn rehearse(port: &Port, link: &Link, tables: &[TableName], out: &mut Description) -> Result<()> {
+    let mut blue = port.writer(&link.from).await?;
     blue.set("lock_timeout", "500ms").await?;
     let mut refused = Vec::new();
     for some in tables.chunks(BATCH) {
         let mut attempt = 1;
         loop {
-            cx.proceed()?;
+            port.proceed()?;
             match trial(&mut blue, link, some).await {
                 Ok(found) => {
                     refused.extend(found);
@@ -170,7 +171,7 @@ pub async fn rehearse(cx: &Context, link: &Link, tables: &[TableName], out: &mut
                         && attempt < ATTEMPTS =>
                 {
                     attempt += 1;
-                    cx.sleep(Duration::from_millis(500)).await?;
+                    port.sleep(Duration::from_millis(500)).await?;
                 }
                 Err(e) if e.class() == Class::Contention => {
                     out.warning(format!(

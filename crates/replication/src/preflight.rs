@@ -2,18 +2,20 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-config.html>,
 //! <https://www.postgresql.org/docs/current/logical-replication-restrictions.html>)
 
-use super::{Replicate, emptied, identity, lag, origin};
-use crate::error::Result;
-use crate::postgres::address::Address;
-use crate::postgres::catalog::{application, is_ours};
-use crate::postgres::connect::open_as;
-use crate::postgres::profile::Profile;
-use crate::postgres::{Databases, Session, TableName, programs};
-use crate::problem::few;
-use crate::steps::Description;
-use crate::value::Secret;
+use crate::options::Replicate;
+use crate::tables::tables;
+use crate::{emptied, identity, lag};
 use handover_copy::large_objects::carry;
 use handover_copy::{Copy, LargeObjects};
+use handover_core::error::Result;
+use handover_core::problem::few;
+use handover_core::value::Secret;
+use handover_port::Description;
+use handover_postgres::address::Address;
+use handover_postgres::catalog::{application, is_ours};
+use handover_postgres::connect::open_as;
+use handover_postgres::profile::Profile;
+use handover_postgres::{Databases, Session, TableName, programs};
 use std::collections::BTreeSet;
 
 /// Looks at both sides; what makes the replication impossible is among the blockers. Returns the tables that
@@ -35,7 +37,7 @@ pub async fn look(
     }
     publisher(replicate, databases, blue, out).await?;
     subscriber(replicate, databases, blue, green, out).await?;
-    let tables = origin::tables(blue, copy).await?;
+    let tables = tables(blue, copy).await?;
     let roots: BTreeSet<TableName> = handover_copy::roots(blue, copy).await?.into_values().collect();
     if !roots.is_empty() {
         let roots: Vec<&TableName> = roots.iter().collect();

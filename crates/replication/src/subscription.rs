@@ -1,17 +1,19 @@
 //! The subscription on the side that follows.
 //! (<https://www.postgresql.org/docs/current/sql-createsubscription.html>)
 
-use super::{Link, Replicate};
-use crate::error::{Class, Error, Result};
-use crate::postgres::blockers::{self, Blocker};
-use crate::postgres::error::PASSED_ON;
-use crate::postgres::ours::OURS;
-use crate::postgres::programs::connection_string;
-use crate::postgres::{Session, Tx, quote_ident, quote_literal};
-use crate::steps::Context;
-use crate::value::Secret;
+use crate::link::Link;
+use crate::options::Replicate;
+use crate::publication;
 use bytes::Bytes;
 use futures_util::SinkExt;
+use handover_core::error::{Class, Error, Result};
+use handover_core::value::Secret;
+use handover_port::Port;
+use handover_postgres::blockers::{self, Blocker};
+use handover_postgres::error::PASSED_ON;
+use handover_postgres::ours::OURS;
+use handover_postgres::programs::connection_string;
+use handover_postgres::{Session, Tx, quote_ident, quote_literal};
 use std::collections::BTreeMap;
 use std::pin::pin;
 use tokio_postgres::types::Json;
@@ -20,15 +22,15 @@ use tokio_postgres::types::Json;
 ///
 /// # Errors
 /// What the server says, also of reaching the publisher.
-pub async fn create(cx: &Context, replicate: &Replicate, link: &Link) -> Result<bool> {
-    let mut green = cx.writer(&link.to).await?;
+pub async fn create(port: &Port, replicate: &Replicate, link: &Link) -> Result<bool> {
+    let mut green = port.writer(&link.to).await?;
     if find(&green, &link.name).await?.is_some() {
         return Ok(false);
     }
     // It connects to the publisher, which may be slow, and must end some time.
     green.set("statement_timeout", "60s").await?;
-    let address = address(cx, replicate, link)?;
-    let publications = super::origin::publications(cx, link).await?.join(", ");
+    let address = address(port, replicate, link)?;
+    let publications = publication::publications(port, link).await?.join(", ");
     let tx = green.transaction().await?;
     forget_marks(&tx, link).await?;
     execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
@@ -42,19 +44,23 @@ pub async fn create(cx: &Context, replicate: &Replicate, link: &Link) -> Result<
 ///
 /// # Errors
 /// Like [`create`].
-pub async fn rehearse(cx: &Context, replicate: &Replicate, link: &Link) -> Result<()> {
-    let mut green = cx.writer(&link.to).await?;
+pub async fn rehearse(port: &Port, replicate: &Replicate, link: &Link) -> Result<()> {
+    let mut green = port.writer(&link.to).await?;
     green.set("statement_timeout", "60s").await?;
-    let address = address(cx, replicate, link)?;
-    let publications = super::origin::publications(cx, link).await?.join(", ");
+    let address = address(port, replicate, link)?;
+    let publications = publication::publications(port, link).await?.join(", ");
     let tx = green.transaction().await?;
     execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
     tx.rollback().await
 }
 
-fn address(cx: &Context, replicate: &Replicate, link: &Link) -> Result<Secret> {
+fn address(port: &Port, replicate: &Replicate, link: &Link) -> Result<Secret> {
     // A publisher whose machine is gone is noticed, rather than waited for: every connection string of ours says so.
-    connection_string(&replicate.address(cx)?, &link.from, &[("application_name", link.name.as_str())])
+    let address = match &replicate.connection {
+        Some(connection) => connection.resolve()?,
+        None => port.databases.url(&replicate.from)?.clone(),
+    };
+    connection_string(&address, &link.from, &[("application_name", link.name.as_str())])
 }
 
 /// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
@@ -237,8 +243,8 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
 ///
 /// # Errors
 /// What the server says.
-pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
-    let mut green = cx.writer(&link.to).await?;
+pub async fn remove(port: &Port, link: &Link) -> Result<()> {
+    let mut green = port.writer(&link.to).await?;
     if find(&green, &link.name).await?.is_some() {
         green.set("lock_timeout", "30s").await?;
         let name = quote_ident(&link.name);

@@ -1,7 +1,7 @@
 //! How far the subscriber is behind, and where that is going.
 
-use crate::error::Result;
-use crate::postgres::Session;
+use handover_core::error::Result;
+use handover_postgres::Session;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

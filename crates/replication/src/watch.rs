@@ -1,12 +1,15 @@
 //! What the engine does while servers replicate: it looks. A heartbeat tells how late changes arrive, the slot how
 //! much is missing and how much log it keeps on the publisher's disk.
 
-use super::lag::{Pulse, Sample, Trend, bytes, sample};
-use super::{Link, Replicate, end, marker, subscription};
-use crate::error::{Error, Result};
-use crate::event::Measure;
-use crate::postgres::{Session, blockers};
-use crate::steps::Context;
+use crate::end::{ENDED, give_up};
+use crate::lag::{Pulse, Sample, Trend, bytes, sample};
+use crate::link::Link;
+use crate::options::Replicate;
+use crate::{marker, origin, subscription};
+use handover_core::error::{Error, Result};
+use handover_core::event::Measure;
+use handover_port::Port;
+use handover_postgres::{Session, blockers};
 use std::time::{Duration, Instant};
 
 /// The pause between two looks.
@@ -30,14 +33,14 @@ impl Gauge {
     ///
     /// # Errors
     /// No connection; a replication that is not there or not running.
-    pub async fn open(cx: &Context, link: &Link) -> Result<Self> {
-        let green = cx.databases.labelled(cx.step.as_str()).read_only(&link.to).await?;
+    pub async fn open(port: &Port, link: &Link) -> Result<Self> {
+        let green = port.databases.labelled(port.step.as_str()).read_only(&link.to).await?;
         match subscription::find(&green, &link.name).await? {
             Some(found) if found.enabled => {}
             Some(_) => return Err(disabled(link)),
-            None => return Err(end::over(link, &format!("its subscription on {} is not there", link.to))),
+            None => return Err(link.over(&format!("its subscription on {} is not there", link.to))),
         }
-        Ok(Gauge { blue: cx.writer(&link.from).await?, green, link: link.clone() })
+        Ok(Gauge { blue: port.writer(&link.from).await?, green, link: link.clone() })
     }
 
     /// The replication that it measures.
@@ -66,15 +69,15 @@ impl Gauge {
     ///
     /// # Errors
     /// Lease lost, what a server says, or a run that is asked to stop.
-    pub async fn mark(&mut self, cx: &Context, name: &str, patience: Duration) -> Result<bool> {
+    pub async fn mark(&mut self, port: &Port, name: &str, patience: Duration) -> Result<bool> {
         let token = self.write(name).await?;
         let begun = Instant::now();
         while !self.passed(&token).await? {
             if begun.elapsed() > patience {
                 return Ok(false);
             }
-            cx.proceed()?;
-            cx.sleep(Duration::from_millis(10)).await?;
+            port.proceed()?;
+            port.sleep(Duration::from_millis(10)).await?;
         }
         Ok(true)
     }
@@ -86,7 +89,7 @@ impl Gauge {
     pub async fn behind(&self) -> Result<u64> {
         match sample(&self.blue, &self.link.name).await? {
             Some(sample) => Ok(sample.behind()),
-            None => Err(end::over(&self.link, &format!("its slot on {} is not there", self.link.from))),
+            None => Err(self.link.over(&format!("its slot on {} is not there", self.link.from))),
         }
     }
 }
@@ -116,7 +119,7 @@ impl Keeper {
     }
 
     /// Warns, and says why to end when the budget is used up.
-    fn judge(&mut self, cx: &Context, link: &Link, sample: &Sample) -> Option<String> {
+    fn judge(&mut self, port: &Port, link: &Link, sample: &Sample) -> Option<String> {
         if sample.status == "lost" {
             return Some(format!(
                 "its slot fell further behind than max_slot_wal_keep_size on {} allows",
@@ -133,7 +136,7 @@ impl Keeper {
         }
         let near = sample.held >= self.budget / 10 * 7;
         if near && !self.warned {
-            cx.warn(format!(
+            port.warn(format!(
                 "the slot keeps {} of log on {}: at {} the replication is ended",
                 bytes(sample.held),
                 link.from,
@@ -143,7 +146,7 @@ impl Keeper {
         self.warned = near;
         let unreserved = sample.status == "unreserved";
         if unreserved && !self.unreserved {
-            cx.warn(format!(
+            port.warn(format!(
                 "the slot on {} keeps more than max_slot_wal_keep_size: the server may remove what it needs at the next checkpoint",
                 link.from
             ));
@@ -153,11 +156,11 @@ impl Keeper {
     }
 }
 
-/// Watches the slot while the copy runs that `cx` is of, when nobody consumes it yet. Returns only with an error:
+/// Watches the slot while the copy runs that `port` is of, when nobody consumes it yet. Returns only with an error:
 /// the slot took more than its budget, and was dropped.
-pub async fn guard(cx: &Context, replicate: &Replicate, link: &Link) -> Error {
+pub async fn guard(port: &Port, replicate: &Replicate, link: &Link) -> Error {
     loop {
-        if let Err(error) = guarded(cx, replicate, link).await
+        if let Err(error) = guarded(port, replicate, link).await
             && !error.class().is_transient()
         {
             return error;
@@ -166,22 +169,22 @@ pub async fn guard(cx: &Context, replicate: &Replicate, link: &Link) -> Error {
     }
 }
 
-async fn guarded(cx: &Context, replicate: &Replicate, link: &Link) -> Result<()> {
-    let blue = cx.databases.labelled(cx.step.as_str()).read_only(&link.from).await?;
+async fn guarded(port: &Port, replicate: &Replicate, link: &Link) -> Result<()> {
+    let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
     let mut keeper = Keeper::new(replicate, &blue).await?;
     loop {
         if let Some(sample) = sample(&blue, &link.name).await?
-            && let Some(reason) = keeper.judge(cx, link, &sample)
+            && let Some(reason) = keeper.judge(port, link, &sample)
         {
-            super::origin::discard(cx, link).await?;
-            return Err(end::over(link, &reason));
+            origin::discard(port, link).await?;
+            return Err(link.over(&reason));
         }
         tokio::time::sleep(BEAT).await;
     }
 }
 
 struct Watch<'a> {
-    cx: &'a Context,
+    port: &'a Port,
     link: &'a Link,
     gauge: Gauge,
     keeper: Keeper,
@@ -197,13 +200,13 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    async fn open(cx: &'a Context, replicate: &Replicate, link: &'a Link) -> Result<Self> {
-        let gauge = Gauge::open(cx, link).await?;
+    async fn open(port: &'a Port, replicate: &Replicate, link: &'a Link) -> Result<Self> {
+        let gauge = Gauge::open(port, link).await?;
         let keeper = Keeper::new(replicate, &gauge.blue).await?;
         let major = gauge.green.major().await?;
         let (trend, pulse) = (Trend::default(), Pulse::default());
         Ok(Watch {
-            cx,
+            port,
             link,
             gauge,
             keeper,
@@ -231,10 +234,10 @@ impl<'a> Watch<'a> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let Some(sample) = sample(&self.gauge.blue, &self.link.name).await? else {
-            return Err(end::over(self.link, &format!("its slot on {} is not there", self.link.from)));
+            return Err(self.link.over(&format!("its slot on {} is not there", self.link.from)));
         };
-        if let Some(reason) = self.keeper.judge(self.cx, self.link, &sample) {
-            return Err(end::give_up(self.cx, self.link, reason).await?);
+        if let Some(reason) = self.keeper.judge(self.port, self.link, &sample) {
+            return Err(give_up(self.port, self.link, reason).await?);
         }
         self.trend.add(sample.clone());
         let trouble = self.subscriber(&sample).await?;
@@ -254,7 +257,7 @@ impl<'a> Watch<'a> {
             Some(_) => return Err(disabled(self.link)),
             None => {
                 let reason = format!("its subscription on {} is not there", self.link.to);
-                return Err(end::over(self.link, &reason));
+                return Err(self.link.over(&reason));
             }
         }
         let worker = subscription::worker(green, &self.link.name, self.major).await?;
@@ -270,7 +273,7 @@ impl<'a> Watch<'a> {
         }
         let skipped = worker.skipped();
         if self.skipped.is_some_and(|then| skipped > then) {
-            self.cx.warn(format!(
+            self.port.warn(format!(
                 "{} lacked rows that {} updated or deleted, {skipped} so far, and passed them over: the sides have come apart there; {} (LOG, conflict detected)",
                 self.link.to, self.link.from, worker.where_to_look()
             ));
@@ -310,57 +313,57 @@ impl<'a> Watch<'a> {
 }
 
 /// Waits until changes arrive within what the plan allows.
-pub(super) async fn catch_up(replicate: &Replicate, cx: &Context, link: &Link) -> Result<Sample> {
-    let mut watch = Watch::open(cx, replicate, link).await?;
+pub async fn catch_up(replicate: &Replicate, port: &Port, link: &Link) -> Result<Sample> {
+    let mut watch = Watch::open(port, replicate, link).await?;
     let mut first = None;
     let mut next = Instant::now();
     loop {
-        cx.proceed()?;
+        port.proceed()?;
         let (sample, text) = watch.beat().await?;
         let start = *first.get_or_insert(sample.confirmed);
         if watch.pulse.beats() && watch.pulse.delay(Instant::now()) <= Some(replicate.max_lag.0) {
-            cx.unit_done("catching up");
-            cx.note(text);
+            port.unit_done("catching up");
+            port.note(text);
             return Ok(sample);
         }
-        cx.progress(
+        port.progress(
             "catching up",
             sample.confirmed.saturating_sub(start),
             Some(sample.head.saturating_sub(start)),
             Measure::Bytes,
         );
         if Instant::now() >= next {
-            cx.note(text);
+            port.note(text);
             next = Instant::now() + Duration::from_secs(30);
         }
-        cx.sleep(Duration::from_millis(200)).await?;
+        port.sleep(Duration::from_millis(200)).await?;
     }
 }
 
 /// The standing task.
-pub(super) async fn stand(replicate: &Replicate, cx: &Context, link: &Link) -> Result<()> {
-    if let Some(reason) = cx.recall::<String>(super::ENDED)? {
+pub async fn stand(replicate: &Replicate, port: &Port, link: &Link) -> Result<()> {
+    if let Some(reason) = port.recall::<String>(ENDED)? {
         // It may have been interrupted while it took things away.
-        super::origin::discard(cx, link).await?;
-        return Err(end::over(link, &reason));
+        origin::discard(port, link).await?;
+        return Err(link.over(&reason));
     }
     let work = async {
-        let mut watch = Watch::open(cx, replicate, link).await?;
+        let mut watch = Watch::open(port, replicate, link).await?;
         let mut down = false;
         loop {
             let begun = Instant::now();
             let (sample, text) = watch.beat().await?;
             let trouble = watch.silent.is_some_and(|since| since.elapsed() >= SILENCE);
             if trouble && !down {
-                cx.warn(text.clone());
+                port.warn(text.clone());
             }
             down = trouble;
-            cx.standing(text, Some(sample.behind()));
+            port.standing(text, Some(sample.behind()));
             tokio::time::sleep(BEAT.saturating_sub(begun.elapsed())).await;
         }
     };
     tokio::select! {
         result = work => result,
-        () = cx.stop.cancelled() => Ok(()),
+        () = port.stop.cancelled() => Ok(()),
     }
 }

@@ -4,14 +4,14 @@
 //! it; psql does. The snapshot lives as long as psql's connection does nothing else.
 //! (<https://www.postgresql.org/docs/current/protocol-replication.html>)
 
-use super::Link;
-use crate::child;
-use crate::error::{Class, Error, Result};
-use crate::event::Measure;
-use crate::postgres::Session;
-use crate::postgres::blockers;
-use crate::postgres::programs::{self, Program, connect_through_environment};
-use crate::steps::Context;
+use crate::link::Link;
+use handover_core::child;
+use handover_core::error::{Class, Error, Result};
+use handover_core::event::Measure;
+use handover_port::Port;
+use handover_postgres::Session;
+use handover_postgres::blockers;
+use handover_postgres::programs::{self, Program, connect_through_environment};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -45,25 +45,25 @@ impl Fresh {
 ///
 /// # Errors
 /// No psql, what the server says, or `patience` running out.
-pub async fn create(cx: &Context, link: &Link, folder: Option<&Path>, patience: Duration) -> Result<Fresh> {
+pub async fn create(port: &Port, link: &Link, folder: Option<&Path>, patience: Duration) -> Result<Fresh> {
     let program = programs::psql(folder).await?;
-    let application = cx.databases.lease()?.application_name(cx.step.as_str());
-    let blue = cx.databases.labelled("slot").read_only(&link.from).await?;
-    let result = ask(cx, link, &program, &blue, &application, patience).await;
+    let application = port.databases.lease()?.application_name(port.step.as_str());
+    let blue = port.databases.labelled("slot").read_only(&link.from).await?;
+    let result = ask(port, link, &program, &blue, &application, patience).await;
     if result.is_err() {
         // While it waits, the server does not see that psql is gone, and would make the slot all the same.
         let sql = "select pg_terminate_backend(pid) from pg_stat_activity
                    where application_name = $1 and backend_type = 'walsender'";
         let _ = blue.query(sql, &[&application]).await;
-        if let Err(e) = remove(cx, link).await {
-            cx.warn(format!("the slot that could not be made is still there: {e}"));
+        if let Err(e) = remove(port, link).await {
+            port.warn(format!("the slot that could not be made is still there: {e}"));
         }
     }
     result
 }
 
 async fn ask(
-    cx: &Context,
+    port: &Port,
     link: &Link,
     program: &Program,
     blue: &Session,
@@ -82,14 +82,20 @@ async fn ask(
             "ON_ERROR_STOP=1",
             "--no-password",
             "-d",
-            &programs::dbname(cx.databases.url(&link.from)?, &link.from, "replication=database")?,
+            &programs::dbname(port.databases.url(&link.from)?, &link.from, "replication=database")?,
         ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     // Its settings let it wait: that is what it is for.
-    connect_through_environment(&mut command, cx.databases.url(&link.from)?, &link.from, application, major)?;
+    connect_through_environment(
+        &mut command,
+        port.databases.url(&link.from)?,
+        &link.from,
+        application,
+        major,
+    )?;
     let broken = |e: std::io::Error| Error::external(format!("cannot run {} ({e})", program.path.display()));
     let mut child = command.spawn().map_err(broken)?;
     let (Some(mut input), Some(output), Some(mut errors)) =
@@ -114,13 +120,13 @@ async fn ask(
                 };
                 let mut words = line.split('|').skip(1);
                 let (Some(lsn), Some(snapshot)) = (words.next(), words.next()) else { continue };
-                cx.unit_done("slot");
+                port.unit_done("slot");
                 return Ok(Fresh { child, _input: input, snapshot: snapshot.into(), lsn: lsn.into() });
             }
-            () = cx.stop.cancelled() => return Err(Error::cancelled()),
+            () = port.stop.cancelled() => return Err(Error::cancelled()),
             () = tokio::time::sleep(Duration::from_secs(1)) => {
-                cx.proceed()?;
-                cx.progress("slot", begun.elapsed().as_secs(), Some(patience.as_secs()), Measure::Seconds);
+                port.proceed()?;
+                port.progress("slot", begun.elapsed().as_secs(), Some(patience.as_secs()), Measure::Seconds);
                 let waiting = blockers::of_walsender(blue, application).await?;
                 if begun.elapsed() > patience {
                     return Err(Error::new(Class::Timeout, format!(
@@ -132,7 +138,7 @@ async fn ask(
                 }
                 let keys = blockers::keys(&waiting);
                 if !waiting.is_empty() && keys != told {
-                    cx.note(format!("the replication slot waits for {}", blockers::listed(&waiting)));
+                    port.note(format!("the replication slot waits for {}", blockers::listed(&waiting)));
                     told = keys;
                 }
             }
@@ -159,8 +165,8 @@ fn refused(text: &str, link: &Link) -> Error {
 ///
 /// # Errors
 /// What the server says.
-pub async fn remove(cx: &Context, link: &Link) -> Result<()> {
-    let blue = cx.writer(&link.from).await?;
+pub async fn remove(port: &Port, link: &Link) -> Result<()> {
+    let blue = port.writer(&link.from).await?;
     let begun = Instant::now();
     loop {
         let row = blue

@@ -5,10 +5,10 @@
 //! and a position that was confirmed may be confirmed late by seconds.
 //! (<https://www.postgresql.org/docs/current/logical-replication-architecture.html>)
 
-use super::Link;
-use crate::error::Result;
-use crate::postgres::Session;
-use crate::postgres::ours::OURS;
+use crate::link::Link;
+use handover_core::error::Result;
+use handover_postgres::Session;
+use handover_postgres::ours::OURS;
 use serde::{Deserialize, Serialize};
 
 /// A mark that was written.
@@ -57,7 +57,7 @@ pub async fn passed(green: &Session, token: &Token) -> Result<bool> {
 }
 
 /// The latest mark of a name that a side has.
-pub(super) async fn latest(session: &Session, link: &str, mark: &str) -> Result<Option<i64>> {
+pub async fn latest(session: &Session, link: &str, mark: &str) -> Result<Option<i64>> {
     let row = session
         .query_one(
             &format!("select max(number) from {OURS}.replication_marker where link = $1 and mark = $2"),

@@ -2,12 +2,14 @@
 //! that are not followed, because their rows are not copied, are published for their TRUNCATE alone.
 //! (<https://www.postgresql.org/docs/current/sql-createpublication.html#SQL-CREATEPUBLICATION-PARAMS-WITH-PUBLISH>)
 
-use super::{Link, Replicate, origin};
-use crate::error::Result;
-use crate::postgres::{Session, TableName};
-use crate::problem::few;
-use crate::steps::Description;
+use crate::link::Link;
+use crate::options::Replicate;
+use crate::tables::tables;
 use handover_copy::Copy;
+use handover_core::error::Result;
+use handover_core::problem::few;
+use handover_port::Description;
+use handover_postgres::{Session, TableName};
 use std::collections::BTreeSet;
 
 /// The publication of a link that carries nothing but TRUNCATE.
@@ -41,7 +43,7 @@ pub async fn find(blue: &Session, copy: &Copy) -> Result<Found> {
         )
         .await?;
     let mut out = Found::default();
-    let followed: BTreeSet<TableName> = origin::tables(blue, copy).await?.into_iter().collect();
+    let followed: BTreeSet<TableName> = tables(blue, copy).await?.into_iter().collect();
     let roots = handover_copy::roots(blue, copy).await?;
     let mut reached: BTreeSet<TableName> = followed.iter().cloned().chain(roots.into_values()).collect();
     // What refers to what refers to them: until nothing more is found.

@@ -1,0 +1,118 @@
+//! Where the stream begins: publication and slot, made by the copy before it reads its first row.
+
+use crate::link::Link;
+use crate::options::Replicate;
+use crate::{emptied, publication, slot, subscription};
+use async_trait::async_trait;
+use handover_copy::{Beginning, Copy};
+use handover_core::error::{Error, Result};
+use handover_core::failpoint;
+use handover_port::Port;
+use handover_postgres::quote_ident;
+
+/// A point in time of the source that both the copy and the stream begin at.
+#[derive(Debug)]
+pub struct Origin {
+    fresh: slot::Fresh,
+}
+
+#[async_trait]
+impl Beginning for Origin {
+    fn snapshot(&self) -> &str {
+        &self.fresh.snapshot
+    }
+
+    /// Lets the slot's own connection go.
+    async fn release(self: Box<Self>) {
+        self.fresh.release().await;
+    }
+}
+
+/// Makes publication and slot for the replication that follows a copy.
+/// What an earlier attempt left is dropped before: a slot belongs to one snapshot.
+///
+/// # Errors
+/// What a server says, or a slot that waits too long for transactions that write.
+pub async fn prepare(port: &Port, replicate: &Replicate, copy: &Copy, link: &Link) -> Result<Origin> {
+    discard(port, link).await?;
+    let made = async {
+        publication::announce(port, copy, link).await?;
+        subscription::rehearse(port, replicate, link).await?;
+        // Before the slot: the stream is decoded with the catalogs of its time, and must find it there.
+        publication::publish(port, copy, link).await?;
+        failpoint::at(failpoint::REPLICATE_PUBLISHED)?;
+        let folder = replicate.programs.as_deref().or(copy.programs.as_deref());
+        slot::create(port, link, folder, replicate.patience.0).await
+    };
+    let fresh = match made.await {
+        Ok(fresh) => fresh,
+        Err(error) => {
+            if let Err(e) = discard(port, link).await {
+                port.warn(format!("what was made for the replication is still there: {e}"));
+            }
+            return Err(error);
+        }
+    };
+    failpoint::at(failpoint::REPLICATE_SLOT_CREATED)?;
+    port.note(format!("replication begins at log position {} of {}", fresh.lsn, link.from));
+    Ok(Origin { fresh })
+}
+
+/// Refuses unless slot and publication are there.
+///
+/// # Errors
+/// One of them is gone, or the slot has lost its log.
+pub async fn assert_there(port: &Port, link: &Link) -> Result<()> {
+    match trouble(port, link).await? {
+        Some(trouble) => Err(link.over(&trouble)),
+        None => Ok(()),
+    }
+}
+
+/// What is wrong with slot or publication; none when they are there.
+///
+/// # Errors
+/// What the server says.
+pub async fn trouble(port: &Port, link: &Link) -> Result<Option<String>> {
+    let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
+    let row = blue
+        .query_one(
+            "select exists (select from pg_publication where pubname = $1),
+                    (select coalesce(wal_status, 'lost') from pg_replication_slots
+                     where slot_name = $1 and database = current_database())",
+            &[&link.name],
+        )
+        .await?;
+    let status: Option<String> = row.get(1);
+    Ok(match (row.get::<_, bool>(0), status.as_deref()) {
+        (true, Some("lost")) => Some(format!("the slot on {} has lost its log", link.from)),
+        (true, Some(_)) => None,
+        (false, _) => Some(format!("its publication on {} is not there", link.from)),
+        (true, None) => Some(format!("its slot on {} is not there", link.from)),
+    })
+}
+
+/// Drops subscription, slot and publication, as far as they are there. Should the subscriber be out of reach, the
+/// slot is dropped all the same, for it holds back log on a side that serves; then the error follows.
+///
+/// # Errors
+/// What a server says.
+pub async fn discard(port: &Port, link: &Link) -> Result<()> {
+    let unsubscribed = subscription::remove(port, link).await;
+    if unsubscribed.is_ok() {
+        failpoint::at(failpoint::REPLICATE_UNDO_UNSUBSCRIBED)?;
+    }
+    slot::remove(port, link).await?;
+    failpoint::at(failpoint::REPLICATE_UNDO_SLOT_DROPPED)?;
+    let mut blue = port.writer(&link.from).await?;
+    blue.set("lock_timeout", "30s").await?;
+    let tx = blue.transaction().await?;
+    for name in [&link.name, &emptied::publication(link)] {
+        tx.execute(&format!("drop publication if exists {}", quote_ident(name)), &[])
+            .await
+            .map_err(|e| e.context("dropping the publication"))?;
+    }
+    subscription::forget_marks(&tx, link).await?;
+    tx.commit().await?;
+    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
+}
