@@ -210,7 +210,7 @@ impl Lever {
         failpoint::at(failpoint::LEVER_BEFORE)?;
         cx.proceed()?;
         let section = cx.critical("the lever is being raised");
-        self.apply(&section, &Actions::new(&*section), &cx.step).await?;
+        self.apply(&section, &Actions::new(&section), &cx.step).await?;
         failpoint::at(failpoint::LEVER_APPLIED)?;
         cx.remember(UNIT, &hold.at(Phase::Held)).await?;
         drop(section);
@@ -237,7 +237,7 @@ impl Lever {
         cx.remember(UNIT, &hold).await?;
         let done = was_interrupted && self.file.is_none() && self.is_up(actions).await? == Some(false);
         if !done {
-            self.restore(&section, &Actions::new(&*section), &hold, &cx.step).await?;
+            self.restore(&section, &Actions::new(&section), &hold, &cx.step).await?;
         }
         drop(section);
         failpoint::at(failpoint::LEVER_UNDO_REVERTED)?;

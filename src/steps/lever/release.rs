@@ -49,7 +49,7 @@ pub(super) async fn release(cx: &Context, actions: &Actions<'_>, target: &str) -
     let done =
         phase == Some(Phase::Reverting) && lever.file.is_none() && lever.is_up(actions).await? == Some(false);
     if !done {
-        lever.restore(&section, &Actions::new(&*section), &hold, &target).await?;
+        lever.restore(&section, &Actions::new(&section), &hold, &target).await?;
     }
     failpoint::at(failpoint::LEVER_REVERTED)?;
     cx.remember(UNIT, &Phase::Released).await?;
@@ -66,7 +66,7 @@ pub(super) async fn raise_again(cx: &Context, actions: &Actions<'_>, target: &st
     cx.remember(UNIT, &Phase::Applying).await?;
     let done = phase == Phase::Applying && lever.is_up(actions).await? == Some(true);
     if !done {
-        lever.apply(&section, &Actions::new(&*section), &target).await?;
+        lever.apply(&section, &Actions::new(&section), &target).await?;
     }
     drop(section);
     failpoint::at(failpoint::LEVER_UNDO_RAISED)?;
