@@ -2,8 +2,7 @@
 //! They come from triggers that were disabled, broken indexes, changed collations. The source never looks again; the
 //! target does, once all rows are there.
 
-use crate::options::Copy;
-use crate::options::OnViolation;
+use crate::options::{Copy, OnViolation};
 use crate::state::{Object, Rule};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
