@@ -29,6 +29,7 @@ mod decide;
 mod demo;
 mod docs;
 mod engine;
+mod house;
 mod lease;
 mod lever;
 mod local;
