@@ -1,5 +1,6 @@
 //! The commands that act on runs: `run`, `resume`, `rollback`, `abort`, `finish`, `approve`.
 
+use super::load::load;
 use super::which::{Which, quoted};
 use crate::engine::decide::known_step;
 use crate::engine::{self, Ended, Options, Outcome, advice};
@@ -7,11 +8,10 @@ use crate::error::{Error, Result};
 use crate::event::{Emitter, Event, Level, StepId};
 use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
-use crate::postgres::ours::{self, OURS};
-use crate::steps::approve::Approve;
-use crate::steps::{Critical, of_kind};
+use crate::postgres::ours::OURS;
+use crate::steps::Critical;
 use crate::ui::{self, Format, out};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -147,24 +147,6 @@ impl ApproveArgs {
     }
 }
 
-/// Reads a plan that this process is about; prints its problems and returns none when it is refused.
-///
-/// # Errors
-/// Another plan, with another `schema:`, that this process is about already.
-pub fn load(format: Format, path: &Path) -> Result<Option<Plan>> {
-    match Plan::load(path) {
-        Ok(plan) => {
-            ours::choose(&plan.schema)?;
-            ui::problems(format, &plan.warnings);
-            Ok(Some(plan))
-        }
-        Err(errors) => {
-            ui::problems(format, &errors.problems);
-            Ok(None)
-        }
-    }
-}
-
 /// `handover run`.
 pub async fn run(format: Format, args: RunArgs) -> Result<ExitCode> {
     act(format, args.common, engine::Command::Run).await
@@ -211,7 +193,7 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
 pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let step = StepId(args.step);
-    let waits = of_kind::<Approve>(&plan.steps);
+    let waits = plan.links.approvals.all();
     known_step(waits.clone().map(|(id, _)| id), &step)
         .map_err(|e| e.context(format!("plan `{}` has no `approve` step of that name", plan.name)))?;
     let by = args.by.unwrap_or_else(|| this_process().user);

@@ -1,9 +1,7 @@
 //! `handover completions`: for the shell.
 
-use super::Cli;
 use crate::error::Result;
 use crate::ui;
-use clap::CommandFactory;
 use std::process::ExitCode;
 
 /// Shown under `--help`.
@@ -21,9 +19,9 @@ pub struct Args {
 }
 
 /// Prints the script.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(mut program: clap::Command, args: &Args) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "handover", &mut script);
+    clap_complete::generate(args.shell, &mut program, "handover", &mut script);
     ui::raw(&script);
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! `handover doctor`: everything a plan needs, before it is run.
 
-use super::act::load;
+use super::load::load;
 use crate::doctor::examine;
 use crate::error::Result;
 use crate::ui::{self, Format, out};

@@ -1,6 +1,6 @@
 //! `handover dry-run`: what a run would do, from sessions that only read.
 
-use super::act::load;
+use super::load::load;
 use crate::engine::dry_run::dry_run;
 use crate::error::Result;
 use crate::event::Emitter;

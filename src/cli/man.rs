@@ -1,9 +1,7 @@
 //! `handover man`: manual pages.
 
-use super::Cli;
 use crate::error::{Error, Result};
 use crate::ui::{self, out};
-use clap::CommandFactory;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,10 +19,10 @@ pub struct Args {
 }
 
 /// Writes the pages.
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(program: clap::Command, args: &Args) -> Result<ExitCode> {
     let Some(folder) = &args.into else {
         let mut page = Vec::new();
-        clap_mangen::Man::new(Cli::command())
+        clap_mangen::Man::new(program)
             .render(&mut page)
             .map_err(|e| Error::internal(format!("cannot write the page ({e})")))?;
         ui::raw(&page);
@@ -32,7 +30,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let write = || {
         std::fs::create_dir_all(folder)?;
-        clap_mangen::generate_to(Cli::command(), folder)
+        clap_mangen::generate_to(program, folder)
     };
     write().map_err(|e| {
         Error::external(format!("cannot write the manual pages ({e})"))

@@ -9,6 +9,7 @@ mod doctor;
 mod dry_run;
 mod events;
 mod exit;
+mod load;
 mod man;
 mod report;
 mod runs;
@@ -258,8 +259,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(with) => doctor::run(with.format, &with.args).await,
         #[cfg(feature = "lab")]
         Command::Demo(with) => demo::run(with.format, with.args).await,
-        Command::Completions(args) => completions::run(&args),
-        Command::Man(args) => man::run(&args),
+        Command::Completions(args) => completions::run(<Cli as clap::CommandFactory>::command(), &args),
+        Command::Man(args) => man::run(<Cli as clap::CommandFactory>::command(), &args),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `handover runs`: the runs of a plan, newest first.
 
-use super::act::load;
+use super::load::load;
 use super::select;
 use crate::error::Result;
 use crate::journal::{RunRow, RunState};

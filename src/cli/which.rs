@@ -1,6 +1,6 @@
 //! Which plan a command is about: a file, or what the journal kept of it.
 
-use super::act::load;
+use super::load::load;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, RunState};
 use crate::plan::{Plan, has_password};

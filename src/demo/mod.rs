@@ -26,12 +26,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use strike::Strike;
-use tally::Honoured;
+use tally::{Honoured, PAUSE_BUDGET};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-/// What the second plan allows as a write pause.
-const PAUSE_BUDGET: Duration = Duration::from_secs(2);
 /// Beyond the budget, what an answer may take at most.
 const GRACE: Duration = Duration::from_secs(1);
 /// Traffic before the first plan and after the second.

@@ -3,8 +3,7 @@
 use crate::failpoint;
 use crate::plan::Plan;
 use crate::steps::Step;
-use crate::steps::lever::Lever;
-use handover_rows::cleanup::{Action, Cleanup};
+use handover_rows::cleanup::Action;
 use std::fmt;
 
 /// A place inside a step.
@@ -29,7 +28,7 @@ impl Strike {
     #[must_use]
     pub fn find(plan: &Plan, step: &str) -> Option<Self> {
         let step = plan.steps.iter().find(|s| s.id.as_str() == step)?;
-        let (failpoint, nth, place) = place(step);
+        let (failpoint, nth, place) = place(plan, step);
         Some(Strike { step: step.id.to_string(), failpoint, nth, place })
     }
 
@@ -42,17 +41,17 @@ impl Strike {
 
 /// The place in a step: failpoint, at which passing, and what it is in words. A step whose work is a single act is
 /// killed when that is done and the journal does not know it yet.
-fn place(step: &Step) -> (&'static str, u32, &'static str) {
+fn place(plan: &Plan, step: &Step) -> (&'static str, u32, &'static str) {
     let single = (failpoint::STEP_UNRECORDED, 1, "with its effect there and not yet in the journal");
     match step.kind_name {
         "create_index" => (failpoint::INDEX_BUILT, 1, "after its first index"),
         "migrate" => (failpoint::MIGRATE_COMMITTED, 1, "after its first migration"),
-        "cleanup" if step.kind.downcast::<Cleanup>().is_some_and(|c| c.action != Action::EndSync) => {
+        "cleanup" if plan.links.cleanups.get(&step.id).is_some_and(|c| c.action != Action::EndSync) => {
             (failpoint::CLEANUP_BATCH, 1, "after its first batch")
         }
         "copy" => (failpoint::COPY_CHUNK_COMMITTED, 3, "after the third of its tables"),
         "verify" => (failpoint::VERIFY_COMPARED, 1, "after its first comparison"),
-        "lever" if step.kind.downcast::<Lever>().is_some_and(|l| l.revert.is_none()) => {
+        "lever" if plan.links.levers.get(&step.id).is_some_and(|l| l.revert.is_none()) => {
             (failpoint::LEVER_APPLIED, 1, "with the lever raised and not yet in the journal")
         }
         "lever" => (failpoint::LEVER_REVERTED, 1, "with the lever restored and not yet in the journal"),

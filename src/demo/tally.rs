@@ -20,6 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_postgres::Client;
 
+/// What the second plan allows as a write pause.
+pub(super) const PAUSE_BUDGET: Duration = Duration::from_secs(2);
+
 /// Signatures of revoked tokens that green held to be good when the service came over to it, or after.
 pub type Honoured = Arc<Mutex<BTreeSet<String>>>;
 
@@ -38,7 +41,7 @@ pub fn requests(verdict: &mut Verdict, traffic: &Traffic, holds: &[Hold]) {
     verdict.write_pause_ms = ms(counts.pause(holds));
     let held = holds.iter().map(|hold| hold.to.duration_since(hold.from)).max();
     verdict.write_hold_ms = ms(held.unwrap_or_default());
-    verdict.write_pause_budget_ms = ms(super::PAUSE_BUDGET);
+    verdict.write_pause_budget_ms = ms(PAUSE_BUDGET);
     verdict.revocations_issued = traffic.ledger(Ledger::revocations);
     verdict.failures = counts.reasons;
 }

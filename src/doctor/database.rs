@@ -1,6 +1,6 @@
 //! One database: who answers, in which version, with which settings and rights, and what of ours lies in it.
 
-use super::Notes;
+use super::findings::Notes;
 use super::needs::{self, Need};
 use crate::engine::status::words;
 use crate::error::Result;

@@ -2,49 +2,26 @@
 //! clocks, and what dead runs left. Only reads.
 
 mod database;
+mod findings;
 mod needs;
 mod programs;
 mod replication;
 mod transport;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::journal::Journal;
 use crate::plan::{Plan, compare_reader};
 use crate::postgres::connect::Target;
 use crate::postgres::{Databases, ours};
 use crate::queue;
 use crate::steps::Access;
-use crate::steps::migrate::serves;
 use crate::value::Secret;
-use handover_migrations::{Migrate, whole_rows};
+use findings::Notes;
+pub use findings::{Finding, Severity};
+use handover_migrations::whole_rows;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// Worth a look before the run.
-    Warning,
-    /// The plan cannot run like this.
-    Error,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    /// What it is about: a database's name, `control`, `queue`, `programs`.
-    pub about: String,
-    /// How bad.
-    pub severity: Severity,
-    /// What was found.
-    pub what: String,
-    /// What to do about it.
-    pub next: Option<String>,
-}
 
 /// Everything that was found: one object, which `docs/cli.md` documents.
 #[derive(Debug, Clone, Serialize)]
@@ -55,43 +32,6 @@ pub struct Diagnosis {
     pub ok: bool,
     /// The findings, by what they are about.
     pub findings: Vec<Finding>,
-}
-
-/// Collects findings about one thing.
-pub(crate) struct Notes {
-    about: String,
-    findings: Vec<Finding>,
-}
-
-impl Notes {
-    fn new(about: impl Into<String>) -> Self {
-        Notes { about: about.into(), findings: Vec::new() }
-    }
-
-    fn add(&mut self, severity: Severity, what: impl Into<String>, next: Option<String>) {
-        self.findings.push(Finding { about: self.about.clone(), severity, what: what.into(), next });
-    }
-
-    fn ok(&mut self, what: impl Into<String>) {
-        self.add(Severity::Ok, what, None);
-    }
-
-    fn warning(&mut self, what: impl Into<String>, next: impl Into<String>) {
-        self.add(Severity::Warning, what, Some(next.into()));
-    }
-
-    fn error(&mut self, what: impl Into<String>, next: impl Into<String>) {
-        self.add(Severity::Error, what, Some(next.into()));
-    }
-
-    fn failure(&mut self, error: &Error) {
-        let next = error.next_step().unwrap_or("see what the server's log says");
-        let next = crate::engine::advice::look_again(next);
-        // What it is about stands above it already.
-        let text = error.to_string();
-        let what = text.strip_prefix(&format!("database {}: ", self.about)).unwrap_or(&text);
-        self.error(what, next);
-    }
 }
 
 /// Looks.
@@ -126,7 +66,7 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
             }
         };
         if works {
-            for (id, migrate) in crate::steps::of_kind::<Migrate>(&plan.steps) {
+            for (id, migrate) in plan.links.migrations.all() {
                 if let Some(role) = migrate.role.as_ref().filter(|_| migrate.on == *name)
                     && let Err(e) = database::becomes(&databases, name, id, role, &mut notes).await
                 {
@@ -165,8 +105,8 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
 
 /// Clients that would fail once because a migration in place changes the columns of what they read.
 async fn prepared(plan: &Plan, databases: &Databases, name: &str, notes: &mut Notes) -> Result<()> {
-    for (id, migrate) in crate::steps::of_kind::<Migrate>(&plan.steps) {
-        if migrate.on != name || !serves(migrate, &plan.steps) {
+    for (id, migrate) in plan.links.migrations.all() {
+        if migrate.on != name || !plan.links.serves(&migrate.on) {
             continue;
         }
         let session = databases.read_only(name).await?;

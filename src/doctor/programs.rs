@@ -1,15 +1,14 @@
 //! Programs that steps start: pg_dump for `copy`, in a version that reads the source and that the target
 //! understands (<https://www.postgresql.org/docs/current/app-pgdump.html>, Notes).
 
-use super::{Finding, Notes};
+use super::findings::{Finding, Notes};
 use crate::plan::Plan;
-use crate::steps::of_kind;
-use handover_copy::{Copy, Program};
+use handover_copy::Program;
 use std::collections::BTreeMap;
 
 pub(super) async fn examine(plan: &Plan, versions: &BTreeMap<String, u32>) -> Vec<Finding> {
     let mut notes = Notes::new("programs");
-    for (id, copy) in of_kind::<Copy>(&plan.steps) {
+    for (id, copy) in plan.links.copies.all() {
         let (Some(blue), Some(green)) = (versions.get(&copy.from), versions.get(&copy.to)) else { continue };
         match Program::find(copy.programs.as_deref(), *blue, *green).await {
             Ok(program) => {

@@ -1,13 +1,11 @@
 //! What a `replicate` step asks of both sides together: the same look that it takes itself before the copy.
 
-use super::{Finding, Notes};
+use super::findings::{Finding, Notes};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::connect::Target;
-use crate::steps::replicate::copy_of;
-use crate::steps::{Description, of_kind};
-use handover_replication::Replicate;
+use crate::steps::Description;
 use std::collections::BTreeMap;
 
 pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> Vec<Finding> {
@@ -16,9 +14,9 @@ pub(super) async fn examine(plan: &Plan, targets: &BTreeMap<String, Target>) -> 
     let working =
         targets.iter().map(|(name, target)| (name.clone(), Target::new(target.url.clone()))).collect();
     let databases = Databases::new(working).labelled("doctor");
-    for (id, replicate) in of_kind::<Replicate>(&plan.steps) {
-        let earlier: Vec<_> = plan.steps.iter().take_while(|step| step.id != *id).cloned().collect();
-        let Some((_, copy)) = copy_of(replicate, &earlier) else { continue };
+    for (id, replicate) in plan.links.replications.all() {
+        let place = plan.links.place(id);
+        let Some((_, copy)) = plan.links.copied(place, &replicate.from, &replicate.to) else { continue };
         let mut found = Description::default();
         let look = async {
             let (blue, green) =

@@ -3,7 +3,7 @@
 //! Connections that do not leave this machine need no proof: a socket, or the loopback interface by number or as
 //! `localhost`. Whoever can stand between there can read our memory as well.
 
-use super::Notes;
+use super::findings::Notes;
 use crate::postgres::address::Address;
 use crate::queue::{QueueUrl, url::Kind};
 use crate::value::Secret;

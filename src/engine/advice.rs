@@ -1,6 +1,6 @@
 //! What can be done with a run next, in words. One place, so that no text offers a way back without what it loses.
 
-use super::decide::Loss;
+use super::loss::Loss;
 use crate::error::{Class, Error};
 use crate::event::Reviewed;
 use crate::plan::differences;

@@ -4,27 +4,13 @@
 //! nothing is ever computed from a position.
 
 use super::advice;
+pub use super::loss::Loss;
 use super::policy::{Verdict, verdict};
 use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
 use crate::steps::{AtStake, OnFailure, Retry, Step, Undo};
 use std::time::Duration;
-
-/// What a rollback would lose or could not do.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Loss {
-    /// The step whose undo it is.
-    pub step: StepId,
-    /// In words: `loses …` or `cannot be undone: …`.
-    pub what: String,
-}
-
-impl std::fmt::Display for Loss {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "step `{}` {}", self.step, self.what)
-    }
-}
 
 /// What `decide` needs to know of a step.
 #[derive(Debug, Clone)]

@@ -409,7 +409,10 @@ fn origin<'a>(
         return None;
     }
     let used: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
-    let (id, copy) = crate::steps::of_kind::<handover_copy::Copy>(plan.steps.get(..place)?)
+    let (id, copy) = plan
+        .links
+        .copies
+        .before(place)
         .find(|(id, copy)| used.contains(copy.to.as_str()) && *ledger.state.status(id) != Status::Done)?;
     Some((id, copy.from.clone(), databases.with_in_place_of(&copy.from, &copy.to)?))
 }
@@ -456,7 +459,7 @@ fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>
             stop: CancellationToken::new(),
             memory: ledger.clone(),
         },
-        steps: plan.steps.clone(),
+        links: plan.links.clone(),
         ledger: ledger.clone(),
         accept_loss: false,
         may_wait: false,

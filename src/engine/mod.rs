@@ -1,11 +1,13 @@
 //! The engine: one pure decision, one loop that acts on it, and the guards around them.
 
 pub mod advice;
+mod command;
 mod compare;
 pub mod decide;
 pub mod dry_run;
 mod heartbeat;
 mod held;
+mod loss;
 pub mod policy;
 mod recorder;
 pub mod run;
@@ -13,4 +15,5 @@ mod runner;
 mod standing;
 pub mod status;
 
-pub use run::{Command, Ended, Options, Outcome, execute};
+pub use command::{Command, Ended, Options};
+pub use run::{Outcome, execute};

@@ -1,9 +1,9 @@
 //! The loop: fence the databases, then do what `decide` says until there is nothing left.
 
+use super::command::{Command, Ended, Options};
 use super::compare::{Begun, Compared, compare};
 use super::decide::{Next, Outline, decide, plan_fits, rollback_is_accepted};
 use super::recorder::Recorder;
-use super::run::{Command, Ended, Options};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
 use crate::failpoint;
@@ -395,7 +395,7 @@ impl Runner<'_> {
                 stop: CancellationToken::new(),
                 memory: self.recorder.clone(),
             },
-            steps: self.plan.steps.clone(),
+            links: self.plan.links.clone(),
             critical: self.options.critical.clone(),
             ledger: self.recorder.clone(),
             accept_loss,

@@ -264,7 +264,7 @@ fn changed(plan: &Plan, state: &RunState) -> Vec<String> {
 
 /// Levers that the journal says are up: what they moved is outside every catalog we could ask.
 fn levers(plan: &Plan, state: &RunState) -> Vec<Held> {
-    let all = || crate::steps::of_kind::<crate::steps::lever::Lever>(&plan.steps);
+    let all = || plan.links.levers.all();
     all()
         .filter(|(id, _)| {
             let phase = state.fact(id, "lever").and_then(|fact| fact.get("phase")).and_then(Value::as_str);
@@ -310,8 +310,7 @@ fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing
     if matches!(state.status(step), Status::Done | Status::Undone | Status::Pending) {
         return None;
     }
-    let (_, cutover) =
-        crate::steps::of_kind::<crate::steps::cutover::Cutover>(&plan.steps).find(|(id, _)| *id == step)?;
+    let cutover = plan.links.cutovers.get(step)?;
     let since = entries.iter().rev().find_map(|entry| match &entry.record {
         Record::PointOfNoReturn { step: decided } if decided == step => Some(entry.at),
         _ => None,
@@ -333,8 +332,7 @@ pub fn outage(plan: &Plan, state: &RunState) -> Option<String> {
     if over || state.phase != Phase::Forward {
         return None;
     }
-    let mut cutovers = crate::steps::of_kind::<crate::steps::cutover::Cutover>(&plan.steps);
-    let (_, cutover) = cutovers.find(|(id, _)| *id == step)?;
+    let cutover = plan.links.cutovers.get(step)?;
     let frozen = cutover.freeze.as_ref()?.to_uppercase();
     Some(format!("WRITES ARE REFUSED ON {frozen} until step `{step}` is complete"))
 }

@@ -1,55 +1,17 @@
 //! Finds everything that is wrong with a plan in one go, without touching anything but the file system.
 
-use super::file::{Common, DatabaseSpec, FORMAT};
+use super::checked::{Checked, StepPlace, is_name};
+use super::file::{Common, FORMAT};
 use super::schema::{COMMON, Part};
 use super::{secrets, whole, words};
 use crate::event::StepId;
 use crate::problem::{Path, Problems, Segment, suggest};
+use crate::steps::kind;
 use crate::steps::{CheckContext, KINDS, Kind, Step};
 use crate::value::EnvString;
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-
-/// A plan's content, as far as it could be read.
-#[derive(Debug, Default)]
-pub struct Checked {
-    /// Its name.
-    pub name: String,
-    /// Names of the databases that are mappings with a `url`.
-    pub spelled_out: BTreeSet<String>,
-    /// Its databases.
-    pub databases: BTreeMap<String, DatabaseSpec>,
-    /// Its control database.
-    pub control: Option<EnvString>,
-    /// Its queue.
-    pub queue: Option<EnvString>,
-    /// The name of our own schema.
-    pub schema: String,
-    /// Its steps.
-    pub steps: Arc<[Step]>,
-    /// Where the steps stand in the document, in the same order.
-    pub places: Vec<StepPlace>,
-}
-
-/// Where a step stands.
-#[derive(Debug, Clone)]
-pub struct StepPlace {
-    /// Its path.
-    pub path: Path,
-    /// The kind's key as written.
-    pub key: String,
-    /// What is under that key.
-    pub body: Value,
-}
-
-impl StepPlace {
-    /// The path of the kind's own mapping.
-    #[must_use]
-    pub fn kind(&self) -> Path {
-        self.path.join(self.key.as_str())
-    }
-}
 
 fn root(path: &[&str]) -> Vec<Segment> {
     path.iter().map(|s| Segment::from(*s)).collect()
@@ -150,13 +112,6 @@ fn check_name(name: &str, problems: &mut Problems) {
             .error(["name"], format!("`{name}` cannot be the name of a plan"))
             .hint("use letters, digits, `-`, `_` and `.`, beginning with a letter or digit, at most 63");
     }
-}
-
-/// Whether a text can name something: letters and digits, and a few marks inside.
-pub fn is_name(text: &str, marks: &str) -> bool {
-    text.len() <= 63
-        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c))
 }
 
 /// Reads those steps that can be read.
@@ -422,13 +377,15 @@ fn parse<T>(
 
 fn check_kinds(out: &Checked, base: &std::path::Path, problems: &mut Problems) {
     let databases: BTreeSet<String> = out.databases.keys().cloned().collect();
+    let links = kind::links(&out.steps);
     for (index, (step, place)) in out.steps.iter().zip(&out.places).enumerate() {
         let cx = CheckContext {
             base,
             databases: &databases,
             has_queue: out.queue.is_some(),
-            steps: &out.steps,
+            links: &links,
             index,
+            on_failure: step.on_failure,
             ours: &out.schema,
         };
         problems.within(place.kind(), |problems| step.kind.check(&cx, problems));

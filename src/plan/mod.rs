@@ -1,6 +1,7 @@
 //! Plans: from a YAML file to steps, with every problem found at once.
 
 mod check;
+mod checked;
 mod digest;
 mod file;
 mod locate;
@@ -22,7 +23,8 @@ use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::connect::Target;
 use crate::problem::{Path as NodePath, Problems, Severity};
-use crate::steps::{Step, Undo};
+use crate::steps::kind;
+use crate::steps::{Links, Step, Undo};
 use crate::value::EnvString;
 use locate::Locator;
 use std::collections::BTreeMap;
@@ -48,6 +50,8 @@ pub struct Plan {
     pub schema: String,
     /// The steps, in order.
     pub steps: Arc<[Step]>,
+    /// Which of them builds on which.
+    pub links: Arc<Links>,
     /// What is worth knowing before it runs.
     pub warnings: Vec<Diagnostic>,
     /// The file's text, as it was checked.
@@ -138,6 +142,7 @@ impl Plan {
             control,
             queue: checked.queue,
             schema: checked.schema,
+            links: Arc::new(kind::links(&checked.steps)),
             steps: checked.steps,
             warnings: errors.problems,
             lines,

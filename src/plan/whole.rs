@@ -1,6 +1,6 @@
 //! Checks that look at a plan as a whole: its connections, and how its steps fit together.
 
-use super::check::{Checked, is_name};
+use super::checked::{Checked, is_name};
 use super::file::DatabaseSpec;
 use super::secrets;
 use crate::postgres::ours;

@@ -3,33 +3,24 @@
 //! An approval counts when it was given after the step began; one from before, or from before the step was
 //! undone, does not speak of what is there now (see [`super::Ledger::approval`]).
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+pub(super) mod options;
+
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Class, Error, Result};
+use crate::event::StepId;
 use crate::failpoint;
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
-use schemars::JsonSchema;
+pub use options::Approve;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the journal knows once it was answered.
 const GRANTED: &str = "granted";
 /// How often the control database is asked.
 const POLL: Duration = Duration::from_secs(1);
-
-/// Waits for a human's word.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Approve {
-    /// What is to be approved, in words for whoever does it.
-    #[schemars(length(min = 1))]
-    pub message: String,
-    /// Whose approval counts; anybody's unless given. Names are what `handover approve` was called as: a
-    /// guard against mistakes, not proof of who it was. Who may write to the control database may approve.
-    #[serde(default)]
-    pub by: Vec<String>,
-}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Granted {
@@ -40,6 +31,10 @@ struct Granted {
 
 #[async_trait]
 impl StepKind for Approve {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.approvals.add(id, place, self);
+    }
+
     fn check(&self, _cx: &CheckContext<'_>, problems: &mut Problems) {
         if self.message.trim().is_empty() {
             problems.error(["message"], "the message is empty").hint("say what is to be approved");
@@ -95,18 +90,6 @@ fn summary(granted: &Granted) -> Value {
 }
 
 impl Approve {
-    /// Whether the word of `name` counts.
-    #[must_use]
-    pub fn may(&self, name: &str) -> bool {
-        self.by.is_empty() || self.by.iter().any(|allowed| allowed == name)
-    }
-
-    /// Whose word counts, in words.
-    #[must_use]
-    pub fn whose(&self) -> String {
-        if self.by.is_empty() { "anybody".to_owned() } else { self.by.join(" or ") }
-    }
-
     fn command(cx: &Context) -> String {
         format!("handover approve PLAN {}", cx.step)
     }

@@ -3,16 +3,22 @@
 
 pub mod coverage;
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::Result;
+use crate::event::StepId;
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
 use handover_events::capture::{self, Capture};
 use handover_events::relay;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Capture {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.captures.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "from", &self.from);
         if !cx.has_queue {
@@ -22,7 +28,7 @@ impl StepKind for Capture {
         }
         capture::check(self, problems);
         coverage::check(self, cx, problems);
-        for (id, other) in of_kind::<Capture>(cx.earlier()) {
+        for (id, other) in cx.links.captures.before(cx.index) {
             for name in
                 self.tables.keys().filter(|name| other.from == self.from && other.tables.contains_key(name))
             {

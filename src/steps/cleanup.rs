@@ -1,16 +1,21 @@
 //! `cleanup`: changes, deletes or sets aside rows of a table of any size, in batches; or moves columns.
 
 use super::migrate::gave_up;
-use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::problem::{Problems, suggest};
 use async_trait::async_trait;
 use handover_rows::cleanup::{Action, Children, Cleanup};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Cleanup {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.cleanups.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "on", &self.on);
         check(self, cx, problems);
@@ -91,7 +96,9 @@ impl StepKind for Cleanup {
 
 /// The backfill whose triggers a step ends.
 fn synced<'a>(step: &Cleanup, cx: &'a Context) -> Result<(&'a Cleanup, &'a StepId)> {
-    of_kind::<Cleanup>(&cx.steps)
+    cx.links
+        .cleanups
+        .all()
         .find(|(id, kind)| Some(*id) == step.of.as_ref() && kind.action == Action::Backfill)
         .map(|(id, kind)| (kind, id))
         .ok_or_else(|| {
@@ -141,7 +148,10 @@ fn check(step: &Cleanup, cx: &CheckContext<'_>, problems: &mut Problems) {
     }
     if step.action == Action::EndSync {
         let of = step.of.as_ref().map(StepId::as_str);
-        let known: Vec<&str> = of_kind::<Cleanup>(cx.earlier())
+        let known: Vec<&str> = cx
+            .links
+            .cleanups
+            .before(cx.index)
             .filter(|(_, kind)| {
                 kind.action == Action::Backfill && kind.on == step.on && kind.table == step.table
             })

@@ -1,6 +1,7 @@
 //! What a step is given to work with.
 
-use super::{Critical, Step};
+use super::Critical;
+use super::links::Links;
 use crate::error::Result;
 use crate::event::StepId;
 use async_trait::async_trait;
@@ -39,8 +40,8 @@ pub trait Ledger: Memory {
 pub struct Context {
     /// What the engines beneath get.
     pub port: Port,
-    /// All steps of the plan, in order.
-    pub steps: Arc<[Step]>,
+    /// The steps of the plan that others build on.
+    pub links: Arc<Links>,
     /// What must not be cut short.
     pub critical: Critical,
     /// The journal.
@@ -59,9 +60,9 @@ impl Deref for Context {
 }
 
 impl Context {
-    /// The steps before another in the plan; none when it is not there.
+    /// This step's place in the plan.
     #[must_use]
-    pub fn before(&self, step: &StepId) -> &[Step] {
-        self.steps.iter().position(|s| s.id == *step).map_or(&[], |at| &self.steps[..at])
+    pub fn place(&self) -> usize {
+        self.links.place(&self.step)
     }
 }

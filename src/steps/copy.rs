@@ -1,16 +1,22 @@
 //! `copy`: fills an empty database with everything another one holds at one point in time. See [`handover_copy`].
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo, migrate, replicate};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo, migrate, replicate};
 use crate::error::{Error, Result};
+use crate::event::StepId;
 use crate::postgres::ours;
 use crate::problem::Problems;
 use async_trait::async_trait;
 use handover_copy::{Copy, Follower};
 use handover_migrations::thrown_away;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Copy {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.copies.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "from", &self.from);
         cx.database(problems, "to", &self.to);

@@ -5,6 +5,7 @@
 //! is dropped and built again, somebody else's is only reported.
 //! (<https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY>)
 
+mod index;
 mod wanted;
 
 use super::{Access, CheckContext, Context, Description, StepKind, Undo};
@@ -12,9 +13,10 @@ use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
 use crate::postgres::index::{Found, definition, find, is_as_wanted, obstacle};
-use crate::postgres::{Session, TableName, blockers, quote_ident};
+use crate::postgres::{Session, TableName, blockers};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
+pub use index::Index;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -36,73 +38,6 @@ pub struct CreateIndex {
     pub indexes: Vec<Index>,
     /// `maintenance_work_mem` for the build, e.g. `1GB`.
     pub maintenance_work_mem: Option<String>,
-}
-
-/// One index.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Index {
-    /// Its name; it lands in the table's schema.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-    /// The table.
-    pub table: TableName,
-    /// Columns or expressions as in SQL, with their options: `created_at desc`, `lower(email)`.
-    #[schemars(length(min = 1))]
-    pub columns: Vec<String>,
-    /// Whether values must be unique.
-    #[serde(default)]
-    pub unique: bool,
-    /// Access method; `btree` unless given.
-    pub using: Option<String>,
-    /// Columns stored without being searched.
-    #[serde(default)]
-    pub include: Vec<String>,
-    /// Condition of a partial index.
-    #[serde(rename = "where")]
-    pub condition: Option<String>,
-    /// Storage parameters, e.g. `fillfactor = 70`.
-    pub with: Option<String>,
-}
-
-impl Index {
-    fn qualified(&self) -> String {
-        TableName::new(&self.table.schema, &self.name).sql()
-    }
-
-    /// The journal's fact that it is ours.
-    fn fact(&self) -> String {
-        TableName::new(&self.table.schema, &self.name).to_string()
-    }
-
-    fn statement(&self) -> String {
-        self.statement_for("concurrently ", &self.name, &self.table.sql())
-    }
-
-    /// `table` is ready for SQL.
-    fn statement_for(&self, concurrently: &str, name: &str, table: &str) -> String {
-        use std::fmt::Write;
-        let mut sql = format!(
-            "create {}index {concurrently}{} on {table}",
-            if self.unique { "unique " } else { "" },
-            quote_ident(name),
-        );
-        if let Some(method) = &self.using {
-            let _ = write!(sql, " using {}", quote_ident(method));
-        }
-        let _ = write!(sql, " ({})", self.columns.join(", "));
-        if !self.include.is_empty() {
-            let columns: Vec<String> = self.include.iter().map(|c| quote_ident(c)).collect();
-            let _ = write!(sql, " include ({})", columns.join(", "));
-        }
-        if let Some(with) = &self.with {
-            let _ = write!(sql, " with ({with})");
-        }
-        if let Some(condition) = &self.condition {
-            let _ = write!(sql, " where {condition}");
-        }
-        sql
-    }
 }
 
 #[async_trait]

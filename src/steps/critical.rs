@@ -1,10 +1,7 @@
 //! Sections that end by themselves only: no stop, timeout or failing task cuts in.
 
-use super::{Context, Port};
-use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
 /// The sections that are going on in this process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -60,32 +57,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let mut open = self.critical.0.lock().unwrap_or_else(PoisonError::into_inner);
         open.sections.retain(|(id, ..)| *id != self.id);
-    }
-}
-
-/// A step's context inside a section: its `stop` never fires, so nothing in it is asked to stop and no command is
-/// ended. A lost lease still refuses every new act; what runs already ends within its own limits.
-pub struct Section {
-    cx: Context,
-    _guard: Guard,
-}
-
-impl Deref for Section {
-    type Target = Context;
-    fn deref(&self) -> &Context {
-        &self.cx
-    }
-}
-
-impl Context {
-    /// Opens a section that only ends by itself: until it is dropped, the engine neither drops the step nor lets the
-    /// step's commands be ended, whatever happens. Everything inside must have limits of its own. Call
-    /// [`Port::proceed`] just before: a stop that was asked for earlier counts.
-    #[must_use]
-    pub fn critical(&self, what: impl Into<String>) -> Section {
-        let port = Port { stop: CancellationToken::new(), ..self.port.clone() };
-        let cx = Context { port, ..self.clone() };
-        Section { cx, _guard: self.critical.enter(what) }
     }
 }
 

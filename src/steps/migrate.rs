@@ -1,19 +1,22 @@
 //! `migrate`: applies folders of SQL migrations. How is said in [`handover_migrations`].
 
-use super::cutover::Cutover;
-use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::Result;
 use crate::event::StepId;
 use crate::postgres::Session;
 use crate::problem::Problems;
 use async_trait::async_trait;
-use handover_copy::Copy;
 use handover_migrations::{Migrate, UndoBy, thrown_away};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Migrate {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.migrations.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "on", &self.on);
         handover_migrations::check(self, cx.base, problems);
@@ -48,7 +51,7 @@ impl StepKind for Migrate {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        handover_migrations::describe(self, cx, serves(self, &cx.steps)).await
+        handover_migrations::describe(self, cx, cx.links.serves(&self.on)).await
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
@@ -71,24 +74,13 @@ impl StepKind for Migrate {
 /// # Errors
 /// What the server says.
 pub(super) async fn gave_up<'a>(cx: &'a Context, session: &Session) -> Result<Option<&'a StepId>> {
-    let later = cx.steps.iter().skip_while(|step| step.id != cx.step).skip(1);
-    for step in later {
-        let Some(migrate) = step.kind.downcast::<Migrate>() else { continue };
+    for (step, migrate) in cx.links.migrations.behind(cx.place()) {
         if migrate.on != session.database() || migrate.undo != UndoBy::Throwaway {
             continue;
         }
-        if thrown_away::is_noted(session, cx.run, &step.id).await? {
-            return Ok(Some(&step.id));
+        if thrown_away::is_noted(session, cx.run, step).await? {
+            return Ok(Some(step));
         }
     }
     Ok(None)
-}
-
-/// Whether the application uses the database while the step runs: not if a copy fills it before, or a cutover
-/// is yet to leave another for it.
-#[must_use]
-pub fn serves(migrate: &Migrate, steps: &[Step]) -> bool {
-    !of_kind::<Copy>(steps).any(|(_, copy)| copy.to == migrate.on)
-        && !of_kind::<Cutover>(steps)
-            .any(|(_, cutover)| cutover.freeze.as_ref().is_some_and(|frozen| *frozen != migrate.on))
 }

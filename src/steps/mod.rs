@@ -1,19 +1,5 @@
 //! Step kinds. A kind is one file: what it reads from the plan, and what it does about it.
 
-use crate::error::{Error, Result};
-use crate::event::StepId;
-use crate::problem::Problems;
-use crate::value::Duration;
-use async_trait::async_trait;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use std::any::Any;
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
 pub mod approve;
 pub mod capture;
 mod cleanup;
@@ -22,18 +8,25 @@ mod copy;
 pub mod create_index;
 pub mod critical;
 pub mod cutover;
+pub mod kind;
 pub mod lever;
+pub mod links;
 pub mod migrate;
 pub mod monitor;
 pub mod replay;
 pub mod replicate;
 mod restore;
+mod section;
 mod verify;
 mod watched;
 
 pub use context::{Context, Ledger};
 pub use critical::Critical;
 pub use handover_port::{Description, Memory, Port, Precedent};
+pub use kind::{
+    Access, AtStake, CheckContext, Kind, OnFailure, Parsed, Retry, Step, StepKind, Undo, read_file,
+};
+pub use links::Links;
 
 /// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
 macro_rules! kinds {
@@ -41,7 +34,7 @@ macro_rules! kinds {
         /// Every step kind.
         pub const KINDS: &[Kind] = &[$(Kind {
             name: $key,
-            parse: parse::<$type>,
+            parse: kind::parse::<$type>,
             schema: |generator| generator.subschema_for::<$type>(),
         }),*];
     };
@@ -61,249 +54,4 @@ kinds! {
     "monitor" => monitor::Monitor,
     "approve" => approve::Approve,
     "restore" => handover_rows::Restore,
-}
-
-/// How the plan layer meets a kind.
-pub struct Kind {
-    /// Its key in a step.
-    pub name: &'static str,
-    /// Reads the value under that key.
-    pub parse: fn(Value) -> Parsed,
-    /// The schema of that value.
-    pub schema: fn(&mut SchemaGenerator) -> Schema,
-}
-
-/// A kind read from its value, or what is wrong with which part of the value.
-pub type Parsed = Result<Arc<dyn StepKind>, serde_path_to_error::Error<serde_json::Error>>;
-
-fn parse<T: StepKind + DeserializeOwned + 'static>(value: Value) -> Parsed {
-    Ok(Arc::new(serde_path_to_error::deserialize::<_, T>(value)?))
-}
-
-/// One step of a plan.
-#[derive(Debug, Clone)]
-pub struct Step {
-    /// Unique within the plan.
-    pub id: StepId,
-    /// A few words for people.
-    pub title: Option<String>,
-    /// How long it may take in all.
-    pub timeout: Option<Duration>,
-    /// What to do about failures that pass.
-    pub retry: Retry,
-    /// What to do about failures that stay.
-    pub on_failure: OnFailure,
-    /// The kind's key.
-    pub kind_name: &'static str,
-    /// What it does.
-    pub kind: Arc<dyn StepKind>,
-}
-
-/// How often and how fast a step that failed in passing is tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retry {
-    /// Attempts in all, the first included.
-    #[schemars(range(min = 1))]
-    pub attempts: u32,
-    /// The wait before the second attempt; it doubles for each further one, up to a minute.
-    pub backoff: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Retry { attempts: 5, backoff: Duration::secs(1) }
-    }
-}
-
-/// What a failure that does not pass leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnFailure {
-    /// Stop where it is and say what to do; the operator decides.
-    #[default]
-    Halt,
-    /// Undo everything that can be undone without loss, back to the start.
-    Rollback,
-}
-
-/// Whether and how a step's effect can be taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "undo", rename_all = "snake_case")]
-pub enum Undo {
-    /// Taken back without loss; how, in a few words.
-    Exact {
-        /// E.g. `drops the index`.
-        how: String,
-    },
-    /// There is nothing to take back.
-    Nothing,
-    /// Can be taken back, but something is lost; what, in a few words.
-    Lossy {
-        /// What is done.
-        how: String,
-        /// What is lost, e.g. `writes made on green since the cutover`.
-        loses: String,
-    },
-    /// Cannot be taken back; why.
-    Impossible {
-        /// The reason.
-        why: String,
-    },
-}
-
-impl Undo {
-    /// What taking it back loses, or that it cannot be taken back, in words: `loses …`, `cannot be undone: …`. None
-    /// where it is free. The checker, the dry run, `decide` and every screen say it in these words.
-    #[must_use]
-    pub fn loss(&self) -> Option<String> {
-        match self {
-            Undo::Exact { .. } | Undo::Nothing => None,
-            Undo::Lossy { loses, .. } => Some(format!("loses {loses}")),
-            Undo::Impossible { why } => Some(format!("cannot be undone: {why}")),
-        }
-    }
-}
-
-/// What a step means to do with a database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Access {
-    /// Only reads it.
-    Read,
-    /// Changes it.
-    Write,
-}
-
-/// What a plan looks like from one of its steps, before anything is connected.
-pub struct CheckContext<'a> {
-    /// The plan's folder; relative paths start there.
-    pub base: &'a Path,
-    /// Names under `databases:`.
-    pub databases: &'a BTreeSet<String>,
-    /// Whether the plan has a `queue:`.
-    pub has_queue: bool,
-    /// All steps that could be read, in order.
-    pub steps: &'a [Step],
-    /// This step's place among them.
-    pub index: usize,
-    /// The name of our own schema.
-    pub ours: &'a str,
-}
-
-impl CheckContext<'_> {
-    /// Reports `name` at `field` unless it is one of the plan's databases.
-    pub fn database(&self, problems: &mut Problems, field: &str, name: &str) {
-        if self.databases.contains(name) {
-            return;
-        }
-        let known: Vec<&str> = self.databases.iter().map(String::as_str).collect();
-        let problem = problems.error([field], format!("there is no database `{name}` in this plan"));
-        match crate::problem::suggest(name, known.iter().copied()) {
-            Some(close) => problem.hint(format!("did you mean `{close}`?")),
-            None => problem.hint(format!("the plan has: {}", known.join(", "))),
-        };
-    }
-
-    /// The steps before this one.
-    #[must_use]
-    pub fn earlier(&self) -> &[Step] {
-        self.steps.get(..self.index).unwrap_or(&[])
-    }
-}
-
-/// Tells from a step's facts whether there may be something to lose.
-pub type AtStake = fn(&std::collections::BTreeMap<String, Value>) -> bool;
-
-/// The behaviour of a step kind. One value holds what one step of a plan says.
-#[async_trait]
-pub trait StepKind: std::fmt::Debug + Send + Sync + Any {
-    /// Finds what is wrong with it without touching anything. Problems' base is the kind's own mapping.
-    fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems);
-
-    /// The databases it uses. Those it writes to are fenced before the run begins.
-    fn databases(&self) -> Vec<(&str, Access)>;
-
-    /// Files and folders whose content decides what it does, relative to the plan's folder: part of the digest.
-    fn files(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-
-    /// Whether it uses the plan's queue.
-    fn uses_queue(&self) -> bool {
-        false
-    }
-
-    /// How its effect can be taken back.
-    fn reversibility(&self) -> Undo;
-
-    /// Of a step whose undo is lossy: whether its facts in the journal say that there may be something to lose.
-    /// None: there may be from its beginning to its undo.
-    fn at_stake(&self) -> Option<AtStake> {
-        None
-    }
-
-    /// The database that it fills from nothing: its undo empties it.
-    fn fills(&self) -> Option<&str> {
-        None
-    }
-
-    /// The database whose content its undo leaves to the undo of the step that filled it.
-    fn leaves(&self) -> Option<&str> {
-        None
-    }
-
-    /// Says what it would do, through read-only sessions.
-    async fn describe(&self, cx: &Context) -> Result<Description>;
-
-    /// Does it, beginning with a look at what an earlier attempt left: after a crash it is simply called again.
-    /// Returns a summary for the journal and the report.
-    async fn run(&self, cx: &Context) -> Result<Value>;
-
-    /// Proves that the effect is there. Called after `run`, and it must be able to fail.
-    async fn verify(&self, cx: &Context) -> Result<()>;
-
-    /// Takes the effect back, whether `run` was complete or not; called again after a crash.
-    async fn undo(&self, cx: &Context) -> Result<Value>;
-
-    /// Drops what was kept for `undo`; after this there is none.
-    async fn finish(&self, _cx: &Context) -> Result<()> {
-        Ok(())
-    }
-
-    /// Whether it leaves a standing task once it has run.
-    fn stands(&self) -> bool {
-        false
-    }
-
-    /// The standing task: runs until `cx.stop` fires or [`Ledger::end_standing`] ends it; restarted on resume.
-    async fn stand(&self, _cx: &Context) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl dyn StepKind {
-    /// This kind as its own type, for steps that build on another (a cutover on its captures).
-    #[must_use]
-    pub fn downcast<T: StepKind>(&self) -> Option<&T> {
-        (self as &dyn Any).downcast_ref()
-    }
-}
-
-/// The steps of one kind with their ids, in plan order.
-pub fn of_kind<T: StepKind>(steps: &[Step]) -> impl Iterator<Item = (&StepId, &T)> + Clone {
-    steps.iter().filter_map(|step| Some((&step.id, step.kind.downcast::<T>()?)))
-}
-
-/// Reads a text file of the plan.
-///
-/// # Errors
-/// A file that is not there or not UTF-8.
-pub fn read_file(base: &Path, file: &Path) -> Result<String> {
-    let path = base.join(file);
-    std::fs::read_to_string(&path).map_err(|e| {
-        Error::usage(format!("cannot read the file ({e})"))
-            .in_file(path.display(), None)
-            .hint("paths are relative to the plan's folder")
-    })
 }

@@ -6,7 +6,7 @@
 
 mod copied;
 
-use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::Session;
@@ -15,36 +15,17 @@ use async_trait::async_trait;
 use handover_events::capture::Capture;
 use handover_events::replay::{self, Mode, Replay, Source};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
-/// The capture that a replay behind these steps replays; none where that is not clear.
-#[must_use]
-pub fn capture_of<'a>(replay: &Replay, earlier: &'a [Step]) -> Option<(&'a StepId, &'a Capture)> {
-    let mut captures =
-        of_kind::<Capture>(earlier).filter(|(id, _)| replay.from.as_ref().is_none_or(|f| f == *id));
-    let first = captures.next();
-    if captures.next().is_some() { None } else { first }
-}
-
-fn mode(replay: &Replay, earlier: &[Step]) -> Mode {
-    let after_cutover = earlier.iter().any(|step| step.kind_name == "cutover");
+fn mode(replay: &Replay, links: &Links, place: usize) -> Mode {
+    let after_cutover = links.cutovers.before(place).next().is_some();
     replay.mode.unwrap_or(if after_cutover { Mode::Drain } else { Mode::Tail })
 }
 
 fn capture<'a>(replay: &Replay, cx: &'a Context) -> Result<(&'a StepId, &'a Capture)> {
-    capture_of(replay, earlier(cx)).ok_or_else(|| {
+    cx.links.replays(replay, cx.place()).ok_or_else(|| {
         Error::usage("it is not clear which capture is to be replayed").hint("name it: `from: <step id>`")
     })
-}
-
-/// Other replays of the same capture before this one.
-fn predecessors<'a>(cx: &'a Context, capture: &StepId) -> Vec<&'a StepId> {
-    of_kind::<Replay>(earlier(cx))
-        .filter(|(id, other)| {
-            let before: Vec<Step> = cx.steps.iter().take_while(|step| step.id != **id).cloned().collect();
-            capture_of(other, &before).is_some_and(|(found, _)| found == capture)
-        })
-        .map(|(id, _)| id)
-        .collect()
 }
 
 /// What is replayed, and a session that writes to the new side.
@@ -52,17 +33,16 @@ async fn source<'a>(replay: &Replay, cx: &'a Context) -> Result<(Source<'a>, Ses
     let (step, capture) = capture(replay, cx)?;
     let green = cx.writer(&replay.to).await?;
     let copied = copied::find(cx, &green, &capture.from, &replay.to).await?;
-    let captures = of_kind::<Capture>(&cx.steps).count();
+    let captures = cx.links.captures.all().count();
     Ok((Source { step, database: &capture.from, captures, copied }, green))
-}
-
-fn earlier(cx: &Context) -> &[Step] {
-    let index = cx.steps.iter().position(|step| step.id == cx.step).unwrap_or(cx.steps.len());
-    cx.steps.get(..index).unwrap_or(&[])
 }
 
 #[async_trait]
 impl StepKind for Replay {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.replays.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "to", &self.to);
         if !cx.has_queue {
@@ -71,8 +51,8 @@ impl StepKind for Replay {
         if !(1..=10_000).contains(&self.batch) {
             problems.error(["batch"], "a batch has 1 to 10000 events").hint("500 serves most");
         }
-        let Some((capture_id, capture)) = capture_of(self, cx.earlier()) else {
-            let known: Vec<&str> = of_kind::<Capture>(cx.earlier()).map(|(id, _)| id.as_str()).collect();
+        let Some((capture_id, capture)) = cx.links.replays(self, cx.index) else {
+            let known: Vec<&str> = cx.links.captures.before(cx.index).map(|(id, _)| id.as_str()).collect();
             let (message, hint) = match (&self.from, known.as_slice()) {
                 (_, []) => (
                     "no capture comes before this step".to_owned(),
@@ -98,9 +78,8 @@ impl StepKind for Replay {
                 .error(["to"], format!("`{}` is where the events come from", self.to))
                 .hint("replay them to the other database");
         }
-        let steps = cx.earlier();
-        let at = |id: &StepId| steps.iter().position(|step| step.id == *id);
-        for (copy_id, copy) in copied::copies(steps, &capture.from, &self.to) {
+        let at = |id: &StepId| cx.links.place(id);
+        for (copy_id, copy) in cx.links.copies_of(cx.index, &capture.from, &self.to) {
             let lost = capture.tables.keys().find(|table| copy.takes_rows(table));
             if let Some(table) = lost.filter(|_| at(copy_id) < at(capture_id)) {
                 problems
@@ -125,18 +104,18 @@ impl StepKind for Replay {
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
         let (step, capture) = capture(self, cx)?;
-        replay::describe(self, cx, step, capture, mode(self, earlier(cx))).await
+        replay::describe(self, cx, step, capture, mode(self, &cx.links, cx.place())).await
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
         let (step, capture) = capture(self, cx)?;
-        match mode(self, earlier(cx)) {
+        match mode(self, &cx.links, cx.place()) {
             Mode::Tail => {
                 let (source, green) = source(self, cx).await?;
                 replay::catch_up(self, cx, source, green).await?;
             }
             Mode::Drain => {
-                for tail in predecessors(cx, step) {
+                for tail in cx.links.replays_of(step, cx.place()) {
                     cx.ledger.end_standing(tail, &cx.step).await?;
                 }
                 let (source, green) = source(self, cx).await?;
@@ -150,14 +129,15 @@ impl StepKind for Replay {
 
     async fn verify(&self, cx: &Context) -> Result<()> {
         let (step, capture) = capture(self, cx)?;
-        replay::verify(self, cx, step, &capture.from, mode(self, earlier(cx))).await
+        replay::verify(self, cx, step, &capture.from, mode(self, &cx.links, cx.place())).await
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
         cx.ledger.end_standing(&cx.step, &cx.step).await?;
         let (step, capture) = capture(self, cx)?;
         // How far it got belongs to the first of several replays.
-        let stream = predecessors(cx, step).is_empty().then(|| capture.stream_name(cx.run, step));
+        let stream =
+            cx.links.replays_of(step, cx.place()).next().is_none().then(|| capture.stream_name(cx.run, step));
         replay::undo(self, cx, stream.as_deref()).await?;
         Ok(json!({}))
     }
@@ -172,7 +152,7 @@ impl StepKind for Replay {
     }
 
     async fn stand(&self, cx: &Context) -> Result<()> {
-        match mode(self, earlier(cx)) {
+        match mode(self, &cx.links, cx.place()) {
             Mode::Tail => {
                 let (source, green) = source(self, cx).await?;
                 replay::keep_up(self, cx, source, green).await

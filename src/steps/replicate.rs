@@ -1,6 +1,6 @@
 //! `replicate`: keeps the copy in step with its source until the cutover. How is said in [`handover_replication`].
 
-use super::{Access, CheckContext, Context, Description, Step, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::{Session, TableName};
@@ -10,23 +10,19 @@ use handover_copy::Copy;
 use handover_replication::{Following, Link, Replicate};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The replication from one database to the other that an earlier step of the plan left. Whether it is still
 /// there is another matter: [`handover_replication::Gauge::open`] says.
 #[must_use]
 pub fn between(cx: &Context, from: &str, to: &str) -> Option<Link> {
-    of_kind::<Replicate>(cx.before(&cx.step))
-        .filter(|(_, r)| r.from == from && r.to == to)
-        .last()
-        .map(|(id, r)| Link::new(cx.run, id, r))
+    cx.links.replicated(cx.place(), from, to).map(|(id, r)| Link::new(cx.run, id, r))
 }
 
 /// The replication that follows the copy step `cx` is of; none when there is none.
 #[must_use]
 pub fn following(cx: &Context) -> Option<Following<'_>> {
-    let found = of_kind::<Replicate>(&cx.steps).find(|(id, replicate)| {
-        copy_of(replicate, cx.before(id)).is_some_and(|(found, _)| *found == cx.step)
-    });
+    let found = cx.links.following(&cx.step);
     found.map(|(id, replicate)| Following { port: cx, replicate, link: Link::new(cx.run, id, replicate) })
 }
 
@@ -50,9 +46,8 @@ pub async fn published(cx: &Context, blue: &Session, link: &Link) -> Result<BTre
     if let Some(tables) = handover_replication::published(blue, link).await? {
         return Ok(tables);
     }
-    let step = of_kind::<Replicate>(&cx.steps).find(|(id, _)| **id == link.step);
-    let Some((id, replicate)) = step else { return Ok(BTreeSet::new()) };
-    let copy = source(replicate, cx, id)?;
+    let Some(replicate) = cx.links.replications.get(&link.step) else { return Ok(BTreeSet::new()) };
+    let copy = source(replicate, cx, &link.step)?;
     Ok(handover_replication::tables(blue, copy).await?.into_iter().collect())
 }
 
@@ -65,15 +60,9 @@ pub async fn end(cx: &Context, link: &Link) -> Result<()> {
     handover_replication::end(cx, link).await
 }
 
-/// The copy that a replication follows, among the steps before it.
-#[must_use]
-pub fn copy_of<'a>(replicate: &Replicate, earlier: &'a [Step]) -> Option<(&'a StepId, &'a Copy)> {
-    of_kind::<Copy>(earlier).filter(|(_, copy)| copy.from == replicate.from && copy.to == replicate.to).last()
-}
-
 /// The copy that it follows.
 fn source<'a>(replicate: &Replicate, cx: &'a Context, step: &StepId) -> Result<&'a Copy> {
-    let found = copy_of(replicate, cx.before(step)).map(|(_, copy)| copy);
+    let found = cx.links.copied(cx.links.place(step), &replicate.from, &replicate.to).map(|(_, copy)| copy);
     found.ok_or_else(|| {
         Error::usage("there is no copy for this replication").hint("put a `copy` step before it")
     })
@@ -85,6 +74,10 @@ fn own(replicate: &Replicate, cx: &Context) -> Link {
 
 #[async_trait]
 impl StepKind for Replicate {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.replications.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         cx.database(problems, "from", &self.from);
         cx.database(problems, "to", &self.to);
@@ -94,40 +87,38 @@ impl StepKind for Replicate {
                 .hint("name the database that the copy filled");
             return;
         }
-        let Some((copy, _)) = copy_of(self, cx.earlier()) else {
+        let Some((copy, _)) = cx.links.copied(cx.index, &self.from, &self.to) else {
             problems
                 .error(["from"], format!("no step before this one copies {} to {}", self.from, self.to))
                 .at_key()
                 .hint("put a `copy` step with the same `from` and `to` right before it: the stream begins at the copy's own point in time");
             return;
         };
-        let steps = cx.earlier();
-        let at = steps.iter().position(|s| s.id == *copy).unwrap_or_default();
-        if let Some((other, _)) =
-            of_kind::<Replicate>(&steps[at..]).find(|(_, r)| r.from == self.from && r.to == self.to)
-        {
+        let at = cx.links.place(copy);
+        let same = |(id, other): &(&StepId, &Replicate)| {
+            cx.links.place(id) > at && other.from == self.from && other.to == self.to
+        };
+        if let Some((other, _)) = cx.links.replications.before(cx.index).find(same) {
             problems
                 .error(["from"], format!("step `{other}` replicates the same copy already"))
                 .at_key()
                 .hint("remove one of the two");
         }
-        if let Some(between) = steps.get(at + 1) {
+        if let Some(between) = cx.links.ids.get(at + 1..cx.index).and_then(<[StepId]>::first) {
             problems
                 .warning(
                     ["from"],
                     format!(
                         "while step `{}` runs, {} keeps its log for this step, and nobody watches how much",
-                        between.id, self.from
+                        between, self.from
                     ),
                 )
                 .at_key()
                 .hint(format!("put this step right behind `{copy}`"));
         }
         handover_replication::check(self, problems);
-        let ends = cx.steps.get(cx.index..).unwrap_or_default().iter().any(|step| {
-            step.kind.downcast::<super::cutover::Cutover>().is_some_and(|cutover| {
-                cutover.freeze.as_ref() == Some(&self.from) && cutover.to.as_ref() == Some(&self.to)
-            })
+        let ends = cx.links.cutovers.behind(cx.index).any(|(_, cutover)| {
+            cutover.freeze.as_ref() == Some(&self.from) && cutover.to.as_ref() == Some(&self.to)
         });
         if !ends {
             problems

@@ -1,11 +1,11 @@
 //! `restore`: brings selected rows back from another database, or from what a cleanup set aside.
 
 use super::migrate::gave_up;
-use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, StepKind, Undo};
 use crate::error::Result;
 use crate::problem::{Problems, suggest};
 use async_trait::async_trait;
-use handover_rows::cleanup::{Action, Cleanup};
+use handover_rows::cleanup::Action;
 use handover_rows::restore::{Restore, Source};
 use serde_json::{Value, json};
 
@@ -23,7 +23,10 @@ impl StepKind for Restore {
                 }
             }
             Source::Archive { quarantine } => {
-                let known: Vec<&str> = of_kind::<Cleanup>(cx.earlier())
+                let known: Vec<&str> = cx
+                    .links
+                    .cleanups
+                    .before(cx.index)
                     .filter(|(_, kind)| {
                         kind.on == self.to && matches!(kind.action, Action::Quarantine | Action::Delete)
                     })

@@ -3,7 +3,7 @@
 mod check;
 
 use super::replicate;
-use super::{Access, CheckContext, Context, Description, StepKind, Undo, of_kind};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::TableName;
@@ -16,9 +16,14 @@ use handover_copy::{Copy, OnViolation};
 use handover_replication::Gauge;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Verify {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.verifications.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         match &self.before {
             Before::Database(name) => cx.database(problems, "before", name),
@@ -106,13 +111,13 @@ impl StepKind for Verify {
 
 /// The last copy from one database to the other before this step.
 fn copied<'a>(cx: &'a Context, before: &str, after: &str) -> Option<(&'a StepId, &'a Copy)> {
-    of_kind::<Copy>(cx.before(&cx.step)).filter(|(_, copy)| copy.from == before && copy.to == after).last()
+    cx.links.copied(cx.place(), before, after)
 }
 
 /// The database on which the baseline is that a step compares with.
 fn baseline_on<'a>(step: &Verify, cx: &'a Context) -> Option<&'a str> {
     let Before::Recorded(recorded) = &step.before else { return None };
-    let (_, baseline) = of_kind::<Verify>(&cx.steps).find(|(id, _)| **id == recorded.from_step)?;
+    let baseline = cx.links.verifications.get(&recorded.from_step)?;
     match &baseline.before {
         Before::Database(database) => Some(database),
         Before::Recorded(_) => None,

@@ -3,8 +3,9 @@
 //! Bars are drawn on standard error. Lines that stay go there too, unless standard output is not the terminal
 //! (`handover run plan.yaml > log`): then the log gets them.
 
+use super::listener::{Listener, Places};
+use super::screen::out;
 use super::words::{duration, of_step, sentence, stopping, summary_words};
-use super::{Listener, Places, out};
 use crate::error::Class;
 use crate::event::{Event, Level, Measure, Record, StepId};
 use console::{Term, style};

@@ -1,6 +1,7 @@
 //! Events as JSON lines on standard output.
 
-use super::{Listener, out};
+use super::listener::Listener;
+use super::screen::out;
 use crate::event::Event;
 
 /// One object a line.

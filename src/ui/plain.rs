@@ -1,7 +1,8 @@
 //! Plain lines, for logs and pipes: what became true, and progress now and then.
 
+use super::listener::{Listener, Places};
+use super::screen::out;
 use super::words::{amount, sentence, stopping};
-use super::{Listener, Places, out};
 use crate::event::{Event, Level, Record, StepId};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

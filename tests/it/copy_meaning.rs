@@ -35,7 +35,7 @@ fn options(more: Value) -> Value {
 }
 
 fn with_steps(cx: &Context, steps: Vec<Step>) -> Context {
-    Context { steps: steps.into(), ..cx.clone() }
+    Context { links: handover::steps::kind::links(&steps).into(), ..cx.clone() }
 }
 
 /// The newer programs, which are not where they would be looked for; only they can read the newer server.

@@ -362,7 +362,7 @@ fn looking(world: &World) -> Context {
             stop: tokio_util::sync::CancellationToken::new(),
             memory: ledger.clone(),
         },
-        steps: Arc::new([]),
+        links: Arc::default(),
         ledger,
         accept_loss: false,
         may_wait: false,

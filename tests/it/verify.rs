@@ -178,7 +178,7 @@ async fn a_baseline_is_compared_with_the_same_database_later() {
     };
     let mut later = cx.clone();
     later.port.step = "later".into();
-    later.steps = [steps].into();
+    later.links = handover::steps::kind::links(&[steps]).into();
     assert!(record.verify(&cx).await.is_err());
     assert!(compare.run(&later).await.unwrap_err().message().contains("is gone"));
     record.run(&cx).await.unwrap();
@@ -207,8 +207,9 @@ fn steps_that_could_not_fail_are_found_before_they_run() {
             base: std::path::Path::new("."),
             databases: &databases,
             has_queue: false,
-            steps: &[],
+            links: &handover::steps::Links::default(),
             index: 0,
+            on_failure: handover::steps::OnFailure::default(),
             ours: "handover",
         };
         let mut problems = handover::problem::Problems::new();

@@ -376,7 +376,8 @@ async fn what_the_copy_leaves_out_is_not_compared() {
         kind("verify", options)
     };
     let both = verify(json!({ "checksums": {}, "row_counts": true }));
-    let cx = Context { steps: vec![step("copy", copy.clone()), step("compare", both.clone())].into(), ..cx };
+    let steps = [step("copy", copy.clone()), step("compare", both.clone())];
+    let cx = Context { links: handover::steps::kind::links(&steps).into(), ..cx };
     copy.run(&cx).await.unwrap();
     let cx = Context { port: Port { step: "compare".into(), ..cx.port }, ..cx };
     both.run(&cx).await.unwrap();

@@ -1,6 +1,5 @@
 //! A value that may take several words or shapes, and takes none of them.
 
-use super::collect;
 use super::finding::{Found, description, found, list, name_of, node, path_of};
 use super::types::expected;
 use crate::plan::schema::Part;
@@ -31,6 +30,9 @@ pub fn not_among(choices: &[String], value: &Value, path: &Path) -> Found {
     Found::new(path, format!("{} cannot be {}", name_of(path), found(value, path)), hint)
 }
 
+/// What words one error.
+pub type Collect = fn(&Part, &Value, &Path, &ValidationError<'_>, &mut Vec<Found>);
+
 /// Errors of a value that may take several shapes: only those of the shape that was most likely meant.
 pub fn closest(
     part: &Part,
@@ -39,6 +41,7 @@ pub fn closest(
     context: &[Vec<ValidationError<'static>>],
     value: &Value,
     path: &Path,
+    collect: Collect,
     out: &mut Vec<Found>,
 ) {
     let here = |error: &ValidationError<'_>| path_of(error.instance_path().as_str(), root, base) == *path;

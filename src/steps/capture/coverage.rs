@@ -5,24 +5,28 @@
 
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment, few};
+use crate::steps::CheckContext;
 use crate::steps::cutover::Cutover;
-use crate::steps::{CheckContext, of_kind};
-use handover_copy::Copy;
 use handover_events::capture::{Capture, Rest, words};
-use handover_replication::Replicate;
 
 /// Names what the plan would leave behind where it copies a table and then hands over.
 pub fn check(capture: &Capture, cx: &CheckContext<'_>, problems: &mut Problems) {
-    let to: Vec<&String> = of_kind::<Cutover>(cx.steps)
+    let to: Vec<&String> = cx
+        .links
+        .cutovers
+        .all()
         .filter(|(_, cutover)| cutover.freeze.as_ref() == Some(&capture.from))
         .filter_map(|(_, cutover)| cutover.to.as_ref())
         .collect();
     for (name, table) in &capture.tables {
-        let copied = of_kind::<Copy>(cx.steps)
+        let copied = cx
+            .links
+            .copies
+            .all()
             .any(|(_, c)| c.from == capture.from && to.contains(&&c.to) && c.takes_rows(name));
         let replicated =
-            of_kind::<Replicate>(cx.steps).any(|(_, r)| r.from == capture.from && to.contains(&&r.to));
-        let excepted = of_kind::<Cutover>(cx.steps).any(|(_, cutover)| cutover.except.contains(name));
+            cx.links.replications.all().any(|(_, r)| r.from == capture.from && to.contains(&&r.to));
+        let excepted = cx.links.cutovers.all().any(|(_, cutover)| cutover.except.contains(name));
         let gaps = table.gaps(None);
         if !copied || replicated || excepted || table.rest == Rest::Ignore || gaps.is_empty() {
             continue;
@@ -43,12 +47,12 @@ pub fn check(capture: &Capture, cx: &CheckContext<'_>, problems: &mut Problems) 
 /// Names tables that a plan copies by name and then carries no writes of.
 pub fn check_uncarried(cutover: &Cutover, cx: &CheckContext<'_>, problems: &mut Problems) {
     let (Some(from), Some(to)) = (&cutover.freeze, &cutover.to) else { return };
-    if of_kind::<Replicate>(cx.earlier()).any(|(_, r)| r.from == *from && r.to == *to) {
+    if cx.links.replicated(cx.index, from, to).is_some() {
         return;
     }
     let captures: Vec<&Capture> =
-        of_kind::<Capture>(cx.earlier()).map(|(_, capture)| capture).filter(|c| c.from == *from).collect();
-    for (id, copy) in of_kind::<Copy>(cx.earlier()).filter(|(_, c)| c.from == *from && c.to == *to) {
+        cx.links.captures.before(cx.index).map(|(_, capture)| capture).filter(|c| c.from == *from).collect();
+    for (id, copy) in cx.links.copies.before(cx.index).filter(|(_, c)| c.from == *from && c.to == *to) {
         let hint = "a write to them after the copy makes the cutover refuse: add them to a `capture` before the copy, put a \
                     `replicate` behind it, or list them under the cutover's `except:` if such writes may be lost";
         if captures.is_empty() {

@@ -1,7 +1,7 @@
 //! What a dry run can find out about an index before it is built: whether the server understands its columns, and
 //! whether the one that has its name is the same. Only SELECTs are prepared and explained, so that nothing is made.
 
-use super::Index;
+use super::index::Index;
 use crate::error::{Class, Result};
 use crate::postgres::{Session, TableName, quote_ident};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! A cutover's state as the journal has it, moved only by what is written there first.
 
-use super::Cutover;
+use super::options::Cutover;
 use super::state::{Event, FACT, Flip, Stage, Stand, Way};
 use crate::error::{Error, Result};
 use crate::steps::Context;

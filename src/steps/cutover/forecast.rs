@@ -2,7 +2,8 @@
 //! cannot be kept is refused before anybody waits for it.
 
 use super::gate::Gate;
-use super::{Cutover, freeze, sequences};
+use super::options::Cutover;
+use super::{freeze, sequences};
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Session, TableName, fingerprint};
 use crate::steps::Context;

@@ -3,8 +3,8 @@
 //! SHARE ROW EXCLUSIVE conflicts with what every writing statement takes, and lets readers through.
 //! (<https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES>)
 
-use super::Cutover;
 use super::gate::{self, Gate};
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::postgres::catalog;
 use crate::postgres::ours::OURS;

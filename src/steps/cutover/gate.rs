@@ -16,7 +16,7 @@
 //! after the decision, when nobody waits any more, each table gets a row trigger of the same function besides.
 //! (A stream back into this side would have to drop those first.)
 
-use super::Cutover;
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::postgres::ours::OURS;
 use crate::postgres::routine::Routine;

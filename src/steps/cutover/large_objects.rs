@@ -5,7 +5,8 @@
 //! finding out what changed since the last of them, which costs the same whatever did, and those few objects. How
 //! long that takes is known before anybody is held off.
 
-use super::{Cutover, uncaptured};
+use super::feeds;
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::problem::few;
@@ -22,7 +23,7 @@ const SAMPLE: i64 = 8192;
 
 /// What carries between the two sides; none when no copy took large objects.
 pub async fn open(cutover: &Cutover, cx: &Context) -> Result<Option<Carrier>> {
-    let found = uncaptured::copies(cutover, cx).filter(|(_, copy)| copy.large_objects == LargeObjects::Copy);
+    let found = feeds::copies(cutover, cx).filter(|(_, copy)| copy.large_objects == LargeObjects::Copy);
     match found.last() {
         Some((step, copy)) => Carrier::open(cx, step, copy).await,
         None => Ok(None),
@@ -113,7 +114,7 @@ pub async fn look_back(cx: &Context, carrier: &Carrier) {
 
 /// What a dry run says.
 pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
-    let copies: Vec<&Copy> = uncaptured::copies(cutover, cx).map(|(_, copy)| copy).collect();
+    let copies: Vec<&Copy> = feeds::copies(cutover, cx).map(|(_, copy)| copy).collect();
     if copies.iter().all(|copy| copy.large_objects == LargeObjects::Skip) {
         return Ok(());
     }

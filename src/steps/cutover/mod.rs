@@ -6,10 +6,12 @@
 //! `freeze:`), the decision is the journal's own record.
 
 mod book;
+mod feeds;
 mod forecast;
 mod freeze;
 mod gate;
 mod large_objects;
+pub(super) mod options;
 mod partial;
 mod participant;
 mod preflight;
@@ -24,110 +26,23 @@ mod turn_back;
 mod uncaptured;
 mod watched;
 
-use super::{Access, AtStake, CheckContext, Context, Description, StepKind, Undo};
+use super::{Access, AtStake, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
-use crate::postgres::TableName;
+use crate::event::StepId;
 use crate::problem::Problems;
-use crate::value::Duration;
 use async_trait::async_trait;
 use handover_actions::Actions;
-pub use participant::Participant;
-pub use quarantine::Allowed;
-use schemars::JsonSchema;
-use serde::Deserialize;
+pub use options::{Allowed, Cutover, Participant};
 use serde_json::Value;
 pub use state::{FACT, Flip};
-use std::collections::BTreeSet;
-
-/// Flips participants together, with writes on the old side held off meanwhile and refused afterwards.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Cutover {
-    /// The database that is handed over; its writes are held off, then refused. Without it only participants flip.
-    pub freeze: Option<String>,
-    /// The database that takes over; its sequences are set from the old side's.
-    pub to: Option<String>,
-    /// Tables that are not frozen, such as logs that may be lost. What is written to them after the copy and not
-    /// captured is left behind.
-    #[serde(default)]
-    pub except: BTreeSet<TableName>,
-    /// The budget for the time in which writes are held off until the decision. An attempt that does not keep it
-    /// is called off, and the old side serves on.
-    #[serde(default = "default_pause")]
-    pub write_pause: Duration,
-    /// How long participants may take to prepare, all together.
-    #[serde(default = "default_prepare")]
-    pub prepare_timeout: Duration,
-    /// How long a participant that cannot commit is tried again before the step fails. The decision stands then, and
-    /// `handover resume` goes on.
-    #[serde(default = "default_commit")]
-    pub commit_timeout: Duration,
-    /// How often the whole is tried before the step fails.
-    #[serde(default = "default_attempts")]
-    #[schemars(range(min = 1))]
-    pub attempts: u32,
-    /// The wait between two attempts.
-    #[serde(default = "default_backoff")]
-    pub backoff: Duration,
-    /// How long to wait, before anything is paused, for replay to catch up and for long transactions to end.
-    #[serde(default = "default_patience")]
-    pub patience: Duration,
-    /// How many captured events may be waiting for replay when the pause begins.
-    #[serde(default = "default_backlog")]
-    pub max_backlog: u32,
-    /// Whether captured events may be set aside (`handover.event_quarantine`) when the new side takes over: `true`, or
-    /// how many at most. Otherwise the cutover refuses while any is.
-    #[serde(default)]
-    pub allow_quarantined: Allowed,
-    /// How old a transaction that wrote to the frozen tables may be when the pause begins.
-    #[serde(default = "default_transaction_age")]
-    pub max_transaction_age: Duration,
-    /// How many steps beyond the old side's position each sequence of the new side begins, for values that are drawn
-    /// during the pause without a write to a table. Never more than a hundredth of what a sequence has left.
-    #[serde(default = "default_margin")]
-    pub sequence_margin: u32,
-    /// What may have changed on the old side since earlier steps relied on it, as the refusal names it: `column
-    /// public.payment.note`.
-    #[serde(default)]
-    pub allow_drift: BTreeSet<String>,
-    /// Whether the new side may hold what was written on it while an earlier decision stood, which was taken back.
-    #[serde(default)]
-    pub allow_served: bool,
-    /// The systems that flip.
-    #[schemars(length(min = 1))]
-    pub participants: Vec<Participant>,
-}
-
-fn default_pause() -> Duration {
-    Duration::secs(2)
-}
-fn default_prepare() -> Duration {
-    Duration::secs(10)
-}
-fn default_commit() -> Duration {
-    Duration::secs(300)
-}
-fn default_attempts() -> u32 {
-    10
-}
-fn default_backoff() -> Duration {
-    Duration::secs(5)
-}
-fn default_patience() -> Duration {
-    Duration::secs(600)
-}
-fn default_backlog() -> u32 {
-    1000
-}
-fn default_margin() -> u32 {
-    1000
-}
-fn default_transaction_age() -> Duration {
-    Duration::secs(1)
-}
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Cutover {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.cutovers.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         if let Some(freeze) = &self.freeze {
             cx.database(problems, "freeze", freeze);
@@ -154,10 +69,9 @@ impl StepKind for Cutover {
             cx.database(problems, "to", to);
         }
         if let Some(freeze) = &self.freeze {
-            let captures = super::of_kind::<handover_events::capture::Capture>(cx.earlier())
-                .filter(|(_, c)| c.from == *freeze);
+            let captures = cx.links.captures.before(cx.index).filter(|(_, c)| c.from == *freeze);
             for (id, _) in captures {
-                if !protocol::is_replayed(cx.earlier(), id) {
+                if !cx.links.is_replayed(cx.index, id) {
                     problems
                         .warning(["freeze"], format!("what step `{id}` captures is not replayed before the cutover"))
                         .at_key()

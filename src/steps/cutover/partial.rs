@@ -7,12 +7,13 @@
 //! back, a backend reports up to ten seconds after its commit, and a crash of the server sets them back.
 //! (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>)
 
-use super::{Cutover, uncaptured};
+use super::feeds;
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::{Context, Description, of_kind};
+use crate::steps::{Context, Description};
 use handover_copy::counters;
 use handover_copy::state;
 use handover_events::capture::Capture;
@@ -33,10 +34,13 @@ struct Partial<'a> {
 /// The tables that are copied, frozen and captured in part, and of which the plan does not say that the rest may be
 /// lost.
 async fn partial<'a>(cutover: &Cutover, cx: &'a Context, blue: &Session) -> Result<Vec<Partial<'a>>> {
-    if uncaptured::copies(cutover, cx).next().is_none() {
+    if feeds::copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
     }
-    let captures: Vec<(&StepId, &Capture)> = of_kind::<Capture>(cx.before(&cx.step))
+    let captures: Vec<(&StepId, &Capture)> = cx
+        .links
+        .captures
+        .before(cx.place())
         .filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
         .collect();
     let whole: BTreeSet<&TableName> = captures
@@ -49,7 +53,7 @@ async fn partial<'a>(cutover: &Cutover, cx: &'a Context, blue: &Session) -> Resu
     let mut replicated = None;
     for (id, capture) in captures {
         for (name, table) in &capture.tables {
-            let copied = uncaptured::copies(cutover, cx).any(|(_, copy)| copy.takes_rows(name));
+            let copied = feeds::copies(cutover, cx).any(|(_, copy)| copy.takes_rows(name));
             if !copied
                 || table.rest == Rest::Ignore
                 || whole.contains(name)
@@ -59,7 +63,7 @@ async fn partial<'a>(cutover: &Cutover, cx: &'a Context, blue: &Session) -> Resu
                 continue;
             }
             if replicated.is_none() {
-                replicated = Some(uncaptured::replicated(cutover, cx, blue).await?);
+                replicated = Some(feeds::replicated(cutover, cx, blue).await?);
             }
             let leaves = leaves(blue, name).await?;
             if replicated.as_ref().is_some_and(|r| leaves.iter().all(|leaf| r.contains(leaf))) {
@@ -100,7 +104,7 @@ pub async fn refuse(cutover: &Cutover, cx: &Context, blue: &Session, green: &Ses
     let now: BTreeMap<TableName, [i64; 3]> = counters::operations(blue).await?.into_iter().collect();
     let started = counters::server_started(blue).await?;
     let mut lost = Vec::new();
-    for (step, copy) in uncaptured::copies(cutover, cx) {
+    for (step, copy) in feeds::copies(cutover, cx) {
         let Some(state) = state::read(green, cx.run, step).await? else { continue };
         let then: BTreeMap<&TableName, [i64; 3]> = state.operations.iter().map(|(t, n)| (t, *n)).collect();
         if started != state.server_started || then.is_empty() {

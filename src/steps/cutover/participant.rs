@@ -1,40 +1,13 @@
 //! A system that flips: what prepares it, what commits it, what calls it off and what turns it back.
 
 use super::book::Book;
+use super::options::Participant;
 use crate::error::{Class, Error, Result};
 use crate::problem::{Problems, Segment};
 use crate::steps::{CheckContext, Context};
-use handover_actions::{Action, Actions, FileWrite, Original};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use handover_actions::{Action, Actions, Original};
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-/// One system of the cutover. `commit` and `file` exclude each other.
-///
-/// Every action must be safe to repeat: after a crash nobody knows whether it took effect. A `prepare` that makes
-/// a system hold its requests needs a time limit of its own there, for a runner that dies cannot release it.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Participant {
-    /// Its name in messages.
-    #[schemars(length(min = 1))]
-    pub name: String,
-    /// Proves that it is able to flip, before anything is paused.
-    pub check: Option<Action>,
-    /// Readies it; it may hold its clients from here.
-    pub prepare: Option<Action>,
-    /// Flips it.
-    pub commit: Option<Action>,
-    /// Lets it go on with the old side when the cutover is called off. Also sent where `prepare` failed.
-    pub abort: Option<Action>,
-    /// Turns it back after it was flipped.
-    pub revert: Option<Action>,
-    /// Proves that it flipped.
-    pub verify: Option<Action>,
-    /// A file that is its switch: replaced on commit, and what it was comes back when it is turned back.
-    pub file: Option<FileWrite>,
-}
 
 /// Finds what is wrong with the list.
 pub fn check(participants: &[Participant], cx: &CheckContext<'_>, problems: &mut Problems) {

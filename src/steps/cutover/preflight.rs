@@ -1,9 +1,10 @@
 //! Everything that can be found out before anybody is paused.
 
+use super::feeds;
 use super::gate::Gate;
+use super::options::Cutover;
 use super::{
-    Cutover, forecast, freeze, large_objects, protocol, quarantine, sequences, served, subscriptions,
-    uncaptured, watched,
+    forecast, freeze, large_objects, quarantine, sequences, served, subscriptions, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -57,7 +58,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
         ));
     }
     let mut proof = prove(cutover, cx, &blue, &green).await?;
-    let mut gauge = match protocol::link(cutover, cx) {
+    let mut gauge = match feeds::link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
@@ -157,7 +158,7 @@ pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Opti
 async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>> {
     let Some(gauge) = gauge else { return Ok(None) };
     let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
-    if gauge.mark(cx, protocol::MARK, patience).await? {
+    if gauge.mark(cx, feeds::MARK, patience).await? {
         return Ok(None);
     }
     let behind = handover_replication::bytes(gauge.behind().await?);
@@ -182,7 +183,7 @@ async fn obstacle(
     blue: &Session,
     green: &Session,
 ) -> Result<Option<String>> {
-    for stream in protocol::streams(cutover, cx, blue).await? {
+    for stream in feeds::streams(cutover, cx, blue).await? {
         let counts = handover_events::backlog(blue, green, &stream).await?;
         if counts.missing > 0 {
             return Err(Error::new(
@@ -257,13 +258,13 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         if tables.is_empty() {
             out.blocker(format!("{freeze} has no table to freeze"));
         }
-        if let Some(link) = protocol::link(cutover, cx) {
+        if let Some(link) = feeds::link(cutover, cx) {
             out.action(format!(
                 "begin only when changes arrive on {to} within {:?}; go on only when a row written behind the last write has arrived there, and end the replication of step `{}` afterwards",
                 link.max_lag, link.step
             ));
         }
-        for stream in protocol::replayed(cutover, cx) {
+        for stream in feeds::replayed(cutover, cx) {
             out.action(format!("go on only when replay of step `{stream}` has passed the fence marker"));
         }
     }

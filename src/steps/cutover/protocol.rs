@@ -1,32 +1,24 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
 use super::book::Book;
+use super::feeds;
+use super::options::{Cutover, Participant};
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    Cutover, Participant, freeze, large_objects, partial, preflight, quarantine, sequences, statements,
-    uncaptured, watched,
+    freeze, large_objects, partial, preflight, quarantine, sequences, statements, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
-use crate::event::StepId;
 use crate::failpoint;
-use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
-use crate::steps::replay::capture_of;
-use crate::steps::{Context, Step, of_kind, replicate};
+use crate::steps::{Context, replicate};
 use futures_util::future::{join_all, try_join_all};
 use handover_actions::Actions;
 use handover_copy::large_objects::carry::{Carrier, Pass};
-use handover_events::Stream;
-use handover_events::capture::Capture;
-use handover_events::replay::Replay;
-use handover_replication::{Gauge, Link};
+use handover_replication::Gauge;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// The name of a cutover's marks in a replication's stream.
-pub const MARK: &str = "cutover";
 
 /// How an attempt went, as far as it came.
 struct Attempt {
@@ -189,15 +181,10 @@ fn lost(cutover: &Cutover) -> Error {
 /// What still replicates into the new side, which writes for itself from here on. Nothing is written on the old
 /// side any more, so there is no hurry.
 async fn end_replication(cutover: &Cutover, cx: &Context) -> Result<()> {
-    match link(cutover, cx) {
+    match feeds::link(cutover, cx) {
         Some(link) => replicate::end(cx, &link).await,
         None => Ok(()),
     }
-}
-
-/// The replication from the side that is frozen to the one that takes over.
-pub fn link(cutover: &Cutover, cx: &Context) -> Option<Link> {
-    replicate::between(cx, cutover.freeze.as_deref()?, cutover.to.as_deref()?)
 }
 
 /// One attempt: to the decision and the last participant's commit, or until everybody was released. From its
@@ -282,8 +269,8 @@ async fn decide(
     let mut setter = cx.writer(to).await?;
     let counter = cx.reader(name).await?;
     let watcher = cx.databases.labelled(cx.step.as_str()).read_only(name).await?;
-    let streams = streams(cutover, cx, &blue).await?;
-    let mut gauge = match link(cutover, cx) {
+    let streams = feeds::streams(cutover, cx, &blue).await?;
+    let mut gauge = match feeds::link(cutover, cx) {
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
@@ -316,7 +303,7 @@ async fn decide(
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
         let arrived = async {
             if let Some(gauge) = &mut gauge {
-                let mark = gauge.write(MARK).await?;
+                let mark = gauge.write(feeds::MARK).await?;
                 while !gauge.passed(&mark).await? {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -456,28 +443,6 @@ pub async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
     let decided = look(cutover, cx).await?;
     let stage = super::book::read(cutover, cx)?.stage;
     Ok(decided.unwrap_or(matches!(stage, Stage::Decided | Stage::Committed)))
-}
-
-/// The captures on the frozen side whose replay tails into the new one.
-pub fn replayed<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item = &'a StepId> {
-    let earlier = cx.before(&cx.step);
-    of_kind::<Capture>(earlier)
-        .filter(|(id, capture)| Some(&capture.from) == cutover.freeze.as_ref() && is_replayed(earlier, id))
-        .map(|(id, _)| id)
-}
-
-/// Whether one of the steps replays what the capture step captures.
-pub fn is_replayed(steps: &[Step], capture: &StepId) -> bool {
-    of_kind::<Replay>(steps).any(|(_, replay)| capture_of(replay, steps).is_some_and(|(id, _)| id == capture))
-}
-
-/// Their streams.
-pub async fn streams(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<Vec<Stream>> {
-    let mut streams = Vec::new();
-    for step in replayed(cutover, cx) {
-        streams.push(Stream::get(blue, cx.run, step).await?);
-    }
-    Ok(streams)
 }
 
 fn millis(time: Duration) -> u64 {

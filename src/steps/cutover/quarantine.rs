@@ -1,41 +1,14 @@
 //! What was captured and set aside is not on the new side: a token that was revoked would be honoured there. So the
 //! cutover refuses while there is any, before the pause and again behind the lock, unless the plan says how many may be.
 
-use super::{Cutover, protocol};
+use super::feeds;
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, quote_literal};
 use crate::problem::few;
 use crate::steps::Context;
 use handover_events::{Stream, quarantine};
-use schemars::JsonSchema;
-use serde::Deserialize;
-
-/// How many captured events may be set aside when the new side takes over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Allowed {
-    /// Any number, or none.
-    Any(bool),
-    /// So many events, at most.
-    AtMost(u32),
-}
-
-impl Default for Allowed {
-    fn default() -> Self {
-        Allowed::Any(false)
-    }
-}
-
-impl Allowed {
-    fn limit(self) -> i64 {
-        match self {
-            Allowed::Any(true) => i64::MAX,
-            Allowed::Any(false) => 0,
-            Allowed::AtMost(n) => n.into(),
-        }
-    }
-}
 
 /// Refuses while too much is set aside.
 ///
@@ -81,7 +54,7 @@ pub async fn pending(
     blue: &Session,
     green: &Session,
 ) -> Result<Option<String>> {
-    let streams = protocol::streams(cutover, cx, blue).await?;
+    let streams = feeds::streams(cutover, cx, blue).await?;
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
     let (_, asked) = quarantine::count_aside(green, &names).await?;
     if asked > 0 {

@@ -2,12 +2,12 @@
 //! rollback said is lost. A second cutover to the same rows would make that live again, beside what the old side wrote
 //! since. So it is refused, until the copy is undone and made again, or the plan says that those rows are wanted.
 
-use super::Cutover;
+use super::options::Cutover;
 use crate::error::Result;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, identity};
-use crate::steps::{Context, of_kind};
-use handover_copy::{Copy, fingerprint};
+use crate::steps::Context;
+use handover_copy::fingerprint;
 
 /// Which rows the new side holds: the database, and the copy that filled it.
 ///
@@ -60,10 +60,10 @@ pub async fn before(
 fn cure(cutover: &Cutover, cx: &Context) -> String {
     let keep = "or, if those rows are wanted beside what the old side wrote since, say `allow_served: true` under the cutover and `handover resume --accept-changes`";
     let to = cutover.to.as_deref().unwrap_or_default();
-    match of_kind::<Copy>(cx.before(&cx.step)).filter(|(_, copy)| copy.to == to).last() {
+    match cx.links.copies.before(cx.place()).filter(|(_, copy)| copy.to == to).next_back() {
         Some((copy, _)) => {
-            let undo = match cx.before(copy).last() {
-                Some(step) => format!("`handover rollback --to {}`", step.id),
+            let undo = match cx.links.before(copy) {
+                Some(step) => format!("`handover rollback --to {step}`"),
                 None => "`handover rollback`".to_owned(),
             };
             format!(

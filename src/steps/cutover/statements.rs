@@ -1,6 +1,7 @@
 //! Statements that an attempt left running in the servers: nothing else may happen before they have ended.
 
-use super::{Cutover, Participant};
+use super::Participant;
+use super::options::Cutover;
 use crate::error::Result;
 use crate::postgres::fence;
 use crate::steps::Context;

@@ -1,7 +1,8 @@
 //! An old side that itself subscribes to somebody: what its apply worker writes meets no statement trigger, so it would
 //! go on writing after the decision, and the new side would lack it.
 
-use super::{Cutover, freeze};
+use super::freeze;
+use super::options::Cutover;
 use crate::error::Result;
 use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::few;

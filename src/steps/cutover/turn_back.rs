@@ -1,8 +1,9 @@
 //! The undo: what was not decided is called off, what was decided is turned back.
 
 use super::book::Book;
+use super::options::Cutover;
 use super::state::{Event, Stand, Way};
-use super::{Cutover, freeze, protocol, sequences, statements};
+use super::{freeze, protocol, sequences, statements};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::steps::Context;

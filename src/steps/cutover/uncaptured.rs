@@ -8,34 +8,28 @@
 //! jobs that nobody thought of, and only `capture` carries writes over.
 //! (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS>)
 
-use super::{Cutover, freeze, partial};
+use super::feeds;
+use super::options::Cutover;
+use super::{freeze, partial};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::catalog::is_application;
 use crate::postgres::{Session, TableName};
 use crate::problem::few;
-use crate::steps::{Context, Description, of_kind, replicate};
+use crate::steps::{Context, Description};
+use handover_copy::counters;
 use handover_copy::state::{self, State};
-use handover_copy::{Copy, counters};
-use handover_events::capture::Capture;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The copies from the side that is frozen to the one that takes over.
-pub fn copies<'a>(
-    cutover: &'a Cutover,
-    cx: &'a Context,
-) -> impl Iterator<Item = (&'a crate::event::StepId, &'a Copy)> {
-    of_kind::<Copy>(cx.before(&cx.step)).filter(|(_, copy)| {
-        Some(&copy.from) == cutover.freeze.as_ref() && Some(&copy.to) == cutover.to.as_ref()
-    })
-}
 
 /// The tables that are copied and frozen, and of which nothing is captured or replicated.
 pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<Vec<TableName>> {
-    if copies(cutover, cx).next().is_none() {
+    if feeds::copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
     }
-    let captured: BTreeSet<&TableName> = of_kind::<Capture>(cx.before(&cx.step))
+    let captured: BTreeSet<&TableName> = cx
+        .links
+        .captures
+        .before(cx.place())
         .filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
         .flat_map(|(_, capture)| capture.tables.keys())
         .collect();
@@ -63,22 +57,13 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
         let is = captured.contains(&name) || parent.is_some_and(|parent| captured.contains(&parent));
         *known.entry(name).or_default() |= is;
     }
-    let replicated = replicated(cutover, cx, blue).await?;
+    let replicated = feeds::replicated(cutover, cx, blue).await?;
     let frozen = freeze::tables(blue, cutover).await?;
     Ok(frozen
         .into_iter()
         .filter(|table| known.get(table) == Some(&false) && !replicated.contains(table))
-        .filter(|table| copies(cutover, cx).any(|(_, copy)| copy.takes_rows(table)))
+        .filter(|table| feeds::copies(cutover, cx).any(|(_, copy)| copy.takes_rows(table)))
         .collect())
-}
-
-/// The tables that a replication carries to the new side.
-pub async fn replicated(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<BTreeSet<TableName>> {
-    let (Some(from), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(BTreeSet::new()) };
-    match replicate::between(cx, from, to) {
-        Some(link) => replicate::published(cx, blue, &link).await,
-        None => Ok(BTreeSet::new()),
-    }
 }
 
 /// What a dry run says: the tables whose writes would make the cutover refuse, those first that are written to.
@@ -126,7 +111,7 @@ pub async fn refuse(
     let now: BTreeMap<TableName, i64> = counters::writes(blue).await?.into_iter().collect();
     let started = counters::server_started(blue).await?;
     let (mut changed, mut new) = (Vec::new(), Vec::new());
-    for (step, copy) in copies(cutover, cx) {
+    for (step, copy) in feeds::copies(cutover, cx) {
         let Some(state) = state::read(green, cx.run, step).await? else { continue };
         let loaded = state::loaded(green, cx.run, step).await?;
         let mut rows: BTreeMap<&TableName, u64> = BTreeMap::new();

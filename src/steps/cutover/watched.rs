@@ -2,15 +2,15 @@
 //! index, type or sequence that the old side got since the copy is missing on the new side; a captured table that was
 //! swapped, or whose trigger was off for a while, has lost writes.
 
-use super::{Cutover, uncaptured};
+use super::feeds;
+use super::options::Cutover;
 use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::postgres::fingerprint::{self, CAPTURE, Drift, Facts, RIGHTS, Subject, is_of_one_side};
 use crate::problem::few;
+use crate::steps::Context;
 use crate::steps::watched::{captured, concerns_capture, of_capture};
-use crate::steps::{Context, of_kind};
 use handover_copy::Owners;
-use handover_events::capture::Capture;
 
 /// What drifted since earlier steps relied on it, without what the new side has just so.
 async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<Drift>> {
@@ -20,7 +20,7 @@ async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Sessio
         facts.iter().filter(|(s, _)| concerned(s)).map(|(s, f)| (s.clone(), f.clone())).collect()
     };
     let kept = |subject: &Subject| !cutover.except.contains(&subject.relation);
-    for (step, copy) in uncaptured::copies(cutover, cx) {
+    for (step, copy) in feeds::copies(cutover, cx) {
         let Some(before) = handover_copy::fingerprint::read(green, cx.run, step).await? else { continue };
         let selection = copy.selection();
         let concerned = |subject: &Subject| {
@@ -35,7 +35,7 @@ async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Sessio
         };
         out.extend(fingerprint::drift(&part(&before, &concerned), &part(&now, &concerned)));
     }
-    let captures = of_kind::<Capture>(cx.before(&cx.step));
+    let captures = cx.links.captures.before(cx.place());
     for (step, capture) in captures.filter(|(_, c)| Some(&c.from) == cutover.freeze.as_ref()) {
         let Some(before) = of_capture(cx, step)? else { continue };
         // Also those that left it since.

@@ -3,64 +3,34 @@
 //! What the lever was is kept before it is raised: for a statement in the transaction of its effect, for
 //! everything else in the journal. One that was up already is left alone, also by a rollback.
 
+mod check;
+mod hold;
+mod movement;
 mod release;
-mod shape;
+pub(super) mod shape;
 mod statement;
 
 pub use shape::{CommandLever, HttpLever, Lever, SqlLever};
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
 use crate::problem::Problems;
-use crate::value::Duration;
 use async_trait::async_trait;
-use handover_actions::{Actions, Original, sql};
+use handover_actions::{Actions, sql};
+use hold::{Hold, Phase, UNIT};
 use release::{find, hold_of, raise_again, release, released_by};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::time::Instant;
-
-/// The fact, the checkpoint and the unit of all commands of a lever.
-const UNIT: &str = "lever";
-/// How long a check may take to agree.
-const WITHIN: Duration = Duration::secs(10);
-
-/// How far a lever is moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Phase {
-    /// It was up before us; we leave it alone.
-    Already,
-    Applying,
-    Held,
-    Reverting,
-    /// Only of a step that restores another's lever.
-    Released,
-}
-
-/// The journal's fact of a lever.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Hold {
-    phase: Phase,
-    /// What `read` gave before, where no transaction could keep it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    previous: Option<String>,
-    /// What the file was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    original: Option<Original>,
-}
-
-impl Hold {
-    fn at(&self, phase: Phase) -> Self {
-        Hold { phase, ..self.clone() }
-    }
-}
+use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Lever {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.levers.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         self.check_shape(cx, problems);
     }
@@ -261,116 +231,6 @@ impl Lever {
             cx.note("the lever stays up when the run is done; a rollback restores it");
         }
         json!({ "held": true, "was_up_already": already, "restored_by": until, "restore": self.shown().1 })
-    }
-
-    /// Raises it now. `owner` is the lever's own step, which may not be the one that acts.
-    async fn apply(&self, cx: &Context, actions: &Actions<'_>, owner: &StepId) -> Result<()> {
-        if let Some(lever) = &self.command {
-            actions.command(UNIT, &lever.with_defaults(&lever.apply)).await?.succeeded()
-        } else if let Some(lever) = &self.http {
-            actions.request(&lever.apply).await.map(drop)
-        } else if let Some(lever) = &self.sql {
-            lever.apply(cx, owner).await
-        } else if let Some(file) = &self.file {
-            actions.file_write(UNIT, file).await
-        } else {
-            Err(Error::internal("a lever without a way to move it"))
-        }
-    }
-
-    async fn restore(&self, cx: &Context, actions: &Actions<'_>, hold: &Hold, owner: &StepId) -> Result<()> {
-        if let Some(lever) = &self.command {
-            actions.command(UNIT, &lever.with_defaults(&lever.revert)).await?.succeeded()
-        } else if let Some(lever) = &self.http {
-            actions.request(&lever.revert).await.map(drop)
-        } else if let Some(lever) = &self.sql {
-            lever.restore(cx, hold, owner).await
-        } else if let (Some(file), Some(original)) = (&self.file, &hold.original) {
-            actions.file_restore(UNIT, file, original).await
-        } else {
-            Err(Error::internal("a lever without a way to restore it"))
-        }
-    }
-
-    /// Whether it is up; none when nothing can tell.
-    async fn is_up(&self, actions: &Actions<'_>) -> Result<Option<bool>> {
-        if let Some(lever) = &self.command {
-            let Some(check) = &lever.check else { return Ok(None) };
-            let ran = actions.look(&lever.with_defaults(check)).await?;
-            match ran.code() {
-                Some(0) => Ok(Some(true)),
-                Some(1) => Ok(Some(false)),
-                _ => Err(Error::external(format!("the check `{}` cannot tell: {}{}", check.shown(), ran.ended(), ran.tail()))
-                    .hint("a check exits with 0 for yes and 1 for no; mend what it complains about, then `handover resume`")),
-            }
-        } else if let Some(lever) = &self.http {
-            let Some(check) = &lever.check else { return Ok(None) };
-            let answer = actions.send(check).await?;
-            match answer.mismatch {
-                None => Ok(Some(true)),
-                Some(_) if answer.status < 500 => Ok(Some(false)),
-                Some(why) => {
-                    Err(Error::external(format!("the check {} cannot tell: it {why}", check.shown()))
-                        .hint("see the endpoint's own log, then `handover resume`"))
-                }
-            }
-        } else if let Some(lever) = &self.sql {
-            let Some(check) = &lever.check else { return Ok(None) };
-            actions.holds(&lever.on, check, lever.timeout).await.map(Some)
-        } else if let Some(file) = &self.file {
-            actions.file_is(file).map(Some)
-        } else {
-            Ok(None)
-        }
-    }
-
-    /// Waits until the lever is seen to be up (or down). `keeper` is the step whose checkpoint holds what it
-    /// was.
-    async fn agree(
-        &self,
-        cx: &Context,
-        actions: &Actions<'_>,
-        hold: &Hold,
-        keeper: &StepId,
-        up: bool,
-    ) -> Result<()> {
-        let limit = self.within.unwrap_or(WITHIN).0;
-        let begun = Instant::now();
-        loop {
-            let seen = match (&hold.original, up) {
-                (Some(original), false) => Some(!actions.file_is_original(original)?),
-                _ => match self.is_up(actions).await? {
-                    None => self.differs(cx, actions, hold, keeper).await?,
-                    seen => seen,
-                },
-            };
-            if seen.is_none_or(|seen| seen == up) {
-                return Ok(());
-            }
-            if begun.elapsed() >= limit {
-                let (did, says) = if up { ("raised", "down") } else { ("restored", "up") };
-                return Err(Error::external(format!(
-                    "the lever was {did}, but after {} it still reads as {says}",
-                    humantime::format_duration(limit)
-                ))
-                .hint("see why the setting does not take effect (or why the check cannot see it), or raise `within:`"));
-            }
-            cx.sleep(std::time::Duration::from_millis(250)).await?;
-        }
-    }
-
-    /// For a statement with `read` only: whether the value differs from what it was.
-    async fn differs(
-        &self,
-        cx: &Context,
-        actions: &Actions<'_>,
-        hold: &Hold,
-        keeper: &StepId,
-    ) -> Result<Option<bool>> {
-        match &self.sql {
-            Some(lever) => lever.differs(cx, actions, hold, keeper).await,
-            None => Ok(None),
-        }
     }
 }
 

@@ -1,23 +1,24 @@
 //! A step that restores the lever of an earlier one.
 
-use super::{Hold, Lever, Phase, UNIT};
+use super::hold::{Hold, Phase, UNIT};
+use super::shape::Lever;
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
-use crate::steps::{Context, of_kind};
+use crate::steps::Context;
 use handover_actions::Actions;
 use serde_json::{Value, json};
 
 /// The later step that restores the lever of `step`.
 pub(super) fn released_by(cx: &Context, step: &StepId) -> Option<StepId> {
-    of_kind::<Lever>(&cx.steps)
-        .find(|(_, lever)| lever.revert.as_deref() == Some(step.as_str()))
-        .map(|(id, _)| id.clone())
+    cx.links.restores(step).cloned()
 }
 
 /// The lever that a step names.
 pub(super) fn find<'a>(cx: &'a Context, target: &str) -> Result<(StepId, &'a Lever)> {
-    of_kind::<Lever>(&cx.steps)
+    cx.links
+        .levers
+        .all()
         .find(|(id, lever)| id.as_str() == target && lever.revert.is_none())
         .map(|(id, lever)| (id.clone(), lever))
         .ok_or_else(|| Error::usage(format!("there is no lever `{target}`")).hint("see `handover check`"))

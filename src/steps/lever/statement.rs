@@ -1,6 +1,7 @@
 //! A lever that is a statement: what it was is kept in the transaction that raises it, where it can run in one.
 
-use super::{Hold, SqlLever, UNIT};
+use super::hold::{Hold, UNIT};
+use super::shape::SqlLever;
 use crate::error::Result;
 use crate::event::StepId;
 use crate::postgres::Tx;

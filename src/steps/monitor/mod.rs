@@ -4,25 +4,26 @@
 //! How long it has watched is kept in the journal, so that a resumed run watches the rest. Time in which
 //! nobody watched does not count, and after a breach the watch begins anew.
 
+pub(super) mod options;
 pub mod probe;
 pub mod stats;
 
-use super::{Access, CheckContext, Context, Description, OnFailure, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, OnFailure, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
 use crate::problem::{Problems, Segment};
-use crate::value::Duration;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 use handover_actions::Actions;
+pub use options::{Monitor, OnBreach};
 use probe::{Probe, Reading};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use stats::Stats;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration as Time, Instant};
 
 /// The journal's fact.
@@ -31,50 +32,6 @@ const SOAK: &str = "soak";
 const KEEP_EVERY: Time = Time::from_secs(30);
 /// Bad samples in a row that make a breach.
 const BREACHES: u32 = 3;
-
-/// Watches probes for a while.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Monitor {
-    /// How long.
-    #[serde(rename = "for")]
-    pub time: Duration,
-    /// How often each probe is asked; every five seconds unless given.
-    #[serde(default = "five_seconds")]
-    pub every: Duration,
-    /// What is asked, all of them at once each time.
-    #[schemars(length(min = 1))]
-    pub probes: Vec<Probe>,
-    /// Keeps medians and percentiles as the baseline for a later monitor.
-    #[serde(default)]
-    pub record: bool,
-    /// The id of an earlier monitor with `record: true`, for probes with `within:`.
-    pub baseline: Option<String>,
-    /// What a breach leads to; without it, the step's `on_failure`.
-    pub on_breach: Option<OnBreach>,
-    /// How many bad samples of a probe in a row are a breach; three unless given. A sample that cannot be
-    /// taken is a bad one.
-    #[schemars(range(min = 1))]
-    pub breaches: Option<u32>,
-    /// How long after the start bad samples do not count yet.
-    pub grace: Option<Duration>,
-}
-
-fn five_seconds() -> Duration {
-    Duration::secs(5)
-}
-
-/// What a breach leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBreach {
-    /// The run stops; the operator decides.
-    Halt,
-    /// The run is rolled back; the step must say `on_failure: rollback`.
-    Rollback,
-    /// It is told and counted, and the watch goes on.
-    Warn,
-}
 
 /// How far the watch is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -95,6 +52,10 @@ impl Soak {
 
 #[async_trait]
 impl StepKind for Monitor {
+    fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        links.monitors.add(id, place, self);
+    }
+
     fn check(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
         for (field, time) in [("for", self.time), ("every", self.every)] {
             if time.0.is_zero() {
@@ -132,7 +93,7 @@ impl StepKind for Monitor {
             });
         }
         self.check_baseline(cx, problems);
-        let on_failure = cx.steps.get(cx.index).map(|step| step.on_failure).unwrap_or_default();
+        let on_failure = cx.on_failure;
         match (self.on_breach, on_failure) {
             (Some(OnBreach::Rollback), OnFailure::Halt) => {
                 problems
@@ -259,7 +220,7 @@ impl Monitor {
                 .error(["record"], "a monitor records a baseline or is compared with one, not both")
                 .at_key();
         }
-        let recording = || super::of_kind::<Monitor>(cx.earlier()).filter(|(_, monitor)| monitor.record);
+        let recording = || cx.links.monitors.before(cx.index).filter(|(_, monitor)| monitor.record);
         let Some((_, recorded)) = recording().find(|(id, _)| id.as_str() == baseline) else {
             let names: Vec<&str> = recording().map(|(id, _)| id.as_str()).collect();
             let hint = match crate::problem::suggest(baseline, names.iter().copied()) {

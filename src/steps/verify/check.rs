@@ -3,7 +3,7 @@
 use crate::event::StepId;
 use crate::postgres::sql;
 use crate::problem::{Problems, Segment, suggest};
-use crate::steps::{CheckContext, of_kind};
+use crate::steps::CheckContext;
 use handover_compare::{Before, Invariant, Recorded, Verify};
 
 pub(super) fn recorded(step: &Verify, cx: &CheckContext<'_>, recorded: &Recorded, problems: &mut Problems) {
@@ -11,7 +11,7 @@ pub(super) fn recorded(step: &Verify, cx: &CheckContext<'_>, recorded: &Recorded
     if step.record {
         problems.error(["record"], "a baseline is recorded from a database").hint("name one with `before`");
     }
-    let earlier: Vec<(&StepId, &Verify)> = of_kind::<Verify>(cx.earlier()).collect();
+    let earlier: Vec<(&StepId, &Verify)> = cx.links.verifications.before(cx.index).collect();
     let Some((_, other)) = earlier.iter().find(|(id, other)| **id == recorded.from_step && other.record)
     else {
         let known: Vec<&str> = earlier.iter().filter(|(_, s)| s.record).map(|(id, _)| id.as_str()).collect();

@@ -1,6 +1,6 @@
 //! A report as one page: no script, no font, no request to anywhere.
 
-use super::{Moment, Outcome, Report, What};
+use super::shape::{Moment, Outcome, Report, What};
 use crate::journal::Status;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
@@ -67,7 +67,7 @@ pub fn html(report: &Report) -> String {
         );
     }
     for request in &report.requests {
-        let _ = writeln!(out, "<li>{}</li>", escape(&super::markdown::request(request)));
+        let _ = writeln!(out, "<li>{}</li>", escape(&super::requests::request(request)));
     }
     out.push_str("</ul>\n");
     out.push_str("<h2>What happened</h2>\n<ul class=\"times\">\n");
@@ -79,7 +79,7 @@ pub fn html(report: &Report) -> String {
     out
 }
 
-fn one(out: &mut String, step: &super::StepReport) {
+fn one(out: &mut String, step: &super::shape::StepReport) {
     let class = match step.status {
         Status::Done => "good",
         Status::Failed { .. } | Status::UndoFailed { .. } => "bad",
@@ -124,7 +124,7 @@ fn moment(out: &mut String, report: &Report, moment: &Moment) {
     }
     if let (Some(seconds), Some(started), true) = (moment.seconds, report.started, report.seconds > 0.0) {
         let part = |seconds: f64| (seconds * 100.0 / report.seconds).clamp(0.0, 100.0);
-        let left = part(super::fold::between(started, moment.at));
+        let left = part(super::shape::between(started, moment.at));
         let _ = write!(
             out,
             "<div class=\"bar\"><i style=\"margin-left:{left:.1}%;width:{:.1}%\"></i></div>",

@@ -1,9 +1,7 @@
 //! A report as Markdown.
 
-use super::{Report, What};
-use crate::journal::RequestRow;
+use super::shape::{Report, What};
 use crate::ui::words::{duration, summary_words, time};
-use jiff::Timestamp;
 use std::fmt::Write;
 
 /// The report as Markdown (tables as GitHub and most wikis read them).
@@ -63,7 +61,7 @@ pub fn markdown(report: &Report) -> String {
         );
     }
     for asked in &report.requests {
-        let _ = writeln!(out, "- {}", escape(&request(asked)));
+        let _ = writeln!(out, "- {}", escape(&super::requests::request(asked)));
     }
     let _ = writeln!(out, "\n## What happened\n\n| when | took | |\n| --- | ---: | --- |");
     for moment in &report.timeline {
@@ -74,23 +72,6 @@ pub fn markdown(report: &Report) -> String {
     }
     out.truncate(out.trim_end().len());
     out
-}
-
-/// A request in words, with its time.
-pub(super) fn request(request: &RequestRow) -> String {
-    let (at, text) = requested(request);
-    format!("{} {text}", time(at))
-}
-
-/// A request in words, and its time.
-pub(super) fn requested(request: &RequestRow) -> (Timestamp, String) {
-    let what = match (request.kind.as_str(), &request.step) {
-        ("approve", Some(step)) => format!("approved step {step}"),
-        ("abort", _) => "asked to abort".into(),
-        (other, _) => other.to_owned(),
-    };
-    let note = request.note.as_ref().map_or_else(String::new, |note| format!(": {note}"));
-    (request.at, format!("{} {what}{note}", request.by))
 }
 
 /// Text that means nothing but itself, on one line.

@@ -3,14 +3,16 @@
 mod fold;
 mod html;
 pub(super) mod markdown;
+mod requests;
+mod shape;
 mod text;
 mod timeline;
 
-pub use fold::{Actor, Attempt, Change, Outcome, Report, StepReport, Way, report};
+pub use fold::report;
 pub use html::html;
 pub use markdown::markdown;
+pub use shape::{Actor, Attempt, Change, Moment, Outcome, Report, StepReport, Way, What};
 pub use text::text;
-pub use timeline::{Moment, What};
 
 /// The formats of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

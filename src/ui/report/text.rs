@@ -1,6 +1,6 @@
 //! A report for a terminal.
 
-use super::Report;
+use super::shape::Report;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
 
@@ -32,7 +32,7 @@ pub fn text(report: &Report) -> String {
         );
     }
     for request in &report.requests {
-        let _ = writeln!(out, "  {}", super::markdown::request(request));
+        let _ = writeln!(out, "  {}", super::requests::request(request));
     }
     let _ = writeln!(out, "\nSteps");
     let width = report.steps.iter().map(|s| s.id.as_str().len()).max().unwrap_or(0);

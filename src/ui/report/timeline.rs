@@ -1,61 +1,11 @@
 //! What happened in a run, in the order in which it did: attempts with their lengths, pauses, warnings, who acted.
 
-use super::fold::{Outcome, StepReport, Way, between};
+use super::shape::{Attempt, Moment, Outcome, StepReport, Way, What, between};
 use crate::error::Class;
 use crate::event::{Entry, Level, Record, StepId};
 use crate::journal::RequestRow;
 use crate::ui::words::{of_step, sentence};
-use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
-
-/// What sort of thing happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum What {
-    /// The run began, ended, or changed its way.
-    Run,
-    /// Somebody began to act.
-    Actor,
-    /// An attempt to run a step, or to undo it.
-    Attempt,
-    /// A phase within a step.
-    Phase,
-    /// Nobody acted.
-    Idle,
-    /// Writers could not write.
-    Refused,
-    /// A person approved, or asked for something.
-    Request,
-    /// A warning.
-    Warning,
-    /// The point of no return was passed.
-    NoReturn,
-    /// It stopped.
-    Stopped,
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, Serialize)]
-pub struct Moment {
-    /// When it began.
-    pub at: Timestamp,
-    /// How long it took, where it has a length that is known.
-    pub seconds: Option<f64>,
-    /// What sort of thing it was.
-    pub what: What,
-    /// The step, if it concerns one.
-    pub step: Option<StepId>,
-    /// In words.
-    pub text: String,
-    /// Whether something went wrong.
-    pub failed: bool,
-}
-
-impl Moment {
-    fn new(at: Timestamp, what: What, step: Option<&StepId>, text: String) -> Self {
-        Moment { at, seconds: None, what, step: step.cloned(), text, failed: false }
-    }
-}
+use jiff::SignedDuration;
 
 /// Everything, by when it began.
 pub(super) fn timeline(entries: &[Entry], steps: &[StepReport], requests: &[RequestRow]) -> Vec<Moment> {
@@ -113,14 +63,14 @@ pub(super) fn timeline(entries: &[Entry], steps: &[StepReport], requests: &[Requ
         }
     }
     for asked in requests {
-        let (_, text) = super::markdown::requested(asked);
+        let (_, text) = super::requests::requested(asked);
         out.push(Moment::new(asked.at, What::Request, asked.step.as_ref(), text));
     }
     out.sort_by_key(|moment| moment.at);
     out
 }
 
-fn attempt_words(step: &StepId, attempt: &super::Attempt) -> String {
+fn attempt_words(step: &StepId, attempt: &Attempt) -> String {
     let waits = attempt.failure.as_ref().is_some_and(|failure| failure.class == Class::Waiting);
     let text = match (attempt.way, attempt.outcome) {
         (_, Outcome::Failed) if waits => "waits for a person".to_owned(),

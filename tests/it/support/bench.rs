@@ -9,6 +9,7 @@ use handover::postgres::install::{Part, install};
 use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, Lease};
 use handover::steps::context::Request;
+use handover::steps::kind::links;
 use handover::steps::{Context, KINDS, Ledger, Memory, Port, Step};
 use handover::value::{EnvString, Secret};
 use handover::{Error, Result};
@@ -75,6 +76,7 @@ pub struct Bench {
     pub ledger: Arc<MemoryLedger>,
     pub events: Mutex<UnboundedReceiver<Event>>,
     context: Context,
+    steps: Vec<Step>,
 }
 
 impl Bench {
@@ -100,6 +102,7 @@ impl Bench {
         }
         let (emitter, events) = Emitter::channel();
         let ledger = Arc::new(MemoryLedger::default());
+        let steps: Vec<Step> = steps.iter().map(|(id, kind, value)| step(id, kind, value.clone())).collect();
         let context = Context {
             port: Port {
                 run,
@@ -112,13 +115,13 @@ impl Bench {
                 stop: CancellationToken::new(),
                 memory: ledger.clone(),
             },
-            steps: steps.iter().map(|(id, kind, value)| step(id, kind, value.clone())).collect(),
+            links: Arc::new(links(&steps)),
             ledger: ledger.clone(),
             accept_loss: false,
             may_wait: false,
             critical: Default::default(),
         };
-        Bench { blue, green, ledger, events: Mutex::new(events), context }
+        Bench { blue, green, ledger, events: Mutex::new(events), context, steps }
     }
 
     /// The context of a step, with a stop of its own.
@@ -130,7 +133,7 @@ impl Bench {
     }
 
     pub fn step(&self, id: &str) -> Step {
-        self.context.steps.iter().find(|step| step.id.as_str() == id).unwrap().clone()
+        self.steps.iter().find(|step| step.id.as_str() == id).unwrap().clone()
     }
 
     /// Runs and verifies a step, as the engine does with failures that pass, and starts its standing task.

@@ -80,7 +80,7 @@ pub async fn context(
             stop: CancellationToken::new(),
             memory: ledger.clone(),
         },
-        steps: Arc::new([]),
+        links: Arc::default(),
         ledger,
         accept_loss: false,
         may_wait: false,
