@@ -5,18 +5,16 @@
 //! one, the dry run says so. There is no lease here, and without a lease no connection that writes is opened.
 
 use super::decide::{Loss, Outline, losses_ahead};
-use crate::error::{Class, Error, Result};
+use super::frozen::Frozen;
+use crate::error::{Error, Result};
 use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
 use crate::postgres::address::Address;
 use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::{Databases, creators, ours};
-use crate::steps::context::Request;
-use crate::steps::{Access, Context, Description, Ledger, Memory, Port, Precedent, Step, Undo};
-use async_trait::async_trait;
+use crate::steps::{Access, Context, Description, Port, Precedent, Step, Undo};
 use serde::Serialize;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -464,48 +462,5 @@ fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>
         accept_loss: false,
         may_wait: false,
         critical: Default::default(),
-    }
-}
-
-/// A journal as it stands, that cannot be written.
-struct Frozen {
-    /// The unfinished run's, whose checkpoints a step looks for; else one that has none.
-    run: RunId,
-    state: RunState,
-    precedents: BTreeMap<StepId, Precedent>,
-}
-
-fn refused() -> Error {
-    Error::new(Class::Internal, "a dry run tried to write")
-        .hint("this is a defect in Handover; nothing was written. Please report it")
-}
-
-#[async_trait]
-impl Memory for Frozen {
-    async fn remember(&self, _: &StepId, _: &str, _: Value) -> Result<()> {
-        Err(refused())
-    }
-
-    fn recall(&self, step: &StepId, key: &str) -> Option<Value> {
-        self.state.fact(step, key).cloned()
-    }
-
-    fn precedent(&self, step: &StepId) -> Option<Precedent> {
-        self.precedents.get(step).cloned()
-    }
-}
-
-#[async_trait]
-impl Ledger for Frozen {
-    async fn approval(&self, _: &StepId) -> Result<Option<Request>> {
-        Ok(None)
-    }
-
-    async fn end_standing(&self, _: &StepId, _: &StepId) -> Result<()> {
-        Err(refused())
-    }
-
-    async fn point_of_no_return(&self, _: &StepId) -> Result<()> {
-        Err(refused())
     }
 }

@@ -5,6 +5,7 @@ mod command;
 mod compare;
 pub mod decide;
 pub mod dry_run;
+mod frozen;
 mod heartbeat;
 mod held;
 mod loss;

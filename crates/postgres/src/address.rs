@@ -2,9 +2,11 @@
 //! of which the driver knows only a part. Every connection of ours is opened by [`Address::dial`].
 //! (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS>)
 
+use crate::connection_string::split;
+pub use crate::refused::Refused;
 use crate::tls;
-use handover_core::error::{Class, Error, Result};
-use handover_core::value::{Secret, keywords, percent_decoded};
+use handover_core::error::{Error, Result};
+use handover_core::value::Secret;
 use rustls::ClientConfig;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -84,7 +86,7 @@ impl Address {
             return Err(Error::usage("the URL is empty")
                 .hint(format!("give the environment variable behind it a value; {HINT}")));
         }
-        let (text, ours) = split(url.expose()).map_err(unreadable)?;
+        let (text, ours) = split(url.expose(), OURS).map_err(unreadable)?;
         // The driver's message names the parameter, never its value.
         let mut config: Config = text.parse().map_err(|e: tokio_postgres::Error| {
             use std::error::Error as _;
@@ -351,35 +353,6 @@ impl Address {
     }
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum Refused {
-    /// What the driver, or the server through it, says.
-    Driver(tokio_postgres::Error),
-    /// No answer for this long.
-    Silent(Duration),
-    /// Servers answered, and none is a primary (or a standby), which the URL asks for.
-    Unwanted(&'static str),
-}
-
-impl Refused {
-    /// As an error of ours; `from_driver` is how the caller words what the driver says.
-    pub fn into_error(self, from_driver: impl FnOnce(&tokio_postgres::Error) -> Error) -> Error {
-        match self {
-            Refused::Driver(error) => from_driver(&error),
-            Refused::Silent(limit) => {
-                Error::new(Class::Connection, format!("no answer within {} s", limit.as_secs()))
-                    .hint("see that the server is up and reachable from here, and check firewalls")
-            }
-            Refused::Unwanted(role) => Error::new(
-                Class::Connection,
-                format!("none of its hosts is a {role} now, which target_session_attrs asks for"),
-            )
-            .hint("a failover may be under way: wait for it, or correct the hosts in the URL"),
-        }
-    }
-}
-
 async fn in_recovery(client: &Client, wire: &mut Wire) -> Result<bool, tokio_postgres::Error> {
     let asking = client.simple_query("select pg_catalog.pg_is_in_recovery()");
     let answer = tokio::select! {
@@ -391,41 +364,6 @@ async fn in_recovery(client: &Client, wire: &mut Wire) -> Result<bool, tokio_pos
         }
     };
     Ok(answer.iter().any(|m| matches!(m, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
-}
-
-/// Takes our parameters out of a connection string of either form, decoded.
-fn split(text: &str) -> Result<(String, Vec<(String, String)>), String> {
-    let mut ours = Vec::new();
-    let mut is_ours = |key: &str, value: String| {
-        let found = OURS.contains(&key);
-        if found {
-            ours.push((key.to_owned(), value));
-        }
-        found
-    };
-    if let Some((_, rest)) = text.split_once("://") {
-        // A question mark before the `@` is one of the password's.
-        let skipped = text.len() - rest.len() + rest.find('@').unwrap_or(0);
-        let Some(at) = text[skipped..].find('?').map(|at| at + skipped) else {
-            return Ok((text.to_owned(), ours));
-        };
-        let mut kept = Vec::new();
-        for pair in text[at + 1..].split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').ok_or("unterminated parameter")?;
-            if !is_ours(&percent_decoded(key), percent_decoded(value)) {
-                kept.push(pair);
-            }
-        }
-        let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-        return Ok((format!("{}{query}", &text[..at]), ours));
-    }
-    let mut kept = Vec::new();
-    for (key, value) in keywords(text)? {
-        if !is_ours(&key, value.clone()) {
-            kept.push(format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'")));
-        }
-    }
-    Ok((kept.join(" "), ours))
 }
 
 #[cfg(test)]

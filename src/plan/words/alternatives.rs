@@ -41,8 +41,7 @@ pub fn closest(
     context: &[Vec<ValidationError<'static>>],
     value: &Value,
     path: &Path,
-    collect: Collect,
-    out: &mut Vec<Found>,
+    (collect, out): (Collect, &mut Vec<Found>),
 ) {
     let here = |error: &ValidationError<'_>| path_of(error.instance_path().as_str(), root, base) == *path;
     let is_null_branch = |branch: &[ValidationError<'_>]| {

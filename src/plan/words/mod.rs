@@ -85,7 +85,7 @@ fn collect(part: &Part, root: &Value, base: &Path, error: &ValidationError<'_>, 
             out.push(alternatives::not_among(&choices, value, &path));
         }
         Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
-            alternatives::closest(part, root, base, context, value, &path, collect, out);
+            alternatives::closest(part, root, base, context, value, &path, (collect, out));
         }
         Kind::OneOfMultipleValid { .. } => out.push(Found::new(
             &path,

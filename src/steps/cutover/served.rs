@@ -60,7 +60,7 @@ pub async fn before(
 fn cure(cutover: &Cutover, cx: &Context) -> String {
     let keep = "or, if those rows are wanted beside what the old side wrote since, say `allow_served: true` under the cutover and `handover resume --accept-changes`";
     let to = cutover.to.as_deref().unwrap_or_default();
-    match cx.links.copies.before(cx.place()).filter(|(_, copy)| copy.to == to).next_back() {
+    match cx.links.copies.before(cx.place()).rfind(|(_, copy)| copy.to == to) {
         Some((copy, _)) => {
             let undo = match cx.links.before(copy) {
                 Some(step) => format!("`handover rollback --to {step}`"),
