@@ -1,7 +1,7 @@
 //! One database: who answers, in which version, with which settings and rights, and what of ours lies in it.
 
 use super::findings::Notes;
-use super::needs::{self, Need};
+use super::needs;
 use crate::engine::status::words;
 use crate::error::Result;
 use crate::event::StepId;
@@ -11,7 +11,7 @@ use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
 use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Session, creators};
-use crate::steps::Access;
+use crate::steps::{Access, Locks, Need, StepKind};
 use handover_migrations::role::{self, Becomes};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ const CONNECTIONS: i64 = 10;
 pub(super) async fn examine(
     databases: &Databases,
     name: &str,
-    kinds: &[(&str, Access)],
+    kinds: &[(&dyn StepKind, Access)],
     acting: bool,
     notes: &mut Notes,
 ) -> Result<u32> {
@@ -212,14 +212,17 @@ async fn settings(session: &Session, notes: &mut Notes) -> Result<()> {
 }
 
 /// Whether all tables can be locked at once, as a copy and a cutover do.
-async fn locks(session: &Session, name: &str, kinds: &[(&str, Access)], notes: &mut Notes) -> Result<()> {
+async fn locks(
+    session: &Session,
+    name: &str,
+    kinds: &[(&dyn StepKind, Access)],
+    notes: &mut Notes,
+) -> Result<()> {
     let tables = catalog::tables(session).await?.len() as u64;
     let sequences = catalog::sequences(session).await?.len() as u64;
-    let (what, need) = match () {
-        () if kinds.iter().any(|(kind, _)| *kind == "copy") => ("a copy", 2 * (tables + sequences)),
-        () if kinds.iter().any(|(kind, _)| *kind == "cutover") => ("a cutover", tables + sequences),
-        () => return Ok(()),
-    };
+    let most = kinds.iter().filter_map(|(kind, _)| kind.locks_every_table()).max_by_key(|locks| locks.each);
+    let Some(Locks { what, each }) = most else { return Ok(()) };
+    let need = each * (tables + sequences);
     let room = Room::of(session).await?;
     match room.lacks(need, what, name) {
         Some(text) => {

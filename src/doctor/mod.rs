@@ -14,7 +14,7 @@ use crate::plan::{Plan, compare_reader};
 use crate::postgres::connect::Target;
 use crate::postgres::{Databases, ours};
 use crate::queue;
-use crate::steps::Access;
+use crate::steps::{Access, StepKind};
 use crate::value::Secret;
 use findings::Notes;
 pub use findings::{Finding, Severity};
@@ -48,11 +48,11 @@ pub async fn examine(plan: &Plan) -> Result<Diagnosis> {
     let databases = Databases::new(targets.clone()).labelled("doctor");
     for (name, target) in &targets {
         let mut notes = Notes::new(name);
-        let kinds: Vec<(&str, Access)> = plan
+        let kinds: Vec<(&dyn StepKind, Access)> = plan
             .steps
             .iter()
             .flat_map(|step| {
-                step.kind.databases().into_iter().map(move |(db, access)| (db, (step.kind_name, access)))
+                step.kind.databases().into_iter().map(move |(db, access)| (db, (&*step.kind, access)))
             })
             .filter(|(db, _)| db == name)
             .map(|(_, kind)| kind)

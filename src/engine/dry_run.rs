@@ -373,7 +373,6 @@ async fn look_at_step(
 /// The earlier step, not done yet, that is most likely to make what this step does not find: the last that makes
 /// tables in a database it uses, else the last that changes one.
 fn maker<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Option<&'a StepId> {
-    const MAKE: &[&str] = &["copy", "migrate", "lever"];
     let step = plan.steps.get(place)?;
     let used: Vec<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();
     let earlier: Vec<&Step> = plan
@@ -389,7 +388,7 @@ fn maker<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Option<&'a StepId
                 .any(|(name, access)| *access == Access::Write && used.contains(name))
         })
         .collect();
-    let makes = earlier.iter().rev().find(|step| MAKE.contains(&step.kind_name));
+    let makes = earlier.iter().rev().find(|step| step.kind.makes_tables());
     makes.or(earlier.last()).map(|step| &step.id)
 }
 
@@ -401,9 +400,8 @@ fn origin<'a>(
     databases: &Databases,
     ledger: &Frozen,
 ) -> Option<(&'a StepId, String, Databases)> {
-    const ASKED: &[&str] = &["cleanup", "create_index", "monitor"];
     let step = plan.steps.get(place)?;
-    if !ASKED.contains(&step.kind_name) {
+    if !step.kind.can_ask_the_source() {
         return None;
     }
     let used: BTreeSet<&str> = step.kind.databases().into_iter().map(|(name, _)| name).collect();

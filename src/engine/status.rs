@@ -349,7 +349,7 @@ fn next(
     let file = plan.file.display().to_string();
     if acts {
         let waits = state.steps.iter().find(|(id, s)| {
-            s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind_name == "approve")
+            s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind.asks_a_person())
         });
         return match (waits, refusing) {
             (Some((id, _)), _) => format!("it waits for an approval: `handover approve {file} {id}`"),
@@ -374,7 +374,7 @@ fn next(
     let asks = plan.steps.iter().find(|step| {
         let waits =
             matches!(state.status(&step.id), Status::Failed { failure } if failure.class == Class::Waiting);
-        step.kind_name == "approve" && waits
+        step.kind.asks_a_person() && waits
     });
     let way_back = |what: &str| advice::way_back(&file, what, losses);
     let text = match (&state.phase, asks) {

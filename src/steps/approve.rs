@@ -5,7 +5,7 @@
 
 pub(super) mod options;
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -48,6 +48,14 @@ impl StepKind for Approve {
 
     fn databases(&self) -> Vec<(&str, Access)> {
         Vec::new()
+    }
+
+    fn needs(&self, _: Access) -> &'static [Need] {
+        &[]
+    }
+
+    fn asks_a_person(&self) -> bool {
+        true
     }
 
     fn reversibility(&self) -> Undo {

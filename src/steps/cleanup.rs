@@ -25,6 +25,10 @@ impl StepKind for Cleanup {
         vec![(&self.on, Access::Write)]
     }
 
+    fn can_ask_the_source(&self) -> bool {
+        true
+    }
+
     fn reversibility(&self) -> Undo {
         match self.action {
             Action::Update => Undo::Exact { how: "sets the old values again, from the archive".into() },

@@ -1,6 +1,8 @@
 //! `copy`: fills an empty database with everything another one holds at one point in time. See [`handover_copy`].
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo, migrate, replicate};
+use super::{
+    Access, CheckContext, Context, Description, Links, Locks, Need, StepKind, Undo, migrate, replicate,
+};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::ours;
@@ -32,6 +34,27 @@ impl StepKind for Copy {
 
     fn databases(&self) -> Vec<(&str, Access)> {
         vec![(&self.from, Access::Read), (&self.to, Access::Write)]
+    }
+
+    fn needs(&self, access: Access) -> &'static [Need] {
+        match access {
+            Access::Read => &[Need::ReadEverything, Need::Monitor],
+            Access::Write => &[
+                Need::ActAsOwners,
+                Need::BecomeOwners,
+                Need::CreateInSchemas,
+                Need::ReplicationRole,
+                Need::ReadEverything,
+            ],
+        }
+    }
+
+    fn makes_tables(&self) -> bool {
+        true
+    }
+
+    fn locks_every_table(&self) -> Option<Locks> {
+        Some(Locks { what: "a copy", each: 2 })
     }
 
     fn reversibility(&self) -> Undo {

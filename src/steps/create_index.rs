@@ -8,7 +8,7 @@
 mod index;
 mod wanted;
 
-use super::{Access, CheckContext, Context, Description, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Need, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
@@ -59,6 +59,17 @@ impl StepKind for CreateIndex {
 
     fn databases(&self) -> Vec<(&str, Access)> {
         vec![(&self.on, Access::Write)]
+    }
+
+    fn needs(&self, access: Access) -> &'static [Need] {
+        match access {
+            Access::Read => &[Need::ReadEverything, Need::Monitor],
+            Access::Write => &[Need::ActAsOwners, Need::CreateInSchemas, Need::Monitor],
+        }
+    }
+
+    fn can_ask_the_source(&self) -> bool {
+        true
     }
 
     fn reversibility(&self) -> Undo {

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::links::Links;
+use super::needs::{Locks, Need};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::problem::Problems;
@@ -187,6 +188,34 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
 
     /// Whether it uses the plan's queue.
     fn uses_queue(&self) -> bool {
+        false
+    }
+
+    /// What the role that executes it must be able to do in a database that it uses so.
+    fn needs(&self, access: Access) -> &'static [Need] {
+        match access {
+            Access::Read => &[Need::ReadEverything, Need::Monitor],
+            Access::Write => &[Need::ActAsOwners, Need::ReadEverything, Need::Monitor],
+        }
+    }
+
+    /// The locks that it holds at once, where it takes one on every table and sequence of the application.
+    fn locks_every_table(&self) -> Option<Locks> {
+        None
+    }
+
+    /// Whether it waits for a person's word (`handover approve`).
+    fn asks_a_person(&self) -> bool {
+        false
+    }
+
+    /// Whether it may make tables, so that a later step finds what is not there yet.
+    fn makes_tables(&self) -> bool {
+        false
+    }
+
+    /// Whether what it would do on the target of a copy can be asked of the copy's source while there is no target.
+    fn can_ask_the_source(&self) -> bool {
         false
     }
 

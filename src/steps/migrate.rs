@@ -1,6 +1,6 @@
 //! `migrate`: applies folders of SQL migrations. How is said in [`handover_migrations`].
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
 use crate::error::Result;
 use crate::event::StepId;
 use crate::postgres::Session;
@@ -28,6 +28,17 @@ impl StepKind for Migrate {
 
     fn files(&self) -> Vec<PathBuf> {
         self.reads()
+    }
+
+    fn needs(&self, access: Access) -> &'static [Need] {
+        match access {
+            Access::Read => &[Need::ReadEverything, Need::Monitor],
+            Access::Write => &[Need::ActAsOwners, Need::BecomeOwners, Need::CreateInSchemas],
+        }
+    }
+
+    fn makes_tables(&self) -> bool {
+        true
     }
 
     fn reversibility(&self) -> Undo {

@@ -13,6 +13,7 @@ pub mod lever;
 pub mod links;
 pub mod migrate;
 pub mod monitor;
+pub mod needs;
 pub mod replay;
 pub mod replicate;
 mod restore;
@@ -27,6 +28,7 @@ pub use kind::{
     Access, AtStake, CheckContext, Kind, OnFailure, Parsed, Retry, Step, StepKind, Undo, read_file,
 };
 pub use links::Links;
+pub use needs::{Locks, Need};
 
 /// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
 macro_rules! kinds {

@@ -26,7 +26,7 @@ mod turn_back;
 mod uncaptured;
 mod watched;
 
-use super::{Access, AtStake, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, AtStake, CheckContext, Context, Description, Links, Locks, Need, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::problem::Problems;
@@ -90,6 +90,19 @@ impl StepKind for Cutover {
         let own = self.freeze.iter().chain(&self.to).map(|name| (name.as_str(), Access::Write));
         own.chain(self.participants.iter().flat_map(Participant::databases).map(|d| (d, Access::Write)))
             .collect()
+    }
+
+    fn needs(&self, access: Access) -> &'static [Need] {
+        match access {
+            Access::Read => &[Need::ReadEverything, Need::Monitor],
+            Access::Write => {
+                &[Need::ActAsOwners, Need::Monitor, Need::SignalAutovacuum, Need::ReadEverything]
+            }
+        }
+    }
+
+    fn locks_every_table(&self) -> Option<Locks> {
+        Some(Locks { what: "a cutover", each: 1 })
     }
 
     fn reversibility(&self) -> Undo {

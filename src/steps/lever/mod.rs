@@ -12,7 +12,7 @@ mod statement;
 
 pub use shape::{CommandLever, HttpLever, Lever, SqlLever};
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -41,6 +41,14 @@ impl StepKind for Lever {
 
     fn files(&self) -> Vec<PathBuf> {
         self.programs()
+    }
+
+    fn needs(&self, _: Access) -> &'static [Need] {
+        &[]
+    }
+
+    fn makes_tables(&self) -> bool {
+        true
     }
 
     fn reversibility(&self) -> Undo {

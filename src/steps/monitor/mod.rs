@@ -125,6 +125,10 @@ impl StepKind for Monitor {
             .collect()
     }
 
+    fn can_ask_the_source(&self) -> bool {
+        true
+    }
+
     fn reversibility(&self) -> Undo {
         Undo::Nothing
     }
