@@ -21,9 +21,6 @@ pub struct Whose<'a> {
 }
 
 /// Keeps what is this plan's. What does not say whose it is stays in the list.
-///
-/// # Errors
-/// What the server says.
 pub async fn only(session: &Session, whose: &Whose<'_>, found: Vec<Leftover>) -> Result<Vec<Leftover>> {
     let runs: Vec<uuid::Uuid> = whose.runs.iter().map(|run| run.0).collect();
     let simple: Vec<String> = runs.iter().map(|run| run.simple().to_string()).collect();

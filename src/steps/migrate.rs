@@ -81,9 +81,6 @@ impl StepKind for Migrate {
 
 /// The step that gave this database's content up in this rollback (`undo: throwaway`): the tables that earlier
 /// steps worked on may have another shape now, or be gone, so those have nothing to take back.
-///
-/// # Errors
-/// What the server says.
 pub(super) async fn gave_up<'a>(cx: &'a Context, session: &Session) -> Result<Option<&'a StepId>> {
     for (step, migrate) in cx.links.migrations.behind(cx.place()) {
         if migrate.on != session.database() || migrate.undo != UndoBy::Throwaway {

@@ -39,9 +39,6 @@ pub async fn discard_after_copy(cx: &Context) -> Result<()> {
 
 /// The tables that a link carries, as the publisher's catalog says; before there is a publication, those that it
 /// would have.
-///
-/// # Errors
-/// What the server says.
 pub async fn published(cx: &Context, blue: &Session, link: &Link) -> Result<BTreeSet<TableName>> {
     if let Some(tables) = handover_replication::published(blue, link).await? {
         return Ok(tables);

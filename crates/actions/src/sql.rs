@@ -41,18 +41,12 @@ impl Sql {
     }
 
     /// Sets the session's limits.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn limit(&self, session: &Session) -> Result<()> {
         limits(session, self.timeout, self.lock_timeout).await
     }
 }
 
 /// Sets a session's `statement_timeout` and `lock_timeout`, with our defaults where none is given.
-///
-/// # Errors
-/// What the server says.
 pub async fn limits(
     session: &Session,
     timeout: Option<Duration>,

@@ -9,9 +9,6 @@ use handover_postgres::{Session, quote_literal};
 
 /// A condition for those of a table, by its key, over rows `q` of "before"; none where none were. Without a key they
 /// cannot be told from others, and are found missing.
-///
-/// # Errors
-/// What the server says.
 pub async fn condition(after: &Session, run: RunId, step: &StepId, table: &Table) -> Result<Option<String>> {
     if table.key.is_empty() {
         return Ok(None);

@@ -282,9 +282,6 @@ impl Sample {
 
 /// Boundaries of key ranges, from a sample of the table's pages, in order. A bad sample makes uneven pieces and
 /// never a wrong result: whatever the boundaries are, each row is in exactly one piece.
-///
-/// # Errors
-/// What the server says.
 pub async fn boundaries(
     session: &Session,
     table: &Table,

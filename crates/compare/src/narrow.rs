@@ -185,9 +185,6 @@ pub fn looking(table: &Table, hasher: &Hasher, before: bool, columns: bool) -> S
 }
 
 /// Reads rows by their keys, in the order of `keys`, by a query of [`looking`] or such a one prepared.
-///
-/// # Errors
-/// What the server says.
 pub async fn look<T: ?Sized + ToStatement>(
     session: &Session,
     query: &T,

@@ -44,9 +44,6 @@ pub fn wrap(sql: &str, key: &[String], matching: Matching) -> String {
 }
 
 /// The rows of a wrapped query.
-///
-/// # Errors
-/// What the server says.
 pub async fn fetch<'a>(session: &'a Session, wrapped: &str) -> Result<Rows<'a>> {
     let stream = session.query_stream(wrapped).await?;
     Ok(stream
@@ -55,9 +52,6 @@ pub async fn fetch<'a>(session: &'a Session, wrapped: &str) -> Result<Rows<'a>> 
 }
 
 /// Rows that an earlier step recorded in pieces, in order.
-///
-/// # Errors
-/// What the server says.
 pub async fn recorded<'a>(session: &'a Session, sql: &str) -> Result<Rows<'a>> {
     let stream = session.query_stream(sql).await?;
     let pieces = stream.map(move |row| {

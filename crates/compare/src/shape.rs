@@ -73,9 +73,6 @@ fn whole_tables() -> String {
 }
 
 /// All tables of a side, without those that are part of another.
-///
-/// # Errors
-/// What the server says.
 pub async fn shapes(session: &Session) -> Result<BTreeMap<TableName, Shape>> {
     let mut out: BTreeMap<u32, (TableName, Shape)> = BTreeMap::new();
     let tables = whole_tables();
@@ -248,9 +245,6 @@ pub fn from(name: &TableName, shape: &Shape) -> String {
 }
 
 /// Exact number of rows.
-///
-/// # Errors
-/// What the server says.
 pub async fn count(session: &Session, name: &TableName, shape: &Shape) -> Result<i64> {
     let sql = format!("select count(*) from {}", from(name, shape));
     Ok(session.query_one(&sql, &[]).await?.get(0))

@@ -9,9 +9,6 @@ use std::collections::BTreeMap;
 /// Moves the bars of what the backends in `builds` are building. A table is read once, and what was read is
 /// then written in order, so a bar goes to twice the table's bytes
 /// (<https://www.postgresql.org/docs/current/progress-reporting.html#CREATE-INDEX-PROGRESS-REPORTING>).
-///
-/// # Errors
-/// What the server says.
 pub async fn report(port: &Port, green: &Session, builds: &BTreeMap<i32, String>) -> Result<()> {
     let pids: Vec<i32> = builds.keys().copied().collect();
     let rows = green

@@ -5,18 +5,12 @@ use handover_postgres::catalog::application;
 use handover_postgres::{Session, TableName};
 
 /// How often rows of each table were written so far, as far as the server's statistics have heard of it.
-///
-/// # Errors
-/// What the server says.
 pub async fn writes(session: &Session) -> Result<Vec<(TableName, i64)>> {
     Ok(operations(session).await?.into_iter().map(|(table, n)| (table, n.iter().sum())).collect())
 }
 
 /// The same by operation: rows inserted, updated and deleted.
 /// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ALL-TABLES-VIEW>)
-///
-/// # Errors
-/// What the server says.
 pub async fn operations(session: &Session) -> Result<Vec<(TableName, [i64; 3])>> {
     let rows = session
         .query(
@@ -39,9 +33,6 @@ pub async fn operations(session: &Session) -> Result<Vec<(TableName, [i64; 3])>>
 }
 
 /// When the server was started.
-///
-/// # Errors
-/// What the server says.
 pub async fn server_started(session: &Session) -> Result<String> {
     Ok(session
         .query_one("select pg_postmaster_start_time()::timestamptz at time zone 'UTC' || ''", &[])

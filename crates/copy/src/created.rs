@@ -15,9 +15,6 @@ use std::time::Duration;
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Objects on green now, before the copy makes any.
-///
-/// # Errors
-/// What the server says.
 pub async fn existing(tx: &Tx<'_>) -> Result<Vec<(u32, u32)>> {
     let rows = tx.query(&catalog::objects("true"), &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
@@ -25,9 +22,6 @@ pub async fn existing(tx: &Tx<'_>) -> Result<Vec<(u32, u32)>> {
 
 /// Writes down, in the transaction that made them, the objects it made: catalog rows written by it that were
 /// not there before (an ALTER rewrites a row too).
-///
-/// # Errors
-/// What the server says.
 pub async fn record(tx: &Tx<'_>, port: &Port, before: &[(u32, u32)], unit: &str) -> Result<()> {
     let rows = tx.query(&catalog::objects("o.xmin = pg_current_xact_id()::xid"), &[]).await?;
     let objects: Vec<(u32, u32)> =
@@ -193,9 +187,6 @@ pub async fn assert_empty(session: &Session) -> Result<()> {
 }
 
 /// Names of user relations on green.
-///
-/// # Errors
-/// What the server says.
 pub async fn strangers(session: &Session) -> Result<Vec<String>> {
     let rows = session.query(&catalog::relations("'r', 'p', 'v', 'm', 'S', 'f'"), &[]).await?;
     let objects: i64 = session.query_one("select count(*) from pg_largeobject_metadata", &[]).await?.get(0);

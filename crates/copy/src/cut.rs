@@ -37,9 +37,6 @@ pub fn by_key(copy: &Copy, major: u32) -> bool {
 }
 
 /// Cuts `table` of so many `blocks` as the copy wants it on a server of that version.
-///
-/// # Errors
-/// What the server says.
 pub async fn cut(session: &Session, copy: &Copy, major: u32, table: &mut Table, blocks: u64) -> Result<()> {
     let pieces = table.bytes.div_ceil(copy.chunk_bytes()).clamp(1, blocks.clamp(1, CHUNKS));
     if !by_key(copy, major) {

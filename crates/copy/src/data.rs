@@ -50,9 +50,6 @@ fn share(table: &Table) -> u64 {
 }
 
 /// Prepares a session on the target for loading.
-///
-/// # Errors
-/// What the server says.
 pub async fn prepare_writer(writer: &Session) -> Result<()> {
     // A chunk's checkpoint commits with its rows, so a crash of the server loses both or none.
     for (name, value) in [("synchronous_commit", "off"), ("jit", "off")] {

@@ -122,9 +122,6 @@ fn needs() -> String {
 }
 
 /// Definitions of what is selected.
-///
-/// # Errors
-/// What the server says.
 pub async fn read(session: &Session, selection: &Selection<'_>) -> Result<Vec<Definition>> {
     session.set("quote_all_identifiers", "on").await?;
     let (rows, needs) = (session.query(&definitions(), &[]).await?, session.query(&needs(), &[]).await?);

@@ -54,9 +54,6 @@ struct Edge {
 }
 
 /// Looks for them, and says what the plan wants done about them.
-///
-/// # Errors
-/// What the server says.
 pub async fn look(copy: &Copy, blue: &Session, out: &mut Description) -> Result<()> {
     let found = find(copy, blue).await?;
     if copy.dependents == Dependents::LeaveOut {
@@ -119,9 +116,6 @@ impl LeftOut {
 }
 
 /// Finds what stays behind.
-///
-/// # Errors
-/// What the server says.
 pub async fn left_out(copy: &Copy, blue: &Session) -> Result<LeftOut> {
     if copy.dependents == Dependents::Refuse {
         return Ok(LeftOut::default());

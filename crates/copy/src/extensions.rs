@@ -277,9 +277,6 @@ pub async fn verify(port: &Port, green: &Session) -> Result<()> {
 }
 
 /// Takes them out of what was on green before the copy; what the copy made goes as a whole.
-///
-/// # Errors
-/// What the server says.
 pub async fn discard(port: &Port, green: &mut Session) -> Result<()> {
     let mut left = carried(port, green).await?;
     left.reverse();

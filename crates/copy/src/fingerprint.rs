@@ -21,18 +21,12 @@ pub async fn keep(port: &Port, source: &Session, tx: &Tx<'_>) -> Result<()> {
 }
 
 /// What a copy saw; none of one that an earlier version made.
-///
-/// # Errors
-/// What the server says.
 pub async fn read(green: &Session, run: RunId, step: &StepId) -> Result<Option<Facts>> {
     let found: Vec<Vec<Row>> = states(green, run, step, UNIT).await?;
     Ok(found.into_iter().next().map(fingerprint::from_rows))
 }
 
 /// Names the copy that filled a database, and when it did; none where none did. Another copy has another name.
-///
-/// # Errors
-/// What the server says.
 pub async fn filled(green: &Session) -> Result<Option<String>> {
     let there = green.query_one(&format!("select to_regclass('{OURS}.checkpoint') is not null"), &[]).await?;
     if !there.get::<_, bool>(0) {

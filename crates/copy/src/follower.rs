@@ -25,9 +25,6 @@ pub trait Follower: Send + Sync {
     async fn begin(&self, copy: &Copy) -> Result<Box<dyn Beginning>>;
 
     /// Whether the beginning is still there. A copy can go on from its snapshot only if it is.
-    ///
-    /// # Errors
-    /// What the server says.
     async fn is_there(&self) -> Result<bool>;
 
     /// Watches what the stream keeps on the source's disk while the copy runs. Returns only when the copy must end, with

@@ -81,9 +81,6 @@ impl Holder {
     }
 
     /// Joins a holder that an earlier process left; none when it is gone.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn join(
         databases: &Databases,
         database: &str,
@@ -133,9 +130,6 @@ impl Holder {
     }
 
     /// What holding costs the source just now, in words.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn burden(&self) -> Result<String> {
         let row = self
             .keeper

@@ -57,9 +57,6 @@ pub async fn verify(port: &Port, copy: &Copy) -> Result<()> {
 }
 
 /// Unlinks the objects that the copy made, or a cutover behind it, as far as they are still there.
-///
-/// # Errors
-/// What the server says.
 pub async fn discard(port: &Port, green: &mut Session) -> Result<u64> {
     let oids: Vec<u32> = carry::ours(green, port, &port.step).await?.into_iter().collect();
     let mut dropped = 0;

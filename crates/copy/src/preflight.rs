@@ -291,9 +291,6 @@ pub async fn roles(copy: &Copy, green: &Session, entries: &[&Entry]) -> Result<(
 }
 
 /// What describes green before the copy, for a dry run.
-///
-/// # Errors
-/// What the server says.
 pub async fn emptiness(copy: &Copy, green: &Session, resumable: bool, out: &mut Description) -> Result<()> {
     let found = created::strangers(green).await?;
     if !found.is_empty() && !resumable {

@@ -107,18 +107,12 @@ async fn look(tx: &Tx<'_>) -> Result<Vec<Holding>> {
 }
 
 /// Writes down how things are.
-///
-/// # Errors
-/// What the server says.
 pub async fn remember(tx: &Tx<'_>, port: &Port) -> Result<()> {
     let now = look(tx).await?;
     tx.save_checkpoint(port.run, &port.step, UNIT, &now).await
 }
 
 /// Puts back what differs from what was remembered.
-///
-/// # Errors
-/// What the server says.
 pub async fn restore(port: &Port, session: &mut Session) -> Result<()> {
     let step: &StepId = &port.step;
     let Some(before) = states::<Vec<Holding>>(session, port.run, step, UNIT).await?.pop() else {

@@ -291,9 +291,6 @@ async fn build_once(
 }
 
 /// Analyzes one table: a copy without statistics is not finished.
-///
-/// # Errors
-/// What the server says.
 pub async fn analyze(port: &Port, session: &mut Session, analyze: &Analyze) -> Result<()> {
     let tx = session.transaction().await?;
     tx.batch(&format!("analyze {}", analyze.table.sql())).await?;

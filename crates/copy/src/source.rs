@@ -102,9 +102,6 @@ impl Source {
     }
 
     /// Joins the point in time that an earlier attempt opened; none when it is not held any more.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn rejoin(port: &Port, copy: &Copy, state: &State) -> Result<Option<Self>> {
         let databases = port.databases.labelled(port.step.as_str());
         let holder = Holder::join(&databases, &copy.from, port.run, &port.step, &state.held).await?;
@@ -163,17 +160,11 @@ impl Source {
     }
 
     /// The tables whose rows are copied, largest first, cut into chunks.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn tables(&self, copy: &Copy) -> Result<Vec<Table>> {
         tables(&self.look, copy, self.major).await
     }
 
     /// Entries with the tables that they lock.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn places(&self, entries: Vec<Entry>) -> Result<Vec<Object>> {
         let rows = self.look.query(catalog::PLACES, &[]).await?;
         let name = |row: &tokio_postgres::Row, at: usize| {
@@ -192,9 +183,6 @@ impl Source {
     }
 
     /// The tables to analyze.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn analyzed(&self, selection: &Selection<'_>) -> Result<Vec<Analyze>> {
         let rows = self.look.query(&catalog::analyzed(), &[]).await?;
         let analyze = |row: &tokio_postgres::Row| {
@@ -208,9 +196,6 @@ impl Source {
     }
 
     /// Where sequences stand. Sequences know no snapshots: these are their values now.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn sequences(&self, selection: &Selection<'_>) -> Result<Vec<Sequence>> {
         let mut out = Vec::new();
         for row in self.look.query(&catalog::sequences(), &[]).await? {
@@ -260,9 +245,6 @@ pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Ta
 
 /// Partitioned tables in whose place their partitions cannot be followed: a row's partition by a hash of an enum
 /// is another one on each server. Each partition whose rows are copied, with the table that its rows are given to.
-///
-/// # Errors
-/// What the server says.
 pub async fn roots(session: &Session, copy: &Copy) -> Result<BTreeMap<TableName, TableName>> {
     let rows = session.query(&catalog::tables(), &[]).await?;
     let found = rows.iter().filter_map(|row| {
@@ -274,9 +256,6 @@ pub async fn roots(session: &Session, copy: &Copy) -> Result<BTreeMap<TableName,
 }
 
 /// The catalog's facts about what is selected.
-///
-/// # Errors
-/// What the server says.
 pub async fn inventory(session: &Session, selection: &Selection<'_>) -> Result<BTreeSet<Fact>> {
     let rows = session.query(&catalog::inventory(), &[]).await?;
     Ok(rows

@@ -270,9 +270,6 @@ pub struct Created {
 }
 
 /// The state that an earlier attempt left, if any.
-///
-/// # Errors
-/// What the server says.
 pub async fn load(session: &mut Session, run: RunId, step: &StepId) -> Result<Option<State>> {
     let tx = session.transaction().await?;
     let state = tx.checkpoint(run, step, STATE).await?;
@@ -281,17 +278,11 @@ pub async fn load(session: &mut Session, run: RunId, step: &StepId) -> Result<Op
 }
 
 /// The same, for a session that only reads.
-///
-/// # Errors
-/// What the server says.
 pub async fn read(session: &Session, run: RunId, step: &StepId) -> Result<Option<State>> {
     Ok(states::<State>(session, run, step, STATE).await?.into_iter().next())
 }
 
 /// Names of the units that are done.
-///
-/// # Errors
-/// What the server says.
 pub async fn units(session: &Session, run: RunId, step: &StepId) -> Result<BTreeSet<String>> {
     let rows = session
         .query(
@@ -303,9 +294,6 @@ pub async fn units(session: &Session, run: RunId, step: &StepId) -> Result<BTree
 }
 
 /// The states of all units whose name begins with `prefix`.
-///
-/// # Errors
-/// What the server says.
 pub async fn states<T: serde::de::DeserializeOwned>(
     session: &Session,
     run: RunId,
@@ -330,17 +318,11 @@ pub async fn states<T: serde::de::DeserializeOwned>(
 }
 
 /// Marks a unit without a state of its own.
-///
-/// # Errors
-/// What the server says.
 pub async fn mark(tx: &Tx<'_>, run: RunId, step: &StepId, unit: &str) -> Result<()> {
     tx.save_checkpoint(run, step, unit, &serde_json::Value::Bool(true)).await
 }
 
 /// Rows that were loaded, per table.
-///
-/// # Errors
-/// What the server says.
 pub async fn loaded(session: &Session, run: RunId, step: &StepId) -> Result<Vec<Loaded>> {
     let mut totals: std::collections::BTreeMap<_, Loaded> = std::collections::BTreeMap::new();
     for one in states::<Loaded>(session, run, step, "rows:").await? {

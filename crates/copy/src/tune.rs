@@ -96,9 +96,6 @@ pub async fn apply(port: &Port, copy: &Copy, green: &Session) -> Result<()> {
 }
 
 /// Puts back what was there before, if anything was changed.
-///
-/// # Errors
-/// What the server says.
 pub async fn restore(port: &Port, copy: &Copy) -> Result<()> {
     let Some(before) = port.recall::<BTreeMap<String, Option<String>>>(TUNED)? else { return Ok(()) };
     let green = port.writer(&copy.to).await?;

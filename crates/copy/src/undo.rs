@@ -47,9 +47,6 @@ impl<'a> Undo<'a> {
 
     /// Drops what the copy made, and warns of what is left. `given_up` names the unit by which a later step wrote down
     /// that the whole database goes: then so does whatever came after the copy, and that unit is forgotten last.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn complete(mut self, given_up: Option<&str>) -> Result<Undone> {
         let (port, copy) = (self.port, self.copy);
         let dropped = created::discard(port, &mut self.green, given_up).await?;

@@ -138,9 +138,6 @@ async fn archived(tx: &Tx<'_>, port: &Port) -> Result<BTreeMap<String, i64>> {
 }
 
 /// What is needed to find such rows, by catalog and row of a constraint or index.
-///
-/// # Errors
-/// What the server says.
 pub async fn keys(session: &Session) -> Result<BTreeMap<(u32, u32), Rule>> {
     let mut out = BTreeMap::new();
     session.set("quote_all_identifiers", "on").await?;
@@ -184,9 +181,6 @@ pub async fn keys(session: &Session) -> Result<BTreeMap<(u32, u32), Rule>> {
 }
 
 /// Rows that were set aside, for a summary.
-///
-/// # Errors
-/// What the server says.
 pub async fn summary(green: &Session, port: &Port) -> Result<BTreeMap<String, u64>> {
     let aside = aside::counts(green, port.run, &port.step).await?;
     Ok(aside.into_iter().map(|(table, n)| (table.to_string(), n)).collect())

@@ -35,9 +35,6 @@ pub enum Form {
 }
 
 /// Looks a table up; none if there is none.
-///
-/// # Errors
-/// What the server says.
 pub async fn inspect(session: &Session, table: &TableName) -> Result<Option<TableFacts>> {
     let row = session
         .query_opt(

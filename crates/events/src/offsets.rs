@@ -89,9 +89,6 @@ pub async fn begin(
 }
 
 /// The highest number done of every partition, in order; empty before replay began.
-///
-/// # Errors
-/// What the server says.
 pub async fn done(green: &Session, stream: &Stream) -> Result<Vec<i64>> {
     let rows = green
         .query(
@@ -103,9 +100,6 @@ pub async fn done(green: &Session, stream: &Stream) -> Result<Vec<i64>> {
 }
 
 /// Locks a partition's offset and reads it.
-///
-/// # Errors
-/// What the server says.
 pub async fn lock(tx: &Tx<'_>, stream: &Stream, partition: i32) -> Result<i64> {
     let row = tx
         .query_opt(
@@ -121,9 +115,6 @@ pub async fn lock(tx: &Tx<'_>, stream: &Stream, partition: i32) -> Result<i64> {
 }
 
 /// Moves a partition's offset over a batch, in the transaction that holds the batch's effects.
-///
-/// # Errors
-/// What the server says.
 pub async fn advance(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
     tx.execute(
         &format!(
@@ -163,9 +154,6 @@ pub async fn stuck(green: &mut Session, stream: &Stream, partition: i32, problem
 }
 
 /// Counts events that came out of the quarantine by what became of them.
-///
-/// # Errors
-/// What the server says.
 pub async fn settle(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
     tx.execute(
         &format!("update {OURS}.replay

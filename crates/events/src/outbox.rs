@@ -26,9 +26,6 @@ pub(crate) struct Partition {
 }
 
 /// How all partitions stand, in order.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn read(blue: &Session, stream: &Stream) -> Result<Vec<Partition>> {
     let rows = blue
         .query(
@@ -76,9 +73,6 @@ async fn lock(tx: &Tx<'_>, stream: &Stream) -> Result<()> {
 }
 
 /// Whether an event waits for its number.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn has_arrivals(blue: &Session, stream: &Stream, floor: &Floor) -> Result<bool> {
     Ok(blue
         .query_one(
@@ -193,9 +187,6 @@ pub(crate) struct Limits {
 const BYTES: &str = "coalesce(e.bytes, octet_length(concat(e.key, e.old, e.new)))";
 
 /// Events of a partition that the queue does not have yet.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn unpublished(
     blue: &Session,
     stream: &Stream,
@@ -251,9 +242,6 @@ const NOTE: &str =
     'op', e.op, 'key', e.key, 'bytes', e.size, 'at', e.at, 'txid', e.txid::text)";
 
 /// Events that are too large for the queue, by their numbers: the outbox has each until green holds its mark.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn stored(
     blue: &Session,
     stream: &Stream,
@@ -381,9 +369,6 @@ pub(crate) async fn trim(blue: &mut Session, stream: &Stream, books: &Partition,
 }
 
 /// How many rows of a table were captured and numbered, by the kind of write: insert, update, delete.
-///
-/// # Errors
-/// What the server says.
 pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Result<[i64; 3]> {
     let rows = blue
         .query(
@@ -398,9 +383,6 @@ pub async fn written(blue: &Session, stream: &Stream, table: &TableName) -> Resu
 }
 
 /// Bytes that the outbox takes on disk, of all captures together.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn size(blue: &Session) -> Result<i64> {
     Ok(blue
         .query_one(

@@ -7,9 +7,6 @@ use handover_postgres::{Session, Tx};
 use std::collections::HashSet;
 
 /// Sets an event aside.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn set_aside(
     tx: &Tx<'_>,
     stream: &Stream,
@@ -43,9 +40,6 @@ pub(crate) struct Quarantined<'a> {
 }
 
 /// The keys, each with its table, of which an event was set aside: later ones must follow it.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn blocked(
     green: &Session,
     stream: &Stream,
@@ -86,9 +80,6 @@ impl std::fmt::Display for Aside {
 }
 
 /// How many events of some streams are set aside, and how many of those somebody asked to try again.
-///
-/// # Errors
-/// What the server says.
 pub async fn count_aside(green: &Session, streams: &[&str]) -> Result<(i64, i64)> {
     let sql = &format!(
         "select count(*), count(*) filter (where retry) from {OURS}.event_quarantine where stream = any($1)"
@@ -98,9 +89,6 @@ pub async fn count_aside(green: &Session, streams: &[&str]) -> Result<(i64, i64)
 }
 
 /// What is set aside of some streams, in the order in which keys first were.
-///
-/// # Errors
-/// What the server says.
 pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
     let rows = green
         .query(
@@ -116,9 +104,6 @@ pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
 }
 
 /// The keys of a partition that somebody asked to try again.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn asked(green: &Session, stream: &Stream, partition: i32) -> Result<Vec<(String, String)>> {
     let rows = green
         .query(
@@ -133,9 +118,6 @@ pub(crate) async fn asked(green: &Session, stream: &Stream, partition: i32) -> R
 }
 
 /// The first event of a key, above a number, that is set aside: its number, and all of it.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn next_aside(
     tx: &Tx<'_>,
     stream: &Stream,
@@ -154,9 +136,6 @@ pub(crate) async fn next_aside(
 }
 
 /// Takes an event out of the quarantine; its effect is in the same transaction.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn back(tx: &Tx<'_>, stream: &Stream, partition: i32, number: i64) -> Result<()> {
     tx.execute(
         &format!("delete from {OURS}.event_quarantine where stream = $1 and partition = $2 and number = $3"),
@@ -167,9 +146,6 @@ pub(crate) async fn back(tx: &Tx<'_>, stream: &Stream, partition: i32, number: i
 }
 
 /// Notes that an event still does not apply, and that nobody asks for its key any more.
-///
-/// # Errors
-/// What the server says.
 pub(crate) async fn refused_again(
     tx: &Tx<'_>,
     stream: &Stream,

@@ -21,9 +21,6 @@ pub struct Stream {
 
 impl Stream {
     /// The stream that a capture step of this run made on the old side, if it did.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn find(blue: &Session, run: RunId, step: &StepId) -> Result<Option<Stream>> {
         let row = blue
             .query_opt(
@@ -51,9 +48,6 @@ impl Stream {
     }
 
     /// Records a stream and its partitions; one that is there already is returned as it is.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn register(
         tx: &Tx<'_>,
         run: RunId,
@@ -133,9 +127,6 @@ pub async fn write_fence_marker(blue: &mut Session, stream: &Stream) -> Result<M
 }
 
 /// Whether replay has passed the marker in every partition.
-///
-/// # Errors
-/// What the server says.
 pub async fn marker_passed(green: &Session, stream: &Stream, marker: Marker) -> Result<bool> {
     let passed: i64 = green
         .query_one(

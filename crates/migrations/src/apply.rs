@@ -41,9 +41,6 @@ impl AsyncMigrate for Worker<'_> {}
 
 impl<'a> Worker<'a> {
     /// Creates the history table, with our columns beside refinery's.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn create_history(&mut self) -> Result<()> {
         let columns = self
             .session
@@ -81,9 +78,6 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads the vendors' tables, for taking back what stands there.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn look_at_vendors(&mut self, files: &[Migration]) -> Result<()> {
         self.prepare().await?;
         self.vendors = Vendors::find_as(&self.session, self.step.role.as_deref(), self.step, files).await?;

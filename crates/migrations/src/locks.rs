@@ -84,9 +84,6 @@ fn locks(rows: &[tokio_postgres::Row]) -> Vec<Lock> {
 }
 
 /// The tables that these statements lock and that are there already, by name.
-///
-/// # Errors
-/// What the server says.
 pub async fn of(tx: &Tx<'_>, statements: &[Statement]) -> Result<Vec<Lock>> {
     let (names, modes, lines, dropped) = arguments(statements.iter());
     if names.is_empty() {
@@ -96,9 +93,6 @@ pub async fn of(tx: &Tx<'_>, statements: &[Statement]) -> Result<Vec<Lock>> {
 }
 
 /// The same for a look from outside.
-///
-/// # Errors
-/// What the server says.
 pub async fn seen<'s>(
     session: &Session,
     statements: impl Iterator<Item = &'s Statement>,

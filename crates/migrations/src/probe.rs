@@ -19,9 +19,6 @@ pub enum Effect {
 }
 
 /// Looks for the effect of `statement`, and clears away half of one.
-///
-/// # Errors
-/// What the server says.
 pub async fn effect(port: &Port, session: &mut Session, statement: &Statement) -> Result<Effect> {
     let words = &statement.words;
     if let Some(query) = &statement.done_if {

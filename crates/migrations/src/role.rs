@@ -16,9 +16,6 @@ pub enum Becomes {
 }
 
 /// Asks the server whether `acts` may `set role` to `role`. Any role may ask that of others.
-///
-/// # Errors
-/// What the server says.
 pub async fn becomes(session: &Session, acts: &str, role: &str) -> Result<Becomes> {
     // Since 16 a membership may be one without SET.
     let row = session

@@ -84,9 +84,6 @@ const FAILS: &str = "a client that prepared it fails once with `cached plan must
 
 /// Asks the server who reads whole rows of tables that these statements reshape. Names mean what they mean on the
 /// session's path; tables that are not there have no clients.
-///
-/// # Errors
-/// What the server says.
 pub async fn readers<'w>(session: &Session, statements: impl Iterator<Item = &'w Words>) -> Result<Readers> {
     let names: Vec<String> = statements.filter_map(reshaped).collect();
     let rows = session

@@ -16,9 +16,6 @@ fn thrown(step: &StepId) -> StepId {
 }
 
 /// Whether this step gave the database's content up in this run's rollback.
-///
-/// # Errors
-/// What the server says.
 pub async fn is_noted(session: &Session, run: RunId, step: &StepId) -> Result<bool> {
     let there = session
         .query_opt(

@@ -134,9 +134,6 @@ impl Vendors {
     }
 
     /// Creates the tables that are missing.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn create(&mut self, tx: &Tx<'_>) -> Result<()> {
         let role = self.role.clone();
         for vendor in self.folders.values_mut().filter(|v| v.missing) {
@@ -149,9 +146,6 @@ impl Vendors {
     }
 
     /// Records a migration as the vendor's tool does, in the transaction of its effect. Tells where, if anywhere.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn record(&self, tx: &Tx<'_>, file: &Migration, took: Duration) -> Result<Option<String>> {
         let Some(vendor) = self.of(file) else { return Ok(None) };
         act_as(tx, self.role.as_deref()).await?;

@@ -109,9 +109,6 @@ pub fn listed(blockers: &[Blocker]) -> String {
 }
 
 /// Who keeps a backend waiting right now: by a table's lock, or, as concurrent builds and new slots do, by not ending.
-///
-/// # Errors
-/// What the server says.
 pub async fn of_backend(session: &Session, pid: i32) -> Result<Vec<Blocker>> {
     let row = session.query_one("select pg_blocking_pids($1)", &[&pid]).await?;
     let pids: Vec<i32> = row.get(0);
@@ -129,9 +126,6 @@ pub async fn of_backend(session: &Session, pid: i32) -> Result<Vec<Blocker>> {
 }
 
 /// Who keeps the process of a replication connection waiting, by its `application_name`.
-///
-/// # Errors
-/// What the server says.
 pub async fn of_walsender(session: &Session, application: &str) -> Result<Vec<Blocker>> {
     let sql =
         "select pid from pg_stat_activity where application_name = $1 and backend_type = 'walsender' limit 1";
@@ -142,9 +136,6 @@ pub async fn of_walsender(session: &Session, application: &str) -> Result<Vec<Bl
 }
 
 /// Who has held a lock on a table for a moment that its writers or a schema change hold.
-///
-/// # Errors
-/// What the server says.
 pub async fn of_table(session: &Session, table: &TableName) -> Result<Vec<Blocker>> {
     let held = format!(
         "where a.pid <> pg_backend_pid() and a.xact_start < clock_timestamp() - interval '200 milliseconds'
@@ -157,17 +148,11 @@ pub async fn of_table(session: &Session, table: &TableName) -> Result<Vec<Blocke
 }
 
 /// Prepared transactions that hold a lock on a table which its writers or a schema change hold.
-///
-/// # Errors
-/// What the server says.
 pub async fn prepared_on(session: &Session, table: &TableName) -> Result<Vec<Blocker>> {
     prepared(session, "to_regclass($1) = any(h.relations)", &[&table.sql()]).await
 }
 
 /// Transactions that are some seconds old: a concurrent build would wait for their snapshots.
-///
-/// # Errors
-/// What the server says.
 pub async fn of_snapshots(session: &Session) -> Result<Vec<Blocker>> {
     let old = "where a.datname = current_database() and a.pid <> pg_backend_pid()
                  and a.xact_start < clock_timestamp() - interval '5 seconds'";
@@ -175,9 +160,6 @@ pub async fn of_snapshots(session: &Session) -> Result<Vec<Blocker>> {
 }
 
 /// Sessions that have held, for longer than that, a lock which a freeze of the application's tables would wait for.
-///
-/// # Errors
-/// What the server says.
 pub async fn of_freeze(session: &Session, older_than: Duration) -> Result<Vec<Blocker>> {
     let held = format!(
         "where a.datname = current_database() and a.pid <> pg_backend_pid()
@@ -194,9 +176,6 @@ pub async fn of_freeze(session: &Session, older_than: Duration) -> Result<Vec<Bl
 }
 
 /// Prepared transactions of that kind.
-///
-/// # Errors
-/// What the server says.
 pub async fn prepared_of_freeze(session: &Session, older_than: Duration) -> Result<Vec<Blocker>> {
     let held = format!(
         "p.prepared < clock_timestamp() - make_interval(secs => $1)

@@ -70,17 +70,11 @@ pub fn application(kinds: &str) -> String {
 }
 
 /// The application's tables with rows of their own, and those that are partitioned: in the order of their names.
-///
-/// # Errors
-/// What the server says.
 pub async fn tables(session: &Session) -> Result<Vec<TableName>> {
     names(session, "'r', 'p'").await
 }
 
 /// The application's sequences, in the order of their names.
-///
-/// # Errors
-/// What the server says.
 pub async fn sequences(session: &Session) -> Result<Vec<TableName>> {
     names(session, "'S'").await
 }

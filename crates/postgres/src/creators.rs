@@ -74,9 +74,6 @@ impl Creator {
 /// Who may create in the schemas of a path, or did, or owns types of the application's columns, other than the schemas'
 /// owners, the database's, superusers, and the roles that `working` is a member of: those own what the plan works on.
 /// `working` is the session's own role unless given.
-///
-/// # Errors
-/// What the server says.
 pub async fn look(session: &Session, path: &SearchPath, working: Option<&str>) -> Result<Vec<Creator>> {
     let stranger = "not coalesce(r.rolsuper, false) and r.rolname is distinct from 'pg_database_owner'
         and r.oid <> (select d.datdba from pg_database d where d.datname = current_database())

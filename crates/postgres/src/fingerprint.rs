@@ -77,9 +77,6 @@ pub fn from_rows(rows: Vec<Row>) -> Facts {
 
 /// Every fact about the application's schema. The session must have a path on which none of its names is visible, or
 /// words differ.
-///
-/// # Errors
-/// What the server says.
 pub async fn look(session: &Session) -> Result<Facts> {
     let facts = session.query(&words(), &[]).await?;
     Ok(facts
@@ -270,9 +267,6 @@ pub fn digest_sql() -> String {
 }
 
 /// See [`digest_sql`].
-///
-/// # Errors
-/// What the server says.
 pub async fn digest(session: &Session) -> Result<String> {
     Ok(session.query_one(&digest_sql(), &[]).await?.get(0))
 }

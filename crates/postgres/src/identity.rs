@@ -39,9 +39,6 @@ impl DatabaseIdentity {
 
 /// Asks a database who it is. Any role may: `pg_control_system()` is open to all
 /// (<https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CONTROLDATA>).
-///
-/// # Errors
-/// What the server says.
 pub async fn identify(session: &Session) -> Result<DatabaseIdentity> {
     let row = session
         .query_one(

@@ -18,9 +18,6 @@ pub enum Found {
 }
 
 /// Looks up the index `name` of `table`.
-///
-/// # Errors
-/// What the server says.
 pub async fn find(session: &Session, table: &TableName, name: &str) -> Result<Found> {
     let row = session
         .query_opt(
@@ -43,9 +40,6 @@ pub async fn find(session: &Session, table: &TableName, name: &str) -> Result<Fo
 }
 
 /// What a table's name stands for, when no index can be built on it concurrently; none when one can.
-///
-/// # Errors
-/// What the server says.
 pub async fn obstacle(session: &Session, table: &TableName) -> Result<Option<(String, String)>> {
     let row = session
         .query_opt(
@@ -117,9 +111,6 @@ pub async fn is_as_wanted(
 }
 
 /// An index's definition, as the server words it.
-///
-/// # Errors
-/// What the server says.
 pub async fn definition(session: &Session, table: &TableName, name: &str) -> Result<String> {
     let qualified = TableName::new(&table.schema, name).sql();
     let row =

@@ -112,9 +112,6 @@ impl Owner {
 
 /// Whose a schema of our name is, as seen by the role that Handover works as (that of the session unless given); none
 /// when there is none.
-///
-/// # Errors
-/// What the server says.
 pub async fn owner_of(
     client: &tokio_postgres::Client,
     schema: &str,

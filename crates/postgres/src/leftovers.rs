@@ -57,9 +57,6 @@ const BOOKS: &[&str] = &[
 const COUNTED: i64 = 100_000;
 
 /// Everything of ours in a database. `other_sessions` are connections that name themselves `handover/…`.
-///
-/// # Errors
-/// What the server says.
 pub async fn find(session: &Session) -> Result<Vec<Leftover>> {
     let mut out = Vec::new();
     let rows = session

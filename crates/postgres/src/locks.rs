@@ -23,9 +23,6 @@ pub struct Room {
 
 impl Room {
     /// Asks a server.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn of(session: &Session) -> Result<Self> {
         // Backends of every sort have a share; `autovacuum_worker_slots` is new in 18.
         let row = session

@@ -65,9 +65,6 @@ impl Mode {
 impl Session {
     /// Lets statements wait for each lock `at_most` so long, and never so long that another's wait could be judged
     /// a deadlock. Tells how long.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn wait_for_locks(&self, at_most: Duration) -> Result<Duration> {
         let row = self.query_opt(SET, &[&millis(at_most), &false]).await?;
         self.hurry();
@@ -84,9 +81,6 @@ pub struct Patience {
 
 impl Patience {
     /// For a transaction that begins now: `at_most` so long for all its locks.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn of(tx: &Tx<'_>, at_most: Duration) -> Result<Patience> {
         Ok(Patience { whole: tx.wait_for_locks(at_most).await?, begun: None })
     }
@@ -105,18 +99,12 @@ impl Patience {
     }
 
     /// Lets the next statement wait for a moment only: it may take several locks of which nobody knows.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn apply_late(&self, tx: &Tx<'_>) -> Result<()> {
         let late = (self.whole / LATE).as_millis().max(1);
         tx.batch(&format!("set local lock_timeout = '{late}ms'")).await
     }
 
     /// Lets the next statement of the transaction wait as long as is left.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn apply(&self, tx: &Tx<'_>) -> Result<()> {
         tx.batch(&format!("set local lock_timeout = '{}ms'", self.left().as_millis().max(1))).await
     }
@@ -124,9 +112,6 @@ impl Patience {
 
 impl Tx<'_> {
     /// As [`Session::wait_for_locks`], for this transaction.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn wait_for_locks(&self, at_most: Duration) -> Result<Duration> {
         let row = self.query_opt(SET, &[&millis(at_most), &true]).await?;
         self.hurry();

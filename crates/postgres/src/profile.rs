@@ -176,9 +176,6 @@ pub struct Start {
 }
 
 /// Sets what could not be given at the start, and looks at what cannot be set by everybody.
-///
-/// # Errors
-/// What the server says.
 pub async fn begin(client: &Client) -> Result<Start, tokio_postgres::Error> {
     let names: Vec<&str> = NEWER.iter().map(|(_, name, _)| *name).collect();
     let values: Vec<&str> = NEWER.iter().map(|(_, _, value)| *value).collect();

@@ -65,26 +65,17 @@ macro_rules! queries {
         }
 
         /// The rows of a query as they arrive, so that a large result needs no memory.
-        ///
-        /// # Errors
-        /// What the server says.
         pub async fn query_stream(&self, sql: &str) -> Result<tokio_postgres::RowStream> {
             let none: [&(dyn ToSql + Sync); 0] = [];
             self.$client.query_raw(sql, none).await.map_err(|e| self.error(&e))
         }
 
         /// Prepares a statement for repeated use.
-        ///
-        /// # Errors
-        /// What the server says.
         pub async fn prepare(&self, sql: &str) -> Result<Statement> {
             self.$client.prepare(sql).await.map_err(|e| self.error(&e))
         }
 
         /// Starts a `COPY … TO STDOUT`.
-        ///
-        /// # Errors
-        /// What the server says.
         pub async fn copy_out<T: ?Sized + ToStatement>(&self, sql: &T) -> Result<CopyOutStream> {
             self.$client.copy_out(sql).await.map_err(|e| self.error(&e))
         }
@@ -142,9 +133,6 @@ impl Session {
     queries!(client);
 
     /// Sets a session parameter, e.g. `("lock_timeout", "2s")`.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn set(&self, name: &str, value: &str) -> Result<()> {
         self.query("select set_config($1, $2, false)", &[&name, &value]).await.map(drop)
     }
@@ -224,17 +212,11 @@ impl Session {
     }
 
     /// The backend's process id.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn backend_pid(&self) -> Result<i32> {
         Ok(self.query_one("select pg_backend_pid()", &[]).await?.get(0))
     }
 
     /// The server's major version.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn major(&self) -> Result<u32> {
         let sql = "select current_setting('server_version_num')::int4 / 10000";
         Ok(self.query_one(sql, &[]).await?.get::<_, i32>(0).unsigned_abs())
@@ -277,34 +259,22 @@ impl Tx<'_> {
     }
 
     /// Executes a statement; returns the number of rows it changed.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn execute<T: ?Sized + ToStatement>(&self, sql: &T, params: Params<'_>) -> Result<u64> {
         self.inner.execute(sql, params).await.map_err(|e| self.error(&e))
     }
 
     /// Executes several statements of ours through the simple protocol. Never for an operator's SQL.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn batch(&self, sql: &str) -> Result<()> {
         self.inner.batch_execute(sql).await.map_err(|e| self.error(&e))
     }
 
     /// Executes one statement of an operator's script through the simple protocol, and keeps the driver's
     /// error: its position tells the line in the script ([`Tx::error`] turns it into ours).
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn try_batch(&self, sql: &str) -> Result<(), tokio_postgres::Error> {
         self.inner.batch_execute(sql).await
     }
 
     /// Starts a `COPY … FROM STDIN`.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn copy_in<T: ?Sized + ToStatement>(&self, sql: &T) -> Result<CopyInSink<bytes::Bytes>> {
         self.inner.copy_in(sql).await.map_err(|e| self.error(&e))
     }
@@ -334,9 +304,6 @@ impl Tx<'_> {
     }
 
     /// Writes a unit's checkpoint; it commits with the effect it speaks of.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn save_checkpoint<T: Serialize + Sync + std::fmt::Debug>(
         &self,
         run: RunId,
@@ -357,9 +324,6 @@ impl Tx<'_> {
     }
 
     /// Forgets all checkpoints of a step, as the last act of its undo.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn forget_checkpoints(&self, run: RunId, step: &StepId) -> Result<()> {
         self.execute(
             &format!("delete from {OURS}.checkpoint where run = $1 and step = $2"),
@@ -371,9 +335,6 @@ impl Tx<'_> {
 
     /// Makes this transaction's commit wait until it is durable, whatever a role, a database or the server says. What
     /// waits for more than that (`remote_apply`) stays.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn durable(&self) -> Result<()> {
         self.query(
             "select set_config('synchronous_commit', 'on', true)
@@ -423,9 +384,6 @@ impl Tx<'_> {
     }
 
     /// Rolls back.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn rollback(self) -> Result<()> {
         let Tx { inner, database, .. } = self;
         inner.rollback().await.map_err(|e| from_postgres(&e, &database))

@@ -28,9 +28,6 @@ pub struct Found {
 }
 
 /// Looks for them.
-///
-/// # Errors
-/// What the server says.
 pub async fn find(blue: &Session, copy: &Copy) -> Result<Found> {
     let rows = blue
         .query(
@@ -69,9 +66,6 @@ pub async fn find(blue: &Session, copy: &Copy) -> Result<Found> {
 }
 
 /// Says what is done about them.
-///
-/// # Errors
-/// What the server says.
 pub async fn look(replicate: &Replicate, copy: &Copy, blue: &Session, out: &mut Description) -> Result<()> {
     let found = find(blue, copy).await?;
     if !found.tables.is_empty() {

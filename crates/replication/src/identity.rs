@@ -17,9 +17,6 @@ const ATTEMPTS: u32 = 5;
 
 /// Tables whose updates and deletes would fail on the publisher itself, or on the subscriber, once they are published,
 /// and how to mend them. (<https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>)
-///
-/// # Errors
-/// What the server says.
 pub async fn look(
     replicate: &Replicate,
     role: &str,

@@ -39,9 +39,6 @@ impl Sample {
 
 /// Looks at a slot; none when it is not there.
 /// (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>)
-///
-/// # Errors
-/// What the server says.
 pub async fn sample(blue: &Session, slot: &str) -> Result<Option<Sample>> {
     let row = blue
         .query_opt(

@@ -49,9 +49,6 @@ pub async fn write(blue: &mut Session, link: &Link, mark: &str) -> Result<Token>
 
 /// Whether everything that was committed on the publisher before the mark is on the subscriber. A later mark of
 /// the same name says so too, as it replaces the earlier one.
-///
-/// # Errors
-/// What the server says.
 pub async fn passed(green: &Session, token: &Token) -> Result<bool> {
     Ok(latest(green, &token.link, &token.mark).await? >= Some(token.number))
 }

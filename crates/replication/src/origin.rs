@@ -70,9 +70,6 @@ pub async fn assert_there(port: &Port, link: &Link) -> Result<()> {
 }
 
 /// What is wrong with slot or publication; none when they are there.
-///
-/// # Errors
-/// What the server says.
 pub async fn trouble(port: &Port, link: &Link) -> Result<Option<String>> {
     let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
     let row = blue

@@ -72,9 +72,6 @@ pub async fn publish(port: &Port, copy: &Copy, link: &Link) -> Result<()> {
 }
 
 /// The publications of a link that are there, quoted for a statement.
-///
-/// # Errors
-/// What the server says.
 pub async fn publications(port: &Port, link: &Link) -> Result<Vec<String>> {
     let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
     let sql = "select pubname::text from pg_publication where pubname in ($1, $2) order by pubname";

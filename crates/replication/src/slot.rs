@@ -162,9 +162,6 @@ fn refused(text: &str, link: &Link) -> Error {
 }
 
 /// Drops it if it is there, ending whoever reads from it: what nobody consumes fills the disk.
-///
-/// # Errors
-/// What the server says.
 pub async fn remove(port: &Port, link: &Link) -> Result<()> {
     let blue = port.writer(&link.from).await?;
     let begun = Instant::now();

@@ -120,9 +120,6 @@ pub struct Found {
 }
 
 /// Looks for it.
-///
-/// # Errors
-/// What the server says.
 pub async fn find(green: &Session, name: &str) -> Result<Option<Found>> {
     let row = green
         .query_opt(
@@ -196,9 +193,6 @@ impl Worker {
 
 /// Looks at its worker.
 /// (<https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-SUBSCRIPTION-STATS>)
-///
-/// # Errors
-/// What the server says.
 pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
     // Workers that help the one that leads are not asked; before Postgres 16 there are none.
     let alone = if major >= 16 { "and w.leader_pid is null" } else { "" };
@@ -240,9 +234,6 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
 }
 
 /// Drops it if it is there, and leaves its slot to the publisher's side: the publisher may be out of reach.
-///
-/// # Errors
-/// What the server says.
 pub async fn remove(port: &Port, link: &Link) -> Result<()> {
     let mut green = port.writer(&link.to).await?;
     if find(&green, &link.name).await?.is_some() {
@@ -264,9 +255,6 @@ pub async fn remove(port: &Port, link: &Link) -> Result<()> {
 }
 
 /// Forgets the marks of a link.
-///
-/// # Errors
-/// What the server says.
 pub async fn forget_marks(tx: &Tx<'_>, link: &Link) -> Result<()> {
     tx.execute(&format!("delete from {OURS}.replication_marker where link = $1"), &[&link.name])
         .await

@@ -8,9 +8,6 @@ use handover_postgres::{Session, TableName};
 use std::collections::BTreeSet;
 
 /// Tables of the copy that can be published: those with rows of their own that are logged.
-///
-/// # Errors
-/// What the server says.
 pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
     let rows = blue
         .query(
@@ -26,9 +23,6 @@ pub async fn tables(blue: &Session, copy: &Copy) -> Result<Vec<TableName>> {
 }
 
 /// The tables that a link carries, as the publisher's catalog says; none before there is a publication.
-///
-/// # Errors
-/// What the server says.
 pub async fn published(blue: &Session, link: &Link) -> Result<Option<BTreeSet<TableName>>> {
     let rows = blue
         .query(

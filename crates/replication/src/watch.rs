@@ -58,9 +58,6 @@ impl Gauge {
     }
 
     /// Whether everything before a mark has arrived.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn passed(&self, token: &marker::Token) -> Result<bool> {
         marker::passed(&self.green, token).await
     }

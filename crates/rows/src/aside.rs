@@ -48,9 +48,6 @@ fn arrays(places: &[Place]) -> Vec<Vec<&str>> {
 }
 
 /// Moves rows into `handover.archive` as quarantined, and before them those that refer to them.
-///
-/// # Errors
-/// What the server says.
 pub async fn set_aside(cx: &Port, tx: &Tx<'_>, places: &[Place]) -> Result<()> {
     for (name, places) in by_table(tx, places).await? {
         let table = load(tx, &name).await?;
@@ -81,9 +78,6 @@ pub async fn set_aside(cx: &Port, tx: &Tx<'_>, places: &[Place]) -> Result<()> {
 }
 
 /// Rows in words: the values of their key, or their place where they have none.
-///
-/// # Errors
-/// What the server says.
 pub async fn words(tx: &Tx<'_>, places: &[Place]) -> Result<Vec<String>> {
     let mut out = Vec::new();
     for (name, places) in by_table(tx, places).await? {
@@ -105,9 +99,6 @@ pub async fn words(tx: &Tx<'_>, places: &[Place]) -> Result<Vec<String>> {
 }
 
 /// How many rows a step set aside, by table.
-///
-/// # Errors
-/// What the server says.
 pub async fn counts(session: &Session, run: RunId, step: &StepId) -> Result<BTreeMap<TableName, u64>> {
     let sql = format!(
         "select table_name, count(*) from {OURS}.archive

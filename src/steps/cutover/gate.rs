@@ -146,9 +146,6 @@ impl Gate {
     /// Makes the open gate: function, and a trigger on each frozen table that lacks one. Returns what was in the way,
     /// in words. Each lock is held for some milliseconds and for one table is waited for at most a moment, with no
     /// other held meanwhile: nobody can deadlock with us.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn raise(
         &self,
         session: &mut Session,
@@ -189,9 +186,6 @@ impl Gate {
     }
 
     /// Makes the row triggers that stop apply workers, too. The gate is shut: nobody is held up.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn bolt(
         &self,
         session: &mut Session,
@@ -270,9 +264,6 @@ impl Gate {
     }
 
     /// Whether every frozen table has its trigger.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn is_hung(&self, tx: &Tx<'_>, cutover: &Cutover) -> Result<bool> {
         let rows = tx.query(&self.lacking_sql(Level::Statement), &[]).await?;
         Ok(lacking(&rows, cutover).is_empty())
@@ -338,9 +329,6 @@ impl Gate {
 
     /// Opens it, in a transaction that also takes the decision back. Waits for nobody, unless it was decided by an
     /// earlier version, whose triggers are dropped.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn open(&self, tx: &Tx<'_>, earlier: &[TableName]) -> Result<()> {
         let there = tx
             .query_opt(
@@ -364,9 +352,6 @@ impl Gate {
 
     /// Takes the open gate away. Dropping a trigger keeps readers off for a moment, so a table that is in use is
     /// passed over; returns how many were.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn remove(&self, session: &mut Session) -> Result<usize> {
         let rows = session
             .query(
@@ -423,9 +408,6 @@ async fn drop_all(session: &mut Session, hung: &[(TableName, String)], wait: &st
 }
 
 /// Tables that refuse writes by the triggers of an earlier version.
-///
-/// # Errors
-/// What the server says.
 pub async fn earlier(session: &Session) -> Result<Vec<TableName>> {
     let rows = session
         .query(

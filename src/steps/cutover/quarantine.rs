@@ -45,9 +45,6 @@ pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> R
 }
 
 /// Whether events are about to be tried again, in words: then it is too early to refuse.
-///
-/// # Errors
-/// What the server says.
 pub async fn pending(
     cutover: &Cutover,
     cx: &Context,

@@ -10,9 +10,6 @@ use crate::steps::Context;
 use handover_copy::fingerprint;
 
 /// Which rows the new side holds: the database, and the copy that filled it.
-///
-/// # Errors
-/// What the server says.
 pub async fn successor(green: &Session) -> Result<String> {
     let who = identity::identify(green).await?;
     let filled = fingerprint::filled(green).await?.unwrap_or_default();
@@ -20,9 +17,6 @@ pub async fn successor(green: &Session) -> Result<String> {
 }
 
 /// Why the new side may not take over again, in words; none when it may.
-///
-/// # Errors
-/// What the server says.
 pub async fn before(
     cutover: &Cutover,
     cx: &Context,

@@ -9,9 +9,6 @@ use crate::problem::few;
 use std::collections::BTreeSet;
 
 /// Enabled subscriptions of the database that write to tables that are frozen, in words; with what to do.
-///
-/// # Errors
-/// What the server says.
 pub async fn writing(session: &Session, cutover: &Cutover) -> Result<Option<String>> {
     // These columns of the catalog are open to everybody.
     let rows = session

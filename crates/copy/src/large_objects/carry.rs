@@ -73,9 +73,6 @@ impl Pass {
 }
 
 /// Numbers of the objects on the target that come from the copy step or what carried after it.
-///
-/// # Errors
-/// What the server says.
 pub async fn ours(green: &Session, port: &Port, step: &StepId) -> Result<RoaringBitmap> {
     Ok(history(green, port, step).await?.0)
 }
@@ -112,9 +109,6 @@ async fn assert_readable(session: &Session) -> Result<()> {
 pub const FIX: &str = "as a superuser, in that database: `grant select on pg_catalog.pg_largeobject to` the role (members of pg_read_all_data, which came with Postgres 14, have it)";
 
 /// Whether a role, or the session's own, may look at the pages of large objects.
-///
-/// # Errors
-/// What the server says.
 pub async fn readable(session: &Session, role: Option<&str>) -> Result<bool> {
     let row = session
         .query_one(
@@ -206,9 +200,6 @@ impl Carrier {
     }
 
     /// Objects that changed since the last pass, in numbers: for a last look.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn changed_since(&self) -> Result<Vec<u32>> {
         self.blue.session.query("begin isolation level repeatable read, read only", &[]).await?;
         let look = changes::look(&self.blue.session, self.seen, self.blue.pages).await?;

@@ -60,9 +60,6 @@ pub fn explain(error: Error) -> Error {
 }
 
 /// What was copied, by the checkpoints.
-///
-/// # Errors
-/// What the server says.
 pub async fn total(green: &Session, port: &Port) -> Result<Total> {
     let mut total = Total::default();
     for batch in state::states::<Batch>(green, port.run, &port.step, BATCHES).await? {

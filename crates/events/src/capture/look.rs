@@ -166,9 +166,6 @@ pub fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFacts>) ->
 }
 
 /// Says what the step would do, through read-only sessions.
-///
-/// # Errors
-/// What the server says.
 pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
     let session = port.reader(&capture.from).await?;
     let asking = port.operator_reader(&capture.from).await?;

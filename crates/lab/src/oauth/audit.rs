@@ -32,9 +32,6 @@ pub struct Work {
 
 /// Reads the figures of the database that `client` is connected to. Sessions report theirs at most once a second
 /// (<https://www.postgresql.org/docs/current/monitoring-stats.html>), so wait that long after the last work.
-///
-/// # Errors
-/// What the server says.
 pub async fn work(client: &Client) -> Result<Work> {
     let row = client
         .query_one(
@@ -55,9 +52,6 @@ pub async fn work(client: &Client) -> Result<Work> {
 }
 
 /// Every token that blue knows to be revoked or replaced, by its signature.
-///
-/// # Errors
-/// What the server says.
 pub async fn dead_on_blue(blue: &Client) -> Result<Vec<String>> {
     let rows = blue
         .query(
@@ -71,9 +65,6 @@ pub async fn dead_on_blue(blue: &Client) -> Result<Vec<String>> {
 }
 
 /// Those of `signatures` that green holds to be good.
-///
-/// # Errors
-/// What the server says.
 pub async fn active_on_green(green: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
     let mut active = BTreeSet::new();
     for chunk in signatures.chunks(CHUNK) {
@@ -87,9 +78,6 @@ pub async fn active_on_green(green: &Client, signatures: &[String]) -> Result<BT
 }
 
 /// Those of `signatures` that green does not know.
-///
-/// # Errors
-/// What the server says.
 pub async fn unknown_on_green(green: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
     let mut unknown = BTreeSet::new();
     for chunk in signatures.chunks(CHUNK) {

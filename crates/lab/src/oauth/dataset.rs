@@ -44,9 +44,6 @@ impl Dataset {
     }
 
     /// Creates the tables in a database of `server` and fills them, as the application's role.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn load(self, server: &PostgresServer, database: &str) -> Result<()> {
         server.execute_as_owner(database, SCHEMA).await?;
         let fill = FILL

@@ -120,9 +120,6 @@ impl Cleanup {
     }
 
     /// Drops what was kept for taking it back, and a backfill's triggers.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn forget(&self, cx: &Port, session: &mut Session) -> Result<()> {
         if self.action == Action::Backfill {
             sync::remove(cx, session, &cx.step).await?;
@@ -162,9 +159,6 @@ impl Cleanup {
     }
 
     /// Of a backfill that is step `step`: creates its triggers again.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn sync_again(&self, cx: &Port, session: &mut Session, step: &StepId) -> Result<()> {
         self.moved(session).await?.install(cx, session, step).await
     }

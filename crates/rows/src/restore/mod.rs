@@ -170,9 +170,6 @@ impl Restore {
     }
 
     /// Drops what was kept for taking it back.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn forget(&self, cx: &Port, target: &mut Session) -> Result<()> {
         archive::forget(cx, target).await
     }

@@ -94,9 +94,6 @@ impl Connection {
 
 impl Backend {
     /// A pool that is ready: every statement is prepared, which fails where the schema is another.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn connect(database: &'static str, url: &str, release: Release) -> Result<Self> {
         let mut idle = Vec::new();
         for _ in 0..POOL {
@@ -125,9 +122,6 @@ impl Backend {
     }
 
     /// A person consents and an application gets its tokens.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn issue(&self, client: &str, subject: &str, tenant: &str) -> Result<Pair> {
         let pair = Pair { access: token(), refresh: token() };
         let (consent, request) = (token(), token());
@@ -155,9 +149,6 @@ impl Backend {
     }
 
     /// Looks at an access token.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn introspect(&self, access: &str) -> Result<Option<Seen>> {
         let signature = signature(access);
         self.with(async |c| {
@@ -171,9 +162,6 @@ impl Backend {
     }
 
     /// Takes a refresh token and its access token back, and gives new ones; none when it is not good.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn refresh(&self, refresh: &str) -> Result<Option<Pair>> {
         let pair = Pair { access: token(), refresh: token() };
         self.with(async |c| {
@@ -196,9 +184,6 @@ impl Backend {
     }
 
     /// Takes a token and those of the same request back; says whether there was such a token.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn revoke(&self, token: &str) -> Result<bool> {
         self.with(async |c| {
             let tx = c.client.transaction().await?;
@@ -216,17 +201,11 @@ impl Backend {
     }
 
     /// Deletes some expired tokens.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn purge(&self) -> Result<u64> {
         self.with(async |c| c.client.execute(self.release.purge(), &[]).await).await
     }
 
     /// How many seconds new access tokens live.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn lifetime(&self) -> Result<u32> {
         self.with(async |c| {
             let sql = "select value::int from setting where name = 'access_token_lifetime'";
@@ -237,9 +216,6 @@ impl Backend {
     }
 
     /// Sets how many seconds new access tokens live.
-    ///
-    /// # Errors
-    /// What the server says.
     pub async fn set_lifetime(&self, seconds: u32) -> Result<()> {
         self.with(async |c| {
             let sql = "update setting set value = $1 where name = 'access_token_lifetime'";
