@@ -5,7 +5,7 @@ use handover::Class;
 use handover::engine::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
 use handover::event::{Entry, Failure, Holder, Record, StepId};
 use handover::journal::{Phase, RunState, Status};
-use handover::steps::{OnFailure, Retry, Undo};
+use handover::steps::{AtStake, OnFailure, Retry, Undo};
 use handover::value::Duration;
 use proptest::prelude::*;
 
@@ -16,6 +16,8 @@ enum Fate {
     Fails(Class),
     /// The process dies after the intent is recorded; the effect happened or not.
     DiesAfterIntent,
+    /// It comes to where something is at stake, and the process dies there.
+    DiesAtStake,
     /// The process dies after the effect, before the outcome is recorded.
     DiesBeforeOutcome,
     /// The operator stops it.
@@ -34,10 +36,14 @@ fn class() -> impl Strategy<Value = Class> {
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         8 => Just(Fate::Succeeds), 3 => class().prop_map(Fate::Fails), 2 => Just(Fate::DiesAfterIntent),
-        2 => Just(Fate::DiesBeforeOutcome), 1 => Just(Fate::Stopped),
+        2 => Just(Fate::DiesBeforeOutcome), 1 => Just(Fate::DiesAtStake), 1 => Just(Fate::Stopped),
         1 => prop::option::of(0_usize..6).prop_map(Fate::RollsBack),
     ]
 }
+
+/// The fact of a step that has come to where something is at stake.
+const FLIPPED: &str = "flipped";
+const AT_STAKE: AtStake = |facts| facts.contains_key(FLIPPED);
 
 fn outline() -> impl Strategy<Value = Vec<Outline>> {
     let undo = prop_oneof![
@@ -45,13 +51,13 @@ fn outline() -> impl Strategy<Value = Vec<Outline>> {
         1 => Just(Undo::Lossy { how: "x".into(), loses: "y".into() }),
         1 => Just(Undo::Impossible { why: "z".into() }),
     ];
-    let step = (undo, 1_u32..4, any::<bool>());
+    let step = (undo, 1_u32..4, any::<bool>(), any::<bool>());
     prop::collection::vec(step, 0..6).prop_map(|steps| {
         steps
             .into_iter()
             .enumerate()
-            .map(|(i, (undo, attempts, rollback))| Outline {
-                at_stake: None,
+            .map(|(i, (undo, attempts, rollback, tells))| Outline {
+                at_stake: tells.then_some(AT_STAKE),
                 fills: None,
                 leaves: None,
                 id: StepId(format!("s{i}")),
@@ -69,6 +75,8 @@ struct Simulation<'a> {
     journal: Vec<Entry>,
     state: RunState,
     effects: Vec<StepId>,
+    /// Steps whose undo would lose something now.
+    at_stake: Vec<StepId>,
 }
 
 impl Simulation<'_> {
@@ -100,6 +108,49 @@ impl Simulation<'_> {
         if !self.effects.contains(step) {
             self.effects.push(step.clone());
         }
+        self.stake(step);
+    }
+
+    /// What a step that tells of it does just before something is at stake.
+    fn stake(&mut self, step: &StepId) {
+        let tells = self.plan[self.position(step)].at_stake.is_some();
+        if tells && !self.at_stake.contains(step) {
+            self.at_stake.push(step.clone());
+            self.record(Record::StepFact { step: step.clone(), key: FLIPPED.into(), value: true.into() });
+        }
+    }
+
+    /// Whether an undo of the step loses something, as the world is.
+    fn loses(&self, step: &StepId) -> bool {
+        let outline = &self.plan[self.position(step)];
+        matches!(outline.undo, Undo::Lossy { .. })
+            && (outline.at_stake.is_none() || self.at_stake.contains(step))
+    }
+
+    /// The step that is next, told from the records alone: forward the first that is not done, back the last that was
+    /// begun behind the one that stays. None where everything asked for is there.
+    fn next_step(&self) -> Option<&StepId> {
+        let mut done = vec![false; self.plan.len()];
+        let mut begun = done.clone();
+        let mut back = None;
+        for entry in &self.journal {
+            match &entry.record {
+                Record::StepStarted { step, .. } => begun[self.position(step)] = true,
+                Record::StepDone { step, .. } => done[self.position(step)] = true,
+                Record::UndoStarted { step, .. } => done[self.position(step)] = false,
+                Record::UndoDone { step, .. } => begun[self.position(step)] = false,
+                Record::RollbackStarted { to, .. } => {
+                    back = Some(to.as_ref().map_or(0, |to| self.position(to) + 1));
+                }
+                Record::RunRolledBack { .. } => back = None,
+                _ => {}
+            }
+        }
+        let place = match back {
+            None => done.iter().position(|done| !done),
+            Some(first) => (first..self.plan.len()).rev().find(|place| begun[*place]),
+        };
+        place.map(|place| &self.plan[place].id)
     }
 
     fn revert(&mut self, step: &StepId) {
@@ -109,6 +160,12 @@ impl Simulation<'_> {
             assert!(!self.effects.contains(&later.id), "{step} was undone before {}", later.id);
         }
         self.effects.retain(|s| s != step);
+        self.at_stake.retain(|s| s != step);
+        self.record(Record::StepFact {
+            step: step.clone(),
+            key: FLIPPED.into(),
+            value: serde_json::Value::Null,
+        });
     }
 }
 
@@ -121,14 +178,23 @@ proptest! {
 
     #[test]
     fn every_history_ends_well(plan in outline(), fates in prop::collection::vec(fate(), 0..40)) {
-        let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new() };
+        let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new(), at_stake: Vec::new() };
         sim.record(Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into(), reviewed: None });
         sim.attach();
         // When the random fates run out everything succeeds, so a run that can end must end.
         let mut fates = fates.into_iter();
         for turn in 0.. {
             prop_assert!(turn < 400, "the run does not end: {:?}", sim.state);
-            match decide(&plan, &sim.state) {
+            let next = decide(&plan, &sim.state);
+            match &next {
+                Next::Run { step, .. } | Next::Undo { step, .. } | Next::StartRollback { step, .. } => {
+                    prop_assert_eq!(Some(step), sim.next_step());
+                }
+                Next::Complete | Next::RolledBack { .. } => prop_assert_eq!(None, sim.next_step()),
+                Next::Halt(_) => prop_assert!(sim.next_step().is_some()),
+                Next::Over => {}
+            }
+            match next {
                 Next::Run { step, attempt, .. } => {
                     sim.record(Record::StepStarted { step: step.clone(), attempt });
                     match fates.next().unwrap_or(Fate::Succeeds) {
@@ -140,6 +206,10 @@ proptest! {
                         Fate::DiesAfterIntent => sim.attach(),
                         Fate::DiesBeforeOutcome => {
                             sim.apply(&step);
+                            sim.attach();
+                        }
+                        Fate::DiesAtStake => {
+                            sim.stake(&step);
                             sim.attach();
                         }
                         Fate::Stopped => {
@@ -171,8 +241,7 @@ proptest! {
                     );
                     match &plan[sim.position(&step)].undo {
                         Undo::Impossible { .. } => prop_assert!(false, "{} has no undo", step),
-                        Undo::Lossy { .. } => prop_assert!(accept_loss, "{} lost something unasked", step),
-                        _ => {}
+                        _ => prop_assert!(accept_loss || !sim.loses(&step), "{} lost something unasked", step),
                     }
                     sim.record(Record::UndoStarted { step: step.clone(), attempt });
                     match fates.next().unwrap_or(Fate::Succeeds) {
@@ -189,6 +258,10 @@ proptest! {
                     }
                 }
                 Next::StartRollback { failure, .. } => {
+                    let begun = plan.iter().filter(|o| {
+                        !matches!(sim.state.status(&o.id), Status::Pending | Status::Undone)
+                    });
+                    prop_assert!(!begun.clone().any(|o| sim.loses(&o.id)), "an automatic rollback loses something");
                     prop_assert!(losses(&plan, &sim.state, None).is_empty(), "an automatic rollback lost something");
                     sim.record(Record::RollbackStarted { to: None, reason: failure.message, accept_loss: false });
                 }
@@ -223,6 +296,9 @@ proptest! {
                     prop_assert!(stuck || failure.class == Class::Usage, "halted for nothing: {:?}", failure);
                     sim.record(Record::Halted { reason: failure.message.clone(), class: failure.class });
                     if matches!(failure.class, Class::Usage) {
+                        let step = sim.next_step().unwrap();
+                        let hard = matches!(plan[sim.position(step)].undo, Undo::Impossible { .. });
+                        prop_assert!(hard || sim.loses(step), "refused for nothing: {}", failure.message);
                         break; // a rollback that cannot go on says so
                     }
                     sim.attach(); // the operator resumes
