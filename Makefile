@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test bench bench-copy bench-cutover lint fmt setup
+.PHONY: help demo test bench bench-copy bench-cutover bench-build lint fmt setup
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ bench-cutover: ## Time the pause of a cutover by the number of tables (ARGS="--t
 	@scripts/setup bench
 	$(CARGO) build --release --locked
 	scripts/bench/cutover $(ARGS)
+
+bench-build: ## Time a first build and a small change, in CPU seconds (ARGS="--baseline COMMIT" and so on)
+	@scripts/bench/build $(ARGS)
 
 lint: ## Check the formatting and run clippy
 	$(CARGO) fmt --all --check
