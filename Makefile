@@ -31,9 +31,10 @@ bench-cutover: ## Time the pause of a cutover by the number of tables (ARGS="--t
 bench-build: ## Time a first build and a small change, in CPU seconds (ARGS="--baseline COMMIT" and so on)
 	@scripts/bench/build $(ARGS)
 
-lint: ## Check the formatting and run clippy
+lint: ## Check the formatting, run clippy, and look at the licences of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/licences
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
