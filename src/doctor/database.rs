@@ -10,7 +10,7 @@ use crate::postgres::install::assert_no_strangers;
 use crate::postgres::leftovers::{self, LeftoverKind};
 use crate::postgres::locks::Room;
 use crate::postgres::ours::OURS;
-use crate::postgres::{Databases, Session, creators};
+use crate::postgres::{Databases, Session, Worker, creators};
 use crate::steps::{Access, Locks, Need, StepKind};
 use handover_migrations::role::{self, Becomes};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -36,7 +36,7 @@ pub(super) async fn examine(
 ) -> Result<u32> {
     let mut session = databases.read_only(name).await?;
     let major = server(&session, notes).await?;
-    if let Err(e) = assert_no_strangers(&mut session, None).await {
+    if let Err(e) = assert_no_strangers(&mut session, &Worker::Own).await {
         notes.failure(&e);
     }
     triggers(&session, notes).await?;
@@ -44,7 +44,7 @@ pub(super) async fn examine(
     for need in needs::of(kinds) {
         privilege(&session, need, major, notes).await?;
     }
-    for found in creators::look(&session, databases.search_path(name)?, None).await? {
+    for found in creators::look(&session, databases.search_path(name)?, &Worker::Own).await? {
         if found.is_open() {
             notes.error(found.text(), found.cure());
         } else {
@@ -93,7 +93,7 @@ pub(super) async fn examine_reader(databases: &Databases, name: &str, notes: &mu
 pub(super) async fn examine_control(databases: &Databases, notes: &mut Notes) -> Result<()> {
     let mut session = databases.labelled("doctor").reader("control").await?;
     let major = server(&session, notes).await?;
-    if let Err(e) = assert_no_strangers(&mut session, None).await {
+    if let Err(e) = assert_no_strangers(&mut session, &Worker::Own).await {
         notes.failure(&e);
     }
     triggers(&session, notes).await?;

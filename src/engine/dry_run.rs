@@ -10,9 +10,8 @@ use crate::error::{Error, Result};
 use crate::event::{Emitter, Entry, Event, Measure, Record, RunId, StepId};
 use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
-use crate::postgres::address::Address;
 use crate::postgres::install::{assert_no_strangers, assert_one_name};
-use crate::postgres::{Databases, creators, ours};
+use crate::postgres::{Databases, Worker, creators, ours};
 use crate::steps::{Access, Context, Description, Port, Precedent, Step, Undo};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +66,9 @@ pub struct DatabaseLook {
     pub role: Option<String>,
     /// Whether the plan names a role that may only read.
     pub reader: bool,
+    /// Whether it is not known which role works there, so that its rights were not asked about.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub worker_unknown: bool,
 }
 
 /// Whether a step could be looked at.
@@ -163,6 +165,7 @@ pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
                     version: None,
                     role: None,
                     reader: spec.reader.is_some(),
+                    worker_unknown: false,
                 };
                 (look, Vec::new())
             }
@@ -261,8 +264,9 @@ fn precedents(entries: &[Entry], out: &mut BTreeMap<StepId, Precedent>) {
 
 async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(DatabaseLook, Vec<String>)> {
     let mut session = databases.labelled("dry-run").reader(name).await?;
-    let working = Address::parse(databases.url(name)?)?.config.get_user().map(str::to_owned);
-    assert_no_strangers(&mut session, working.as_deref()).await?;
+    // Who looks is no measure for what the one that works may do.
+    let worker = databases.worker(name)?;
+    assert_no_strangers(&mut session, &worker).await?;
     assert_one_name(&mut session).await?;
     let row = session
         .query_one(
@@ -284,10 +288,17 @@ async fn look_at(databases: &Databases, name: &str, reader: bool) -> Result<(Dat
             "the reader {role} of {name} may write; docs/grants.md has a role that may only read"
         ));
     }
-    for found in creators::look(&session, databases.search_path(name)?, working.as_deref()).await? {
+    for found in creators::look(&session, databases.search_path(name)?, &worker).await? {
         warnings.push(format!("{name}: {} ({})", found.text(), found.cure()));
     }
-    Ok((DatabaseLook { name: name.to_owned(), version: Some(version), role: Some(role), reader }, warnings))
+    let look = DatabaseLook {
+        name: name.to_owned(),
+        version: Some(version),
+        role: Some(role),
+        reader,
+        worker_unknown: worker == Worker::Unknown,
+    };
+    Ok((look, warnings))
 }
 
 async fn look_at_step(

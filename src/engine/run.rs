@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::postgres::clock::Moment;
 use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::ours::OURS;
-use crate::postgres::{Databases, Lease, ours};
+use crate::postgres::{Databases, Lease, Worker, ours};
 use crate::value::Secret;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -189,7 +189,7 @@ async fn admit(
 /// No database of the plan has a schema of our name that is somebody else's.
 async fn known_by(plan: &Plan, databases: &Databases) -> Result<()> {
     for name in plan.databases.keys() {
-        assert_no_strangers(&mut databases.read_only(name).await?, None).await?;
+        assert_no_strangers(&mut databases.read_only(name).await?, &Worker::Own).await?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::failpoint;
 use crate::journal::{Phase, Status, this_process};
 use crate::plan::Plan;
 use crate::postgres::install::{Part, assert_no_strangers, install};
-use crate::postgres::{Databases, Lease, creators, fence};
+use crate::postgres::{Databases, Lease, Worker, creators, fence};
 use crate::steps::{Access, Context, Critical, Port, Step};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,9 +84,10 @@ impl Runner<'_> {
         let mut warnings = Vec::new();
         for name in self.plan.databases.keys() {
             let mut session = self.databases.read_only(name).await?;
-            assert_no_strangers(&mut session, None).await?;
+            assert_no_strangers(&mut session, &Worker::Own).await?;
             if matches!(command, Command::Run | Command::Resume) {
-                for found in creators::look(&session, self.databases.search_path(name)?, None).await? {
+                for found in creators::look(&session, self.databases.search_path(name)?, &Worker::Own).await?
+                {
                     warnings.push(format!("{name}: {} ({})", found.text(), found.cure()));
                 }
             }

@@ -177,9 +177,11 @@ impl Plan {
             .map(|(name, spec)| {
                 let resolve = |url: &EnvString| url.address().map_err(|e| e.on_database(name));
                 let reader = spec.reader.as_ref().map(resolve).transpose()?;
-                let url = match (resolve(&spec.url), &reader) {
-                    (Err(_), Some(reader)) => reader.clone(),
-                    (url, _) => url?,
+                let (url, reader) = match (resolve(&spec.url), reader) {
+                    (Err(_), Some(reader)) => (reader.clone(), Some(reader)),
+                    // One role is to work and to look.
+                    (Ok(url), Some(reader)) if reader.expose() == url.expose() => (url, None),
+                    (url, reader) => (url?, reader),
                 };
                 let search_path = spec.search_path.clone().unwrap_or_default();
                 Ok((name.clone(), Target { url, reader, search_path }))

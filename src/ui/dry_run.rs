@@ -67,7 +67,11 @@ pub fn text(run: &DryRun, verbose: bool) -> String {
     for database in &run.databases {
         let _ = match (&database.version, &database.role) {
             (Some(version), Some(role)) => {
-                writeln!(out, "{}: Postgres {version}, looked at as {role}", database.name)
+                let unasked = match database.worker_unknown {
+                    true => "; what the role that works may do there is not asked, for its URL is not set",
+                    false => "",
+                };
+                writeln!(out, "{}: Postgres {version}, looked at as {role}{unasked}", database.name)
             }
             _ => writeln!(out, "{}: not reached", database.name),
         };

@@ -136,3 +136,91 @@ async fn a_refused_resume_touches_no_database() {
     assert_ne!(before, world.blue.value(token).await);
     assert!(left.query("select 1", &[]).await.is_err(), "what an earlier runner left is still there");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_looks_is_not_taken_for_who_works() {
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, PLAN, &[]).await;
+    let looks = async |verb: &str| {
+        let mut command = world.command();
+        let output = command.env_remove("BLUE_URL").arg(verb).arg(world.plan()).output().await.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    // On a new database, and where Handover's schema exists.
+    for again in [false, true] {
+        let (code, text) = looks("dry-run").await;
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("0 blockers, 0 warnings"), "{text}");
+        assert!(
+            text.contains("looked at as handover_reader; what the role that works may do there"),
+            "{text}"
+        );
+        if again {
+            let (code, text) = looks("status").await;
+            assert!(code == Some(0) && !text.contains("belongs to the role"), "{text}");
+            let (code, text) = looks("report").await;
+            assert!(code == Some(0) && !text.contains("belongs to the role"), "{text}");
+        } else {
+            world.handover("run", &[]).await.success();
+            world.handover("rollback", &[]).await.success();
+        }
+    }
+    // What is open to everybody is so whoever works.
+    let admin = world.blue.admin().await;
+    admin.batch_execute("grant create on schema public to public").await.unwrap();
+    let (code, text) = looks("dry-run").await;
+    assert!(code == Some(0) && text.contains("everybody may create functions in schema public"), "{text}");
+    // A schema that Handover did not make is somebody else's for all.
+    admin
+        .batch_execute("drop schema handover cascade; create schema handover create table theirs (id int)")
+        .await
+        .unwrap();
+    let (code, text) = looks("dry-run").await;
+    assert!(code == Some(8) && text.contains("Handover did not make it"), "{text}");
+}
+
+/// A plan of kinds that need rights, each looked at by readers.
+const RIGHTS: &str = "
+handover: 1
+name: rights
+databases:
+  blue: { url: '${BLUE_URL}', reader: '${BLUE_READER_URL}' }
+  green: { url: '${GREEN_URL}', reader: '${GREEN_READER_URL}' }
+control: ${CONTROL_URL}
+queue: ${QUEUE_URL}
+steps:
+  - id: capture
+    capture: { from: blue, tables: { token: [insert, update, delete] } }
+  - id: flip
+    cutover: { freeze: blue, to: green, participants: [{ name: a, file: { path: a.conf, content: b } }] }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rights_of_who_looks_are_not_those_of_who_works() {
+    let with = format!("{TABLE} create sequence ticket; select nextval('ticket');");
+    for plan in [RIGHTS.to_owned(), crate::replicate::PLAN.replace(
+        "{ blue: '${BLUE_URL}', green: '${GREEN_URL}' }",
+        "{ blue: { url: '${BLUE_URL}', reader: '${BLUE_READER_URL}' }, green: { url: '${GREEN_URL}', reader: '${GREEN_READER_URL}' } }",
+    )] {
+        let world = World::new(None, None, &plan, &[("switch.conf", ""), ("a.conf", "")]).await;
+        for side in [&world.blue, &world.green] {
+            side.execute(&with).await;
+        }
+        let blockers = async |known: bool| {
+            let mut command = world.command();
+            if !known {
+                command.env_remove("BLUE_URL").env_remove("GREEN_URL");
+            }
+            let output = command.arg("dry-run").arg(world.plan()).args(["--format", "json"]).output().await.unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let of = |of: &serde_json::Value| serde_json::from_value::<Vec<String>>(of["blockers"].clone()).unwrap();
+            let mut all = of(&json);
+            all.extend(json["steps"].as_array().unwrap().iter().flat_map(of));
+            all
+        };
+        let known = blockers(true).await;
+        for blocker in blockers(false).await {
+            assert!(known.contains(&blocker), "{blocker}; with the working role's URLs: {known:?}");
+        }
+    }
+}

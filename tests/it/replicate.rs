@@ -592,7 +592,7 @@ async fn the_server_is_asked_whether_it_lets_published_tables_be_changed() {
     let replicate: Replicate = serde_json::from_value(json!({ "from": "blue", "to": "green" })).unwrap();
     let mut said = Description::default();
     let session = cx.reader("blue").await.unwrap();
-    identity::look(&replicate, "handover", &session, &tables, &mut said).await.unwrap();
+    identity::look(&replicate, Some("handover"), &session, &tables, &mut said).await.unwrap();
     let text = said.blockers.join("; ");
     assert!(
         text.contains("give whole a unique index") && text.contains("give part_key a unique index"),

@@ -51,11 +51,10 @@ pub async fn describe(
     role: &str,
     out: &mut Description,
 ) -> Result<()> {
-    if port.databases.has_only_reader(on) {
+    let Some(acts) = port.databases.worker(on)?.role(session).await? else {
         out.warning(format!("whether the role that executes the plan may become {role} is not known here: the variable of its URL is not set"));
         return Ok(());
-    }
-    let acts = port.databases.user(on)?;
+    };
     match becomes(session, &acts, role).await? {
         Becomes::Nobody => drop(out.blocker(format!("there is no role {role}"))),
         Becomes::No => {

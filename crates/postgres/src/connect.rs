@@ -6,6 +6,7 @@ use super::lease::{Lease, lost};
 use super::profile::{self, Profile, SearchPath};
 use super::session::Session;
 use super::standby::Told;
+use super::worker::Worker;
 use handover_core::error::{Error, Result};
 use handover_core::value::Secret;
 use std::collections::BTreeMap;
@@ -155,13 +156,19 @@ impl Databases {
         Ok(&self.target(name)?.url)
     }
 
-    /// The role that executes the plan in a database, by its URL.
+    /// The role that executes the plan in a database, for who looks through [`Databases::reader`].
     ///
     /// # Errors
     /// A name that the plan does not have, or a URL that cannot be read.
-    pub fn user(&self, name: &str) -> Result<String> {
+    pub fn worker(&self, name: &str) -> Result<Worker> {
+        if !self.has_reader(name) {
+            return Ok(Worker::Own);
+        }
+        if self.has_only_reader(name) {
+            return Ok(Worker::Unknown);
+        }
         let config = Address::parse(self.url(name)?).map_err(|e| e.on_database(name))?.config;
-        Ok(config.get_user().unwrap_or_default().to_owned())
+        Ok(config.get_user().map_or(Worker::Unknown, |role| Worker::Named(role.to_owned())))
     }
 
     fn target(&self, name: &str) -> Result<&Target> {

@@ -7,7 +7,7 @@
 
 use super::catalog::is_application;
 use super::profile::SearchPath;
-use super::{Session, quote_ident};
+use super::{Session, Worker, quote_ident};
 use handover_core::error::Result;
 
 /// What somebody can do, or did, who is not trusted with everything there anyhow.
@@ -72,9 +72,9 @@ impl Creator {
 }
 
 /// Who may create in the schemas of a path, or did, or owns types of the application's columns, other than the schemas'
-/// owners, the database's, superusers, and the roles that `working` is a member of: those own what the plan works on.
-/// `working` is the session's own role unless given.
-pub async fn look(session: &Session, path: &SearchPath, working: Option<&str>) -> Result<Vec<Creator>> {
+/// owners, the database's, superusers, and the roles that `worker` is a member of: those own what the plan works on.
+/// Where nobody knows who works, all that can be told is what is open to everybody.
+pub async fn look(session: &Session, path: &SearchPath, worker: &Worker) -> Result<Vec<Creator>> {
     let stranger = "not coalesce(r.rolsuper, false) and r.rolname is distinct from 'pg_database_owner'
         and r.oid <> (select d.datdba from pg_database d where d.datname = current_database())
         and not exists (select from pg_roles w where w.rolname = coalesce($2, current_user::text)
@@ -108,7 +108,7 @@ pub async fn look(session: &Session, path: &SearchPath, working: Option<&str>) -
          order by 1, 2, 3 nulls first",
         tables = is_application("'r', 'p'")
     );
-    let rows = session.query(&sql, &[&path.0, &working]).await?;
+    let rows = session.query(&sql, &[&path.0, &worker.named()]).await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -119,5 +119,6 @@ pub async fn look(session: &Session, path: &SearchPath, working: Option<&str>) -
                 _ => Creator::Type(what, role.unwrap_or_default()),
             }
         })
+        .filter(|found| *worker != Worker::Unknown || matches!(found, Creator::May(_, None)))
         .collect())
 }

@@ -3,6 +3,7 @@
 use super::ours::{self, OURS};
 use super::plain::assert_plain;
 use super::session::Session;
+use super::worker::Worker;
 use handover_core::error::{Class, Error, Result};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,7 @@ pub async fn install(session: &mut Session, part: Part) -> Result<()> {
 pub struct Owner {
     /// The role that it belongs to.
     role: String,
-    /// Whether that is us, or somebody who rules over the database anyhow.
+    /// Whether that is us, or somebody who rules over the database anyhow; so, too, where it is not known who we are.
     trusted: bool,
     /// Whether we made it: it has our comment, or the history of our own migrations.
     marked: bool,
@@ -110,12 +111,11 @@ impl Owner {
     }
 }
 
-/// Whose a schema of our name is, as seen by the role that Handover works as (that of the session unless given); none
-/// when there is none.
+/// Whose a schema of our name is, as seen by the role that Handover works as; none when there is none.
 pub async fn owner_of(
     client: &tokio_postgres::Client,
     schema: &str,
-    working: Option<&str>,
+    worker: &Worker,
 ) -> Result<Option<Owner>, tokio_postgres::Error> {
     let row = client
         .query_opt(
@@ -131,22 +131,27 @@ pub async fn owner_of(
                       and not exists (select from pg_proc p where p.pronamespace = n.oid)
                       and not exists (select from pg_type t where t.typnamespace = n.oid)
              from pg_namespace n join pg_roles r on r.oid = n.nspowner where n.nspname = $1",
-            &[&schema, &working],
+            &[&schema, &worker.named()],
         )
         .await?;
-    Ok(row.map(|row| Owner { role: row.get(0), trusted: row.get(1), marked: row.get(2), empty: row.get(3) }))
+    Ok(row.map(|row| Owner {
+        role: row.get(0),
+        trusted: row.get(1) || *worker == Worker::Unknown,
+        marked: row.get(2),
+        empty: row.get(3),
+    }))
 }
 
 /// Refuses a database in which a schema of one of our names is somebody else's.
 ///
 /// # Errors
 /// A stranger's schema, with its owner named; what the server says.
-pub async fn assert_no_strangers(session: &mut Session, working: Option<&str>) -> Result<()> {
+pub async fn assert_no_strangers(session: &mut Session, worker: &Worker) -> Result<()> {
     let database = session.database().to_owned();
     let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, &database);
     assert_plain(session.client(), &database).await?;
     for schema in ours::schemas() {
-        let owner = owner_of(session.client(), &schema, working).await;
+        let owner = owner_of(session.client(), &schema, worker).await;
         if let Some(owner) = owner.map_err(error)? {
             owner.assert_ours(&schema).map_err(|e| e.on_database(&database))?;
         }
@@ -212,7 +217,7 @@ pub fn named(runner: &refinery::Runner, schema: &str) -> Result<refinery::Runner
 async fn migrate(client: &mut tokio_postgres::Client, part: Part, database: &str) -> Result<()> {
     let error = |e: tokio_postgres::Error| super::error::from_postgres(&e, database);
     assert_plain(client, database).await?;
-    match owner_of(client, OURS.name(), None).await.map_err(error)? {
+    match owner_of(client, OURS.name(), &Worker::Own).await.map_err(error)? {
         None => client
             .batch_execute(&format!(
                 "create schema {OURS};

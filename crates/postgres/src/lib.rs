@@ -44,8 +44,10 @@ pub mod session;
 pub mod sql;
 pub mod standby;
 pub mod tls;
+pub mod worker;
 
 pub use connect::Databases;
 pub use ident::{TableName, quote_ident, quote_literal};
 pub use lease::Lease;
 pub use session::{Session, Tx};
+pub use worker::Worker;

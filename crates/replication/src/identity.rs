@@ -19,7 +19,7 @@ const ATTEMPTS: u32 = 5;
 /// and how to mend them. (<https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>)
 pub async fn look(
     replicate: &Replicate,
-    role: &str,
+    role: Option<&str>,
     blue: &Session,
     tables: &[TableName],
     out: &mut Description,
@@ -52,7 +52,7 @@ pub async fn look(
                     array(select a.attname::text from pg_attribute a
                           where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum),
                     t.relforcerowsecurity,
-                    coalesce((select pg_has_role(r.oid, t.relowner, 'usage') from pg_roles r where r.rolname = $2), false)
+                    $2::text is null or coalesce((select pg_has_role(r.oid, t.relowner, 'usage') from pg_roles r where r.rolname = $2), false)
              from t order by 1, 2",
             &[&names, &role],
         )
@@ -112,7 +112,7 @@ pub async fn look(
             replicate.to
         ));
     }
-    if !foreign.is_empty() {
+    if let (Some(role), false) = (role, foreign.is_empty()) {
         out.blocker(format!(
             "only their owner can publish {}: make the role {role} a member of it on {from} (scripts/grants.sql)",
             few(&foreign)

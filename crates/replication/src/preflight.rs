@@ -47,7 +47,8 @@ pub async fn look(
         ));
     }
     let identified: Vec<TableName> = tables.iter().cloned().chain(roots).collect();
-    identity::look(replicate, &databases.user(&replicate.from)?, blue, &identified, out).await?;
+    let role = databases.worker(&replicate.from)?.role(blue).await?;
+    identity::look(replicate, role.as_deref(), blue, &identified, out).await?;
     emptied::look(replicate, copy, blue, out).await?;
     left_behind(replicate, copy, blue, out).await?;
     large_objects(replicate, copy, databases, blue, green, out).await?;
@@ -66,7 +67,7 @@ async fn publisher(
     out: &mut Description,
 ) -> Result<()> {
     let from = &replicate.from;
-    let role = databases.user(from)?;
+    let role = databases.worker(from)?.role(blue).await?;
     let row = blue
         .query_one(
             "select current_setting('wal_level'), pg_is_in_recovery(),
@@ -114,12 +115,12 @@ async fn publisher(
             "idle_replication_slot_timeout on {from} breaks the slot off when nobody reads it for long, as while the copy runs"
         ));
     }
-    if !row.get::<_, bool>(6) {
+    if let (Some(role), false) = (&role, row.get(6)) {
         out.blocker(format!(
             "the role {role} on {from} has not the attribute REPLICATION: alter role {role} replication (scripts/grants.sql with handover.grant_replicate = on)"
         ));
     }
-    if !row.get::<_, bool>(7) {
+    if let (Some(role), false) = (&role, row.get(7)) {
         out.blocker(format!(
             "the role {role} may not create a publication on {from}: grant create on the database"
         ));
@@ -135,7 +136,7 @@ async fn publisher(
                 &[&other],
             )
             .await?;
-        if other != role && !row.get::<_, bool>(0) {
+        if role.as_ref() != Some(&other) && !row.get::<_, bool>(0) {
             out.blocker(format!(
                 "the role of `connection:` has not the attribute REPLICATION on {from}: alter role {other} replication"
             ));
@@ -177,7 +178,7 @@ async fn subscriber(
     out: &mut Description,
 ) -> Result<()> {
     let to = &replicate.to;
-    let role = databases.user(to)?;
+    let role = databases.worker(to)?.role(green).await?;
     let version = green.major().await?;
     let row = green
         .query_one(
@@ -210,6 +211,8 @@ async fn subscriber(
     if row.get::<_, i64>(2) < 1 {
         out.blocker(format!("no background worker is free on {to}: raise max_worker_processes there"));
     }
+    // What follows is about the rights of one whose name is known.
+    let Some(role) = role else { return Ok(()) };
     let (superuser, creates, subscribes): (bool, bool, bool) = (row.get(3), row.get(4), row.get(5));
     if superuser {
         return Ok(());
@@ -225,28 +228,8 @@ async fn subscriber(
             "the role {role} may not subscribe on {to}: grant it pg_create_subscription, and create on the database (scripts/grants.sql with handover.grant_replicate = on)"
         ));
     }
-    let url = match &replicate.connection {
-        Some(connection) => connection.resolve()?,
-        None => databases.url(&replicate.from)?.clone(),
-    };
-    let publisher = Address::parse(&url).map_err(|e| e.on_database(&replicate.from))?;
-    if publisher.config.get_password().is_none() {
-        out.blocker(format!(
-            "a role that is no superuser subscribes with a password only, and the URL by which {to} reaches {} has none",
-            replicate.from
-        ));
-    } else if publisher.trusts().await {
-        // The server's word for it is "password is required", and it comes when the run is at the copy.
-        let text = format!(
-            "a role that is no superuser subscribes only where the publisher asks for its password, and {} lets it in without asking: let its pg_hba.conf say scram-sha-256 for {to}'s server and this role",
-            replicate.from
-        );
-        let subscriber = Address::parse(databases.url(to)?).map_err(|e| e.on_database(to))?;
-        if subscriber.config.get_hosts() == publisher.config.get_hosts() {
-            out.blocker(text);
-        } else {
-            out.warning(format!("{text} (seen from here; from there it may be so already)"));
-        }
+    if let Some(url) = publishers_url(replicate, databases)? {
+        password(replicate, &url, databases, out).await?;
     }
     // Rows are applied as the table's owner, whose role the subscription's owner must be able to take.
     let owners = blue
@@ -266,6 +249,45 @@ async fn subscriber(
             "the role {role} on {to} cannot act as the owners {}: grant each of them to it with set true (scripts/grants.sql)",
             missing.join(", ")
         ));
+    }
+    Ok(())
+}
+
+/// The URL by which the subscriber reaches the publisher; none where that is the working role's, which is not known.
+fn publishers_url(replicate: &Replicate, databases: &Databases) -> Result<Option<Secret>> {
+    match &replicate.connection {
+        Some(connection) => Ok(Some(connection.resolve()?)),
+        None if databases.has_only_reader(&replicate.from) => Ok(None),
+        None => Ok(Some(databases.url(&replicate.from)?.clone())),
+    }
+}
+
+/// Whether that URL has the password that a subscriber without the rights of a superuser needs, and the publisher asks for it.
+async fn password(
+    replicate: &Replicate,
+    url: &Secret,
+    databases: &Databases,
+    out: &mut Description,
+) -> Result<()> {
+    let to = &replicate.to;
+    let publisher = Address::parse(url).map_err(|e| e.on_database(&replicate.from))?;
+    if publisher.config.get_password().is_none() {
+        out.blocker(format!(
+            "a role that is no superuser subscribes with a password only, and the URL by which {to} reaches {} has none",
+            replicate.from
+        ));
+    } else if publisher.trusts().await {
+        // The server's word for it is "password is required", and it comes when the run is at the copy.
+        let text = format!(
+            "a role that is no superuser subscribes only where the publisher asks for its password, and {} lets it in without asking: let its pg_hba.conf say scram-sha-256 for {to}'s server and this role",
+            replicate.from
+        );
+        let subscriber = Address::parse(databases.url(to)?).map_err(|e| e.on_database(to))?;
+        if subscriber.config.get_hosts() == publisher.config.get_hosts() {
+            out.blocker(text);
+        } else {
+            out.warning(format!("{text} (seen from here; from there it may be so already)"));
+        }
     }
     Ok(())
 }
@@ -365,7 +387,7 @@ async fn large_objects(
         "leave {objects} large objects to the cutover, which carries over what was made, changed or removed since the copy"
     ));
     for (session, name) in [(blue, &replicate.from), (green, &replicate.to)] {
-        let role = databases.user(name)?;
+        let Some(role) = databases.worker(name)?.role(session).await? else { continue };
         if !carry::readable(session, Some(&role)).await? {
             out.blocker(format!(
                 "the role {role} may not look at the pages of large objects on {name}, which tells a cutover what changed in them: {}; or say `large_objects: skip` in the copy",

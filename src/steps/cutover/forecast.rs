@@ -24,12 +24,10 @@ pub async fn rehearse(
     green: &Session,
 ) -> Result<Duration> {
     let tables = freeze::tables(blue, cutover).await?;
+    let there = cx.databases.worker(blue.database())?.role(blue).await?;
+    let here = cx.databases.worker(green.database())?.role(green).await?;
     let begun = Instant::now();
-    sequences::look(
-        (&*blue, &cx.databases.user(blue.database())?),
-        (green, &cx.databases.user(green.database())?),
-    )
-    .await?;
+    sequences::look((&*blue, there.as_deref()), (green, here.as_deref())).await?;
     // Setting them writes each.
     let setting = begun.elapsed() * 2;
     let begun = Instant::now();

@@ -113,11 +113,12 @@ async fn wait(cutover: &Cutover, cx: &Context, begun: Instant, obstacle: &str) -
 
 /// What no waiting mends, in words.
 async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<String>> {
-    let (there, here) = (cx.databases.user(blue.database())?, cx.databases.user(green.database())?);
+    let there = cx.databases.worker(blue.database())?.role(blue).await?;
+    let here = cx.databases.worker(green.database())?.role(green).await?;
     // First of all: reading a sequence's position locks it, too.
     let mut out = rooms(cutover, blue, green).await?;
     if out.is_empty() {
-        out.extend(sequences::look((blue, &there), (green, &here)).await?);
+        out.extend(sequences::look((blue, there.as_deref()), (green, here.as_deref())).await?);
     }
     out.extend(subscriptions::writing(blue, cutover).await?);
     out.extend(freeze::reached_by_excepted(blue, cutover).await?.iter().map(|(top, below)| {

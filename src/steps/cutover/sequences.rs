@@ -38,7 +38,7 @@ impl Positions {
 }
 
 /// Those that `role` may not read look in the catalogs like those without a position, and are an error here.
-async fn positions(session: &Session, role: &str) -> Result<Positions> {
+async fn positions(session: &Session, role: Option<&str>) -> Result<Positions> {
     let sql = format!(
         "select n.nspname::text, c.relname::text,
                 case when has_sequence_privilege(c.oid, 'usage, select') then pg_sequence_last_value(c.oid) end,
@@ -127,7 +127,8 @@ async fn idle(session: &Session, from: &Positions) -> Result<Vec<Option<i64>>> {
     Ok(out)
 }
 
-/// Whether a role has a right to the sequence `c`. One that only a pooler knows is the pooler's to judge.
+/// Whether a role has a right to the sequence `c`. One that only a pooler knows is the pooler's to judge, and of none it is
+/// taken for granted.
 fn may(right: &str, role: &str) -> String {
     format!(
         "coalesce(has_sequence_privilege((select rolname from pg_roles where rolname = {role}), c.oid, {right}), true)"
@@ -181,7 +182,7 @@ fn targets() -> String {
 /// Sequences that cannot be read or set.
 pub async fn carry(blue: &Session, green: &mut Session, margin: u32) -> Result<usize> {
     let role: String = blue.query_one("select current_user::text", &[]).await?.get(0);
-    let from = positions(blue, &role).await?;
+    let from = positions(blue, Some(&role)).await?;
     let idle = idle(green, &from).await?;
     let tx = green.transaction().await?;
     let sql = format!(
@@ -205,11 +206,11 @@ pub async fn carry(blue: &Session, green: &mut Session, margin: u32) -> Result<u
 }
 
 /// What can be known to go wrong before the pause, in words; empty when nothing will. The rights are those of the roles
-/// that execute the plan, whoever looks.
+/// that execute the plan, whoever looks; where one is not known, they are not asked.
 ///
 /// # Errors
 /// What a server says.
-pub async fn look(blue: (&Session, &str), green: (&Session, &str)) -> Result<Vec<String>> {
+pub async fn look(blue: (&Session, Option<&str>), green: (&Session, Option<&str>)) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let from = match positions(blue.0, blue.1).await {
         Ok(from) => from,

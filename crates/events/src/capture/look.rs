@@ -170,10 +170,7 @@ pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
     let session = port.reader(&capture.from).await?;
     let asking = port.operator_reader(&capture.from).await?;
     let mut out = Description::default();
-    let role =
-        port.databases.url(&capture.from).ok().and_then(|url| {
-            url.expose().parse::<tokio_postgres::Config>().ok()?.get_user().map(str::to_owned)
-        });
+    let role = port.databases.worker(&capture.from)?.role(&session).await?;
     for (name, table) in &capture.tables {
         let facts = inspect(&session, name).await?;
         for (problem, hint) in obstacles(name, table, facts.as_ref()) {

@@ -2,7 +2,7 @@
 
 use super::connect::Target;
 use handover_core::error::{Class, Error, Result};
-use handover_postgres::install;
+use handover_postgres::{Worker, install};
 use handover_postgres::{ours::OURS, plain::assert_plain};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ pub async fn install(target: &Target) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let schema = format!("{OURS}_queue");
-    let owner = install::owner_of(&session.client, &schema, None).await;
+    let owner = install::owner_of(&session.client, &schema, &Worker::Own).await;
     if let Some(owner) = owner.map_err(|e| target.error(&e, &format!("look at schema {OURS}_queue")))? {
         owner.assert_ours(&schema).map_err(|e| e.context(format!("the queue at {}", target.place())))?;
     }
