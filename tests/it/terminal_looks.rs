@@ -116,3 +116,33 @@ async fn what_waits_for_an_earlier_step_is_said_once() {
     assert!(comment.stdout.starts_with("### Handover: `one` ❌ cannot run"), "{comment}");
     assert!(comment.stdout.contains("> ❌ step `step`: "), "{comment}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_copy_leaves_out_and_the_freeze_does_not_is_named() {
+    let plan = "
+handover: 1
+name: left
+databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
+control: ${CONTROL_URL}
+steps:
+  - id: copy
+    copy: { from: blue, to: green, include: { tables: [token] } }
+  - id: flip
+    cutover: { freeze: blue, to: green, participants: [{ name: a, file: { path: a.conf, content: b } }] }
+";
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, plan, &[("a.conf", "")]).await;
+    for n in 1..=9 {
+        world.blue.execute(&format!("create table other_{n} (id int primary key)")).await;
+    }
+    let look = world.handover("dry-run", &[]).await;
+    let line = look.stdout.lines().find(|line| line.contains("left out of the copy")).unwrap_or_default();
+    assert!(line.contains("other_1, ") && line.contains("and 4 more") && !line.contains("token"), "{look}");
+    world
+        .blue
+        .execute("drop table other_2, other_3, other_4, other_5, other_6, other_7, other_8, other_9")
+        .await;
+    world.write("plan.yaml", &plan.replace("participants", "except: [other_1], participants"));
+    let look = world.handover("dry-run", &[]).await;
+    assert!(!look.stdout.contains("left out of the copy"), "{look}");
+}

@@ -69,6 +69,7 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
 /// What a dry run says: the tables whose writes would make the cutover refuse, those first that are written to.
 pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
     partial::describe(cutover, cx, blue, out).await?;
+    left_out(cutover, cx, blue, out).await?;
     let mut silent = exposed(cutover, cx, blue).await?;
     let writes: BTreeMap<TableName, i64> = counters::writes(blue).await?.into_iter().collect();
     let written = |table: &TableName| writes.get(table).copied().unwrap_or_default();
@@ -91,6 +92,32 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
         "copied, but not captured: {names}; a write to them between the copy and the cutover would be lost, so the cutover \
          refuses if it finds one: add them to `capture`, put a `replicate` behind the copy, or list them under `except:`"
     ));
+    Ok(())
+}
+
+/// Names the tables that are frozen like all others although no copy takes them and nothing of them is captured.
+async fn left_out(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
+    let (Some(from), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
+    if copies(cutover, cx).next().is_none() {
+        return Ok(());
+    }
+    let captured: BTreeSet<&TableName> = of_kind::<Capture>(cx.before(&cx.step))
+        .filter(|(_, capture)| capture.from == *from)
+        .flat_map(|(_, capture)| capture.tables.keys())
+        .collect();
+    let left: Vec<TableName> = freeze::tables(blue, cutover)
+        .await?
+        .into_iter()
+        .filter(|table| !captured.contains(table))
+        .filter(|table| !copies(cutover, cx).any(|(_, copy)| copy.selection().table(table)))
+        .collect();
+    if !left.is_empty() {
+        out.warning(format!(
+            "frozen like all others, and left out of the copy: {}; from then on {from} only lets them be read, and {to} has \
+             none unless something else makes them there: list them under `except:` if they are to be written to on {from}",
+            few(&left)
+        ));
+    }
     Ok(())
 }
 
