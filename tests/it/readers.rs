@@ -190,7 +190,7 @@ control: ${CONTROL_URL}
 queue: ${QUEUE_URL}
 steps:
   - id: capture
-    capture: { from: blue, tables: { token: [insert, update, delete] } }
+    capture: { from: blue, tables: { token: { on: [insert, update, delete], key: [id] } } }
   - id: flip
     cutover: { freeze: blue, to: green, participants: [{ name: a, file: { path: a.conf, content: b } }] }
 ";
@@ -212,7 +212,7 @@ async fn the_rights_of_who_looks_are_not_those_of_who_works() {
                 command.env_remove("BLUE_URL").env_remove("GREEN_URL");
             }
             let output = command.arg("dry-run").arg(world.plan()).args(["--format", "json"]).output().await.unwrap();
-            let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
             let of = |of: &serde_json::Value| serde_json::from_value::<Vec<String>>(of["blockers"].clone()).unwrap();
             let mut all = of(&json);
             all.extend(json["steps"].as_array().unwrap().iter().flat_map(of));
