@@ -43,6 +43,7 @@ pub fn words(key: &str, value: &Value) -> String {
             Some(why) => format!("it has ended: {why}"),
             None => "it has ended".into(),
         },
+        "successor" => "which database takes over is kept".into(),
         "flip" => "nobody is asked anything; the old side serves".into(),
         _ if *value == Value::Bool(true) => format!("{key} is about to be made"),
         _ => match key.split_once('.') {

@@ -291,6 +291,12 @@ impl Flip {
                 format!("decided: only forward from here; not committed yet: {}", some(Stand::Committing))
             }
             Stage::Committed => "all participants have committed".into(),
+            Stage::TurningBack if self.those(Stand::Reverting).next().is_some() => {
+                format!("turning back: {} is to revert", some(Stand::Reverting))
+            }
+            Stage::TurningBack if self.those(Stand::Reverted).next().is_some() => {
+                format!("turning back: {} is back", some(Stand::Reverted))
+            }
             Stage::TurningBack => "turning back".into(),
             Stage::TurnedBack => "all participants are turned back".into(),
         })
