@@ -139,8 +139,12 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
     let Some(outline) = to_undo(plan, state, to).last() else {
         return Next::RolledBack { to: to.cloned() };
     };
-    let undo =
-        |after| Next::Undo { step: outline.id.clone(), attempt: attempts(state, &outline.id) + 1, after };
+    // What was tried on the way forward is no attempt to undo it.
+    let tried = match state.status(&outline.id) {
+        Status::Undoing | Status::UndoFailed { .. } => attempts(state, &outline.id),
+        _ => 0,
+    };
+    let undo = |after| Next::Undo { step: outline.id.clone(), attempt: tried + 1, after };
     let refuse = |why: String| {
         Next::Halt(Failure {
             class: Class::Usage,

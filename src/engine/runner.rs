@@ -227,6 +227,9 @@ impl Runner<'_> {
         if way == Way::Back {
             self.recorder.standing.end(id).await;
         }
+        let begun = self
+            .recorder
+            .with(|state| !matches!(state.status(id), Status::Pending | Status::Undone | Status::Done));
         self.recorder
             .append(match way {
                 Way::Forward => Record::StepStarted { step: id.clone(), attempt },
@@ -234,7 +237,7 @@ impl Runner<'_> {
             })
             .await?;
         failpoint::begin(id.as_str());
-        let result = self.tried(&step, attempt, way).await.map_err(|e| e.at_step(id));
+        let result = self.tried(&step, begun, way).await.map_err(|e| e.at_step(id));
         let record = match (result, way) {
             (Ok(summary), Way::Forward) => Record::StepDone { step: id.clone(), summary },
             (Ok(summary), Way::Back) => Record::UndoDone { step: id.clone(), summary },
@@ -256,14 +259,14 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// An attempt, after what an earlier one may have left is ended.
-    async fn tried(&mut self, step: &Step, attempt: u32, way: Way) -> Result<Value> {
+    /// An attempt, after what an earlier one, of either way, may have left is ended.
+    async fn tried(&mut self, step: &Step, begun: bool, way: Way) -> Result<Value> {
         let (started, unrecorded) = match way {
             Way::Forward => (failpoint::STEP_STARTED, failpoint::STEP_UNRECORDED),
             Way::Back => (failpoint::UNDO_STARTED, failpoint::UNDO_UNRECORDED),
         };
         failpoint::at(started)?;
-        if attempt > 1 {
+        if begun {
             self.end_leftovers(step).await?;
         }
         let summary = self.attempt(step, way).await?;

@@ -89,7 +89,7 @@ pub struct StepState {
     /// Where it stands.
     #[serde(flatten)]
     pub status: Status,
-    /// Attempts (to run or to undo) since it was last pending or done.
+    /// Attempts since it was last pending or done: to run it, or, once it is being taken back, to undo it.
     pub attempts: u32,
     /// Failures since the present runner attached; retries count these.
     pub failures: u32,

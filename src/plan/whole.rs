@@ -6,7 +6,7 @@ use super::secrets;
 use crate::postgres::ours;
 use crate::postgres::profile::SearchPath;
 use crate::problem::{Path, Problems, Segment};
-use crate::steps::OnFailure;
+use crate::steps::{OnFailure, Undo};
 use crate::value::EnvString;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -221,8 +221,12 @@ pub fn rollbacks(plan: &Checked, problems: &mut Problems) {
                 )
                 .hint("use `on_failure: halt` and decide then, or move the step before that one");
         }
-        if let (None, Some(loss)) = (&barrier, step.kind.reversibility().loss()) {
-            barrier = Some((step.id.clone(), format!("its undo {loss}")));
+        if let (None, Some(what)) = (&barrier, step.kind.reversibility().loss()) {
+            let why = match step.kind.reversibility() {
+                Undo::Impossible { .. } => format!("it {what}"),
+                _ => format!("its undo {what}"),
+            };
+            barrier = Some((step.id.clone(), why));
         }
     }
 }

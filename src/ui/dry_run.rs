@@ -86,7 +86,7 @@ pub fn text(run: &DryRun, verbose: bool) -> String {
         one(&mut out, i + 1, step, &folded);
         if let Some(point) = run.point_of_no_return.as_ref().filter(|point| point.step == step.id) {
             let bar = style("━━ point of no return ".to_owned() + &"━".repeat(40)).yellow().bold();
-            let _ = writeln!(out, "   {bar}\n     a rollback from here on {}", point.what);
+            let _ = writeln!(out, "   {bar}\n     a rollback from here on {}", point.past_it());
         }
     }
     rollback(&mut out, run);
@@ -244,7 +244,7 @@ fn rollback(out: &mut String, run: &DryRun) {
         }
         for loss in step.rollback_loses.iter().filter(|loss| loss.step == step.id) {
             let mark = if loss.step == point.step { " (the point of no return)" } else { "" };
-            let _ = writeln!(out, "     from `{}` on{mark}: its undo {}", step.id, loss.what);
+            let _ = writeln!(out, "     from `{}` on{mark}: {}", step.id, loss.clause());
         }
         said = step.rollback_loses.len();
     }

@@ -132,7 +132,7 @@ fn notes(run: &DryRun) -> Vec<String> {
     }
     out.extend(later(run).iter().map(|later| format!("> ℹ️ {}", later.words())));
     if let Some(point) = &run.point_of_no_return {
-        out.push(format!("> ⚠️ a rollback from step `{}` on {}", point.step, escape(&point.what)));
+        out.push(format!("> ⚠️ a rollback from step `{}` on {}", point.step, escape(&point.past_it())));
     }
     out
 }
