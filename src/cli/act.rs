@@ -270,8 +270,8 @@ async fn act(format: Format, common: Common, command: engine::Command) -> Result
 
 /// How it ended, and what can be done next; the command that ends every way back comes last.
 fn word(outcome: &Outcome, plan: &Plan) -> String {
-    let file = plan.file.display();
-    let way_back = advice::way_back(&file.to_string(), "it", &outcome.rollback_loses);
+    let file = plan.called();
+    let way_back = advice::way_back(&file, "it", &outcome.rollback_loses);
     match outcome.ended {
         Ended::Done => format!(
             "done; {way_back}; `handover finish {file}` later drops what is kept for that and ends every way back"
@@ -301,7 +301,7 @@ pub(super) async fn watch_signals(stop: CancellationToken, critical: Critical, e
             _ if !stop.is_cancelled() => {
                 stop.cancel();
                 // At once: the next safe place may be minutes away.
-                emitter.emit(Event::Stopping);
+                emitter.emit(Event::Stopping { bound: critical.is_active() });
             }
             None => std::process::exit(130),
             Some(words) => emitter.emit(Event::Note {

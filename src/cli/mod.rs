@@ -136,7 +136,8 @@ impl Command {
             _ => String::new(),
         };
         let again = format!("{verb} {plan}{options}");
-        Some(ui::hint::Asked { plan, again })
+        let file = (!plan.starts_with("--control ")).then(|| plan.clone());
+        Some(ui::hint::Asked { plan, file, again })
     }
 
     /// How errors are written.

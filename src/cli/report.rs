@@ -2,6 +2,7 @@
 
 use super::select;
 use super::which::Which;
+use crate::engine::status::LeaseLook;
 use crate::error::{Error, Result};
 use crate::ui::report::{self, Format};
 use crate::ui::{self, out};
@@ -45,7 +46,8 @@ pub async fn run(args: &Args) -> Result<ExitCode> {
     let journal = select::journal(&plan).await?.ok_or_else(|| select::never(&plan))?;
     let run = select::run(&journal, &plan, args.run.as_deref()).await?;
     let (entries, requests) = (journal.entries(run).await?, journal.requests(run).await?);
-    let report = report::report(&plan, run, &entries, requests)?;
+    let acts = LeaseLook::new(journal.lease(&plan.name).await?).acts_on(Some(run));
+    let report = report::report(&plan, run, &entries, requests, acts)?;
     let text = match args.format {
         Format::Text => report::text(&report),
         Format::Md => report::markdown(&report),

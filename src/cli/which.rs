@@ -54,7 +54,9 @@ impl Which {
     pub async fn load(&self, format: Format, verb: &str) -> Result<Option<Plan>> {
         if let (Some(control), Some(name)) = (&self.control, &self.kept) {
             ours::choose(self.schema.as_deref().unwrap_or(ours::DEFAULT))?;
-            return kept(control, name).await.map(Some);
+            let mut plan = kept(control, name).await?;
+            plan.kept_as = self.words();
+            return Ok(Some(plan));
         }
         let Some(file) = &self.file else { return Err(Error::usage("no plan is named")) };
         let plan = load(format, file)?;

@@ -5,6 +5,33 @@ use crate::error::{Class, Error};
 use crate::event::Reviewed;
 use crate::plan::differences;
 
+/// Commands that are about a run: they are told a plan's file, or its name and the journal's place.
+const OF_A_RUN: &[&str] = &["resume", "rollback", "abort", "finish", "status", "events", "report"];
+
+/// Commands that are told a plan's file.
+const OF_A_FILE: &[&str] = &["check", "dry-run", "run", "approve", "runs", "doctor"];
+
+/// A text of a step, which does not know by which name its plan is called, with that name in its commands. Those that need
+/// a file stay as they are where none is known.
+#[must_use]
+pub fn named(text: &str, called: &str, file: Option<&str>) -> String {
+    let runs = OF_A_RUN.iter().map(|verb| (verb, called));
+    let files = OF_A_FILE.iter().filter_map(|verb| Some((verb, file?)));
+    let text = file.map_or_else(|| text.to_owned(), |file| text.replace(" PLAN ", &format!(" {file} ")));
+    runs.chain(files).fold(text, |text, (verb, plan)| {
+        let open = format!("`handover {verb} --");
+        let mut parts = text.split(&open);
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            // One that is told its plan already.
+            let told = part.starts_with("control ");
+            out += &if told { open.clone() } else { format!("`handover {verb} {plan} --") };
+            out += part;
+        }
+        out.replace(&format!("`handover {verb}`"), &format!("`handover {verb} {plan}`"))
+    })
+}
+
 /// Losses as one clause: ``step `flip` loses …; step `x` cannot be undone: …``.
 #[must_use]
 pub fn all(losses: &[Loss]) -> String {
@@ -17,7 +44,7 @@ pub fn way_back(file: &str, what: &str, losses: &[Loss]) -> String {
     if losses.is_empty() {
         return format!("`handover rollback {file}` undoes {what} and loses nothing");
     }
-    let accepted = if losses.iter().any(|loss| loss.what.starts_with("cannot")) {
+    let accepted = if losses.iter().any(Loss::is_final) {
         "`handover rollback --to` a later step undoes only what came after it".to_owned()
     } else {
         format!("only `handover rollback {file} --accept-loss` does it")
@@ -25,13 +52,25 @@ pub fn way_back(file: &str, what: &str, losses: &[Loss]) -> String {
     format!("rolling back now is not free: {}; {accepted}", all(losses))
 }
 
+/// Whether a text of our own offers a way back.
+#[must_use]
+pub fn speaks_of_rollback(text: &str) -> bool {
+    text.contains("rollback") || text.contains("roll back")
+}
+
 /// Text of our own, written where nobody knew how far the run had come: if it speaks of a rollback, what that loses
-/// now is added.
+/// now is added, and the command says that it is accepted; one that no word makes possible goes as far as it can.
 #[must_use]
 pub fn honest(text: &str, losses: &[Loss]) -> String {
-    if losses.is_empty() || !(text.contains("rollback") || text.contains("roll back")) {
+    if losses.is_empty() || !speaks_of_rollback(text) {
         return text.to_owned();
     }
+    let last = losses.iter().rposition(Loss::is_final);
+    let to =
+        last.and_then(|at| losses.get(at)).map_or_else(String::new, |last| format!(" --to {}", last.step));
+    // What comes after it is taken back.
+    let accepted = if last.is_some_and(|at| at + 1 == losses.len()) { "" } else { " --accept-loss" };
+    let text = text.replace("`handover rollback`", &format!("`handover rollback{to}{accepted}`"));
     format!("{text} (rolling back now is not free: {})", all(losses))
 }
 
@@ -70,6 +109,24 @@ mod tests {
         let never = [Loss { step: "m".into(), what: "cannot be undone: no down file".into() }];
         assert!(!way_back("p.yaml", "the run", &never).contains("--accept-loss"));
         assert_eq!(honest("mend it, then `handover resume`", &lossy), "mend it, then `handover resume`");
-        assert!(honest("or `handover rollback`", &lossy).contains("loses what was written on green"));
+        let said = honest("or `handover rollback` takes it back", &lossy);
+        assert_eq!(
+            said,
+            "or `handover rollback --accept-loss` takes it back (rolling back now is not free: step `flip` loses what \
+             was written on green)"
+        );
+        let called = "--control C --plan p";
+        let text = named("`handover resume`, `handover rollback --to x`, `handover run`", called, None);
+        let said = "`handover resume --control C --plan p`, `handover rollback --control C --plan p --to x`, `handover run`";
+        assert_eq!(text, said);
+        assert_eq!(named(&text, called, None), said);
+        let [flip, m] = [lossy[0].clone(), never[0].clone()];
+        assert!(honest("`handover rollback`", &never).starts_with("`handover rollback --to m` ("));
+        assert!(
+            honest("`handover rollback`", &[flip.clone(), m.clone()])
+                .starts_with("`handover rollback --to m` (")
+        );
+        let said = honest("`handover rollback`", &[m, flip]);
+        assert!(said.starts_with("`handover rollback --to m --accept-loss` ("), "{said}");
     }
 }

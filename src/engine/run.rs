@@ -253,8 +253,8 @@ async fn begin(
     outline: &[Outline],
     command: &Command,
 ) -> Result<RunState> {
-    let file = plan.file.display().to_string();
-    let way_back = |state: &RunState| advice::way_back(&file, "it", &losses(outline, state, None));
+    let (called, file) = (plan.called(), plan.file.display().to_string());
+    let way_back = |state: &RunState| advice::way_back(&called, "it", &losses(outline, state, None));
     if *command == Command::Run {
         if let Some(last) = journal.runs(Some(&plan.name)).await?.first() {
             let state = RunState::fold(&journal.entries(last.run).await?)?;
@@ -262,11 +262,11 @@ async fn begin(
                 let way_back = way_back(&state);
                 return Err(Error::usage(format!("run {} of this plan is {}", last.run, state.phase.word()))
                     .hint(match state.phase {
-                        Phase::Done => format!("{way_back}; `handover finish {file}` ends it for good"),
+                        Phase::Done => format!("{way_back}; `handover finish {called}` ends it for good"),
                         Phase::Aborted => {
-                            format!("{way_back}; `handover finish {file}` leaves it as it is")
+                            format!("{way_back}; `handover finish {called}` leaves it as it is")
                         }
-                        _ => format!("`handover resume {file}` goes on with it; {way_back}"),
+                        _ => format!("`handover resume {called}` goes on with it; {way_back}"),
                     }));
             }
         }
@@ -279,16 +279,16 @@ async fn begin(
             refuse(format!("begin anew with `handover run {file}`"))
         }
         (Command::Resume, Phase::Done) => {
-            refuse(format!("nothing is left to do; `handover finish {file}` ends it for good"))
+            refuse(format!("nothing is left to do; `handover finish {called}` ends it for good"))
         }
         (Command::Resume, Phase::Aborted) => {
-            refuse(format!("{}; `handover finish {file}` leaves it as it is", way_back(&state)))
+            refuse(format!("{}; `handover finish {called}` leaves it as it is", way_back(&state)))
         }
         (Command::Rollback { .. }, _) if state.finishing => {
             refuse("`handover finish` has begun to drop what a rollback needs: let it go on".into())
         }
         (Command::Abort, Phase::Done | Phase::Aborted) => {
-            refuse(format!("{}; `handover finish {file}` leaves it as it is", way_back(&state)))
+            refuse(format!("{}; `handover finish {called}` leaves it as it is", way_back(&state)))
         }
         (Command::Finish, Phase::Forward | Phase::Back { .. } | Phase::RolledBack { .. }) => refuse(
             "only a run that is done or aborted can be finished; see `handover resume`, `rollback` and `abort`"

@@ -104,6 +104,12 @@ impl LeaseLook {
         };
         LeaseLook { status, row }
     }
+
+    /// Whether somebody acts on this run.
+    #[must_use]
+    pub fn acts_on(&self, run: Option<RunId>) -> bool {
+        self.status == LeaseStatus::Held && self.row.as_ref().and_then(|row| row.run) == run
+    }
 }
 
 /// A step's line.
@@ -171,7 +177,7 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
     };
     let state = RunState::fold(&entries)?;
     let lease = LeaseLook::new(lease);
-    let acts = lease.status == LeaseStatus::Held && lease.row.as_ref().and_then(|row| row.run) == run;
+    let acts = lease.acts_on(run);
     let steps = plan.steps.iter().map(|step| line(step, &state, acts)).collect();
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
     let rollback_loses = losses(&outline, &state, None);
@@ -226,8 +232,7 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
         _ => state.updated,
     };
     // Of one that was interrupted, nobody knows how long it worked after its last record.
-    let interrupted = matches!(known.status, Status::Running | Status::Undoing) && !acts;
-    let until = until.filter(|_| !interrupted);
+    let until = until.filter(|_| !is_interrupted(&known.status, acts));
     let seconds = known.started.zip(until).map(|(from, to)| to.duration_since(from).as_secs_f64().max(0.0));
     let standing = step.kind.stands().then(|| match known.status {
         Status::Pending | Status::Running | Status::Failed { .. } => StandingStatus::NotYet,
@@ -244,6 +249,13 @@ fn line(step: &crate::steps::Step, state: &RunState, acts: bool) -> StepLine {
         seconds,
         standing,
     }
+}
+
+/// Whether a step was begun and nobody works on it: its runner died, or was asked to stop. `acts` says whether somebody
+/// acts on its run.
+#[must_use]
+pub fn is_interrupted(status: &Status, acts: bool) -> bool {
+    matches!(status, Status::Running | Status::Undoing) && !acts
 }
 
 /// How the plan and its files differ from what the run began with, while it can go on. Databases are not compared.
@@ -346,7 +358,7 @@ fn next(
     losses: &[Loss],
     refusing: Option<&Refusing>,
 ) -> String {
-    let file = plan.file.display().to_string();
+    let (called, file) = (plan.called(), plan.file.display().to_string());
     if acts {
         let waits = state.steps.iter().find(|(id, s)| {
             s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind.asks_a_person())
@@ -355,10 +367,10 @@ fn next(
             (Some((id, _)), _) => format!("it waits for an approval: `handover approve {file} {id}`"),
             (None, Some(_)) => format!(
                 "only forward is safe: the participants are tried again by themselves; see what fails with \
-                 `handover events {file} --follow` and mend it"
+                 `handover events {called} --follow` and mend it"
             ),
             (None, None) => {
-                format!("it is being worked on; follow it with `handover events {file} --follow`")
+                format!("it is being worked on; follow it with `handover events {called} --follow`")
             }
         };
     }
@@ -376,32 +388,41 @@ fn next(
             matches!(state.status(&step.id), Status::Failed { failure } if failure.class == Class::Waiting);
         step.kind.asks_a_person() && waits
     });
-    let way_back = |what: &str| advice::way_back(&file, what, losses);
+    let way_back = |what: &str| advice::way_back(&called, what, losses);
     let text = match (&state.phase, asks) {
         (Phase::Forward, Some(step)) => {
-            format!("`handover approve {file} {}`, then `handover resume {file}`", step.id)
+            format!("`handover approve {file} {}`, then `handover resume {called}`", step.id)
         }
         (Phase::Forward, None) if refusing.is_some() => {
             format!(
-                "only forward is safe: `handover resume {file}` lets the participants commit; {}",
+                "only forward is safe: `handover resume {called}` lets the participants commit; {}",
                 way_back("it")
             )
         }
         (Phase::Forward | Phase::Back { .. }, _) => {
-            let mended = failure(plan, state)
-                .and_then(|failure| failure.hint.as_deref())
-                .map_or_else(String::new, |hint| format!("{}; ", advice::honest(hint, losses)));
-            format!("{mended}`handover resume {file}` goes on; {}", way_back("it"))
+            let hint = failure(plan, state).and_then(|failure| failure.hint.as_deref());
+            // What the failure's own hint says of either way is not said again.
+            let mut parts: Vec<String> = hint
+                .map(|hint| advice::named(&advice::honest(hint, losses), &called, Some(&file)))
+                .into_iter()
+                .collect();
+            if !hint.is_some_and(|hint| hint.contains("`handover resume`")) {
+                parts.push(format!("`handover resume {called}` goes on"));
+            }
+            if !hint.is_some_and(advice::speaks_of_rollback) {
+                parts.push(way_back("it"));
+            }
+            parts.join("; ")
         }
         (Phase::Done, _) => format!(
-            "nothing has to be done; {}; `handover finish {file}` later drops what is kept for that and ends every \
+            "nothing has to be done; {}; `handover finish {called}` later drops what is kept for that and ends every \
              way back",
             way_back("the run")
         ),
         (Phase::RolledBack { to: Some(_) }, _) => {
-            format!("`handover resume {file}` goes forward again; {}", way_back("the rest"))
+            format!("`handover resume {called}` goes forward again; {}", way_back("the rest"))
         }
-        (Phase::Aborted, _) => format!("{}; `handover finish {file}` leaves it as it is", way_back("it")),
+        (Phase::Aborted, _) => format!("{}; `handover finish {called}` leaves it as it is", way_back("it")),
         (Phase::RolledBack { to: None } | Phase::Finished, _) => {
             format!("nothing is left to do; `handover run {file}` begins anew")
         }

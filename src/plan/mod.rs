@@ -38,6 +38,8 @@ pub struct Plan {
     pub name: String,
     /// The file, as it was named.
     pub file: PathBuf,
+    /// How commands name it that accept a plan of the journal's, where that was asked for and not the file.
+    pub kept_as: Option<String>,
     /// The file's folder; relative paths start there.
     pub base: PathBuf,
     /// The databases by name.
@@ -137,6 +139,7 @@ impl Plan {
         Ok(Plan {
             name: checked.name,
             file: path.to_owned(),
+            kept_as: None,
             base,
             databases: checked.databases,
             control,
@@ -187,6 +190,13 @@ impl Plan {
                 Ok((name.clone(), Target { url, reader, search_path }))
             })
             .collect()
+    }
+
+    /// How a command names it that needs a run and not the file: `status`, `events`, `report`, `resume`, `rollback`, `abort`,
+    /// `finish`.
+    #[must_use]
+    pub fn called(&self) -> String {
+        self.kept_as.clone().unwrap_or_else(|| self.file.display().to_string())
     }
 
     /// A step by its id.

@@ -287,9 +287,9 @@ impl Listener for Bars {
                 });
             }
             Event::Standing { step, text, .. } => self.standing(step, text),
-            Event::Stopping => {
+            Event::Stopping { bound } => {
                 let work = self.header.as_ref().map(|header| (&header.step, header.begun.elapsed()));
-                self.line(&format!("{} {}", style("!").yellow().bold(), stopping(work)));
+                self.line(&format!("{} {}", style("!").yellow().bold(), stopping(work, *bound)));
             }
         }
     }

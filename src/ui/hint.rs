@@ -1,5 +1,6 @@
 //! What to do next about an error that does not say so itself: one sentence a class.
 
+use crate::engine::advice;
 use crate::error::{Class, Error};
 
 /// What to do next. Never empty.
@@ -13,15 +14,11 @@ pub fn next_step(error: &Error) -> String {
 pub struct Asked {
     /// The plan.
     pub plan: String,
+    /// Its file, unless the journal's name for it was told.
+    pub file: Option<String>,
     /// The whole command, without the program's name.
     pub again: String,
 }
-
-/// Commands that are told a plan.
-const OF_A_PLAN: &[&str] = &[
-    "check", "dry-run", "run", "resume", "rollback", "approve", "abort", "finish", "status", "runs",
-    "events", "report", "doctor",
-];
 
 /// A next step with its commands as they can be pasted. Where nothing was begun there is nothing to resume: then the
 /// command that failed is the one to repeat.
@@ -41,12 +38,7 @@ pub fn pasteable(next: &str, class: Class, asked: &Asked, began: bool) -> String
     } else {
         next.to_owned()
     };
-    // A step does not know by which name its plan was called.
-    let next = next.replace(" PLAN ", &format!(" {} ", asked.plan));
-    OF_A_PLAN.iter().fold(next, |text, verb| {
-        text.replace(&format!("`handover {verb}`"), &format!("`handover {verb} {}`", asked.plan))
-            .replace(&format!("`handover {verb} --"), &format!("`handover {verb} {} --", asked.plan))
-    })
+    advice::named(&next, &asked.plan, asked.file.as_deref())
 }
 
 fn fallback(class: Class) -> &'static str {
@@ -92,7 +84,11 @@ mod tests {
 
     #[test]
     fn commands_name_the_plan_and_nothing_is_resumed_that_never_began() {
-        let asked = |verb| Asked { plan: "p.yaml".into(), again: format!("{verb} p.yaml") };
+        let asked = |verb| Asked {
+            plan: "p.yaml".into(),
+            file: Some("p.yaml".into()),
+            again: format!("{verb} p.yaml"),
+        };
         let hint = "see that the server is up, then `handover resume`";
         let said = |class, verb, began| pasteable(hint, class, &asked(verb), began);
         assert!(said(Class::Connection, "run", false).ends_with("then `handover run p.yaml`"));

@@ -62,9 +62,9 @@ fn below(text: &str) -> String {
 impl Listener for Plain {
     fn on(&mut self, event: &Event) {
         match event {
-            Event::Stopping => {
+            Event::Stopping { bound } => {
                 let work = self.work.as_ref().map(|(step, since)| (step, since.elapsed()));
-                out(format_args!("         {}", stopping(work)));
+                out(format_args!("         {}", stopping(work, *bound)));
             }
             Event::Recorded { entry, .. } => {
                 match &entry.record {

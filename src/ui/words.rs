@@ -65,9 +65,10 @@ pub fn of_step<'a>(step: &StepId, message: &'a str) -> &'a str {
     message.strip_prefix(&format!("step `{step}`: ")).unwrap_or(message)
 }
 
-/// That a stop was asked for, and what it waits for: the step in work and how long it has been.
+/// That a stop was asked for, and what it waits for: the step in work and how long it has been. `bound`: something goes
+/// on that must not be cut short, and Ctrl-C does not end it either.
 #[must_use]
-pub fn stopping(work: Option<(&StepId, std::time::Duration)>) -> String {
+pub fn stopping(work: Option<(&StepId, std::time::Duration)>, bound: bool) -> String {
     let after = match work {
         Some((step, long)) => {
             format!(
@@ -77,7 +78,14 @@ pub fn stopping(work: Option<(&StepId, std::time::Duration)>) -> String {
         }
         None => "the run ends at its next safe place".to_owned(),
     };
-    format!("stopping: {after}; Ctrl-C again ends it at once, which `handover resume` survives too")
+    match bound {
+        true => {
+            format!("stopping: {after}; what it is at must not be cut short, and Ctrl-C again ends nothing")
+        }
+        false => {
+            format!("stopping: {after}; Ctrl-C again ends it at once, which `handover resume` survives too")
+        }
+    }
 }
 
 fn short(digest: &str) -> &str {

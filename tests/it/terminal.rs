@@ -159,6 +159,7 @@ async fn what_failed_before_it_did_anything_is_undone_by_nothing() {
         assert!(failed.code != Some(0) && failed.stderr.contains(missing), "{step}: {failed}");
         let back = world.handover("rollback", &[]).await;
         assert_eq!(back.code, Some(0), "{step}: {back}");
+        assert!(back.stdout.contains("step: undoing\n") && !back.stdout.contains("again"), "{step}: {back}");
         world.drop_now().await;
     }
 }
@@ -253,6 +254,67 @@ async fn a_dry_run_needs_no_writer_where_a_reader_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_was_killed_reads_the_same_everywhere() {
+    let world = world(PLAN).await;
+    world.handover_failing("engine.step-started", "run", &[]).await.killed();
+    let status = world.handover("status", &[]).await.success();
+    assert!(status.stdout.contains("interrupted, its runner died"), "{status}");
+    let report = world.handover("report", &[]).await.success();
+    let (_, steps) = report.stdout.split_once("\nSteps\n").unwrap();
+    let line = steps.lines().next().unwrap();
+    assert!(
+        line.contains("index") && line.ends_with("interrupted"),
+        "nobody knows how long it worked: {report}"
+    );
+    assert!(!report.stdout.contains("not ended") || report.stdout.starts_with("Not ended"), "{report}");
+    let json = object(&world.handover("report", &["--format", "json"]).await);
+    assert_eq!(json["steps"][0]["attempts"][0]["outcome"], "interrupted", "{json}");
+    assert_eq!(json["steps"][0]["seconds"], Value::Null, "{json}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undo_that_cannot_be_is_not_called_one() {
+    let plan = one("migrate: { on: blue, role: app, dir: steps, undo: none }");
+    let template = Database::with(servers::blue().await, TABLE).await;
+    let world = World::new(Some(&template.name), None, &plan, &[("steps/V1__one.sql", "select 1;")]).await;
+    let look = world.handover("dry-run", &[]).await.success();
+    assert!(
+        !look.stdout.contains("undo cannot") && !look.stdout.contains("rollback from here on cannot"),
+        "{look}"
+    );
+    assert!(look.stdout.contains("a rollback from here on stops at it, for it cannot be undone: "), "{look}");
+    assert!(look.stdout.contains("(the point of no return): it cannot be undone: "), "{look}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_behind_the_flip_tells_the_loss_once_and_a_way_back_that_works() {
+    let scenario = cutover::scenario();
+    let blue = Database::with(servers::blue().await, scenario.blue).await;
+    let green = Database::with(servers::green().await, scenario.green).await;
+    let plan = format!(
+        "{}\n  - id: soak\n    monitor: {{ for: 2s, every: 200ms, breaches: 1, probes: [{{ name: never, sql: {{ on: green, query: select 0 }}, min: 1 }}] }}\n",
+        scenario.plan.trim_end()
+    );
+    let world = World::new(Some(&blue.name), Some(&green.name), &plan, scenario.files).await;
+    let run = world.handover("run", &[]).await;
+    assert_ne!(run.code, Some(0), "{run}");
+    let status = world.handover("status", &[]).await.success();
+    let next = status.stdout.rsplit("next:").next().unwrap();
+    assert_eq!(next.matches("loses what was written on green").count(), 1, "{status}");
+    let back = format!("`handover rollback {} --accept-loss`", world.plan().display());
+    for text in [next, &run.stderr] {
+        assert!(text.contains(&back) && !text.contains("rollback`"), "{text}");
+        assert!(text.contains(&format!("`handover resume {}`", world.plan().display())), "{text}");
+    }
+    let report = world.handover("report", &[]).await.success();
+    assert!(!report.stdout.contains("`handover resume`"), "{report}");
+    let events = world.handover("events", &[]).await.success();
+    assert!(!events.stdout.contains("`successor`"), "{events}");
+    let rollback = world.handover("rollback", &["--accept-loss"]).await.success();
+    assert!(rollback.stdout.matches("turning back\n").count() <= 1, "{rollback}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_lists_what_is_this_plans_only() {
     let plan = "
 handover: 1
@@ -296,12 +358,23 @@ async fn a_plan_that_cannot_be_read_does_not_keep_its_run() {
         assert_eq!(output.status.code(), Some(code), "{verb}: {all}");
         all
     };
-    assert!(kept("status", "${CONTROL_URL}", 0).await.contains("waiting for the approval of alice"));
+    let status = kept("status", "${CONTROL_URL}", 0).await;
+    assert!(status.contains("waiting for the approval of alice"));
+    // Only `approve` and others that need the file name it.
+    let called = "--control '${CONTROL_URL}' --plan shop";
+    assert!(status.contains(&format!("go-live`, then `handover resume {called}`")), "{status}");
+    let refused = kept("finish", "${CONTROL_URL}", 2).await;
+    assert!(refused.contains(&format!("`handover resume {called}`")), "{refused}");
     assert!(kept("events", "CONTROL_URL", 0).await.contains("index: done"));
     assert!(kept("report", "${CONTROL_URL}", 0).await.contains("go-live"));
     let literal = kept("status", &world.control.handover_url(), 2).await;
     assert!(literal.contains("a password stands on the command line"), "{literal}");
     kept("run", "${CONTROL_URL}", 2).await;
+    kept("abort", "${CONTROL_URL}", 0).await;
+    let aborted = kept("status", "${CONTROL_URL}", 0).await;
+    for verb in ["rollback", "finish"] {
+        assert!(aborted.contains(&format!("`handover {verb} {called}`")), "{aborted}");
+    }
     kept("rollback", "${CONTROL_URL}", 0).await;
     assert_eq!(world.blue.value("select to_regclass('token_subject')::text").await, None);
 }
@@ -356,6 +429,7 @@ async fn a_stop_is_told_at_once() {
     while let Some(line) = lines.next_line().await.unwrap() {
         if line.contains("stopping: step `step` (at work for") {
             told = Some(asked.elapsed());
+            assert!(!line.contains("ends it at once") && line.contains("must not be cut short"), "{line}");
         }
     }
     assert!(told.is_some_and(|after| after < Duration::from_secs(1)), "{told:?}");

@@ -340,7 +340,11 @@ pub enum Event {
         text: String,
     },
     /// The operator or the system asked for a stop; the step in work goes on to its next safe place.
-    Stopping,
+    Stopping {
+        /// Whether something goes on that must not be cut short, so that asking once more ends nothing.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        bound: bool,
+    },
     /// The state of a standing task.
     Standing {
         /// The step that left it.

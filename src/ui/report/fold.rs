@@ -4,6 +4,7 @@ use super::shape::{Actor, Attempt, Change, Outcome, Report, StepReport, Way, bet
 use super::timeline::timeline;
 use crate::engine::advice;
 use crate::engine::decide::{Loss, Outline, losses};
+use crate::engine::status::is_interrupted;
 use crate::error::{Class, Result};
 use crate::event::{Entry, Failure, Record, RunId, StepId};
 use crate::journal::{Phase, RequestRow, RunState, Status};
@@ -11,11 +12,17 @@ use crate::plan::Plan;
 use jiff::Timestamp;
 use serde_json::Value;
 
-/// Folds a journal. `plan` gives order, titles and kinds.
+/// Folds a journal. `plan` gives order, titles and kinds; `acts` says whether somebody acts on the run.
 ///
 /// # Errors
 /// A journal that cannot be.
-pub fn report(plan: &Plan, run: RunId, entries: &[Entry], requests: Vec<RequestRow>) -> Result<Report> {
+pub fn report(
+    plan: &Plan,
+    run: RunId,
+    entries: &[Entry],
+    requests: Vec<RequestRow>,
+    acts: bool,
+) -> Result<Report> {
     let state = RunState::fold(entries)?;
     let (version, digest) = entries
         .iter()
@@ -30,7 +37,7 @@ pub fn report(plan: &Plan, run: RunId, entries: &[Entry], requests: Vec<RequestR
             ids.push(id.clone());
         }
     }
-    let steps: Vec<StepReport> = ids.into_iter().map(|id| step(plan, &state, entries, id)).collect();
+    let steps: Vec<StepReport> = ids.into_iter().map(|id| step(plan, &state, entries, id, acts)).collect();
     let write_pause_ms = steps
         .iter()
         .filter(|step| step.status == Status::Done)
@@ -135,7 +142,7 @@ fn changes(entries: &[Entry]) -> Vec<Change> {
     out
 }
 
-fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepReport {
+fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId, acts: bool) -> StepReport {
     let mut attempts: Vec<Attempt> = Vec::new();
     let close = |attempts: &mut Vec<Attempt>, at: Timestamp, outcome: Outcome, failure: Option<&Failure>| {
         if let Some(last) = attempts.last_mut().filter(|last| last.outcome == Outcome::Open) {
@@ -146,8 +153,9 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepRep
             last.seconds = (!unknown).then(|| between(last.started, at));
             last.failure = failure.cloned().map(|mut failure| {
                 // A step does not know by which name its plan is called.
-                let named = |hint: String| hint.replace(" PLAN ", &format!(" {} ", plan.file.display()));
-                failure.hint = failure.hint.map(named);
+                failure.hint = failure
+                    .hint
+                    .map(|hint| advice::named(&hint, &plan.called(), Some(&plan.file.display().to_string())));
                 failure
             });
         }
@@ -187,8 +195,11 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId) -> StepRep
             _ => {}
         }
     }
+    if let (true, Some(last)) = (is_interrupted(state.status(&id), acts), entries.last()) {
+        close(&mut attempts, last.at, Outcome::Interrupted, None);
+    }
     let known = plan.step(&id);
-    let seconds = attempts.iter().filter_map(|attempt| attempt.seconds).sum();
+    let seconds = attempts.iter().filter_map(|attempt| attempt.seconds).reduce(|all, one| all + one);
     StepReport {
         title: known.and_then(|step| step.title.clone()),
         kind: known.map(|step| step.kind_name),
@@ -213,15 +224,28 @@ fn find_number(value: &Value, key: &str) -> Option<f64> {
 }
 
 impl StepReport {
+    /// Whether its last attempt ended without a word.
+    fn was_interrupted(&self) -> bool {
+        self.attempts.last().is_some_and(|last| last.outcome == Outcome::Interrupted)
+    }
+
+    /// The time of all its attempts in words; empty where it is not known.
+    #[must_use]
+    pub fn took(&self) -> String {
+        self.seconds.map_or_else(String::new, crate::ui::words::duration)
+    }
+
     /// Where it stands, in a word or two.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self.status {
             Status::Pending => "not begun",
+            Status::Running if self.was_interrupted() => "interrupted",
             Status::Running => "not ended",
             Status::Failed { ref failure } if failure.class == Class::Waiting => "waiting",
             Status::Failed { .. } => "failed",
             Status::Done => "done",
+            Status::Undoing if self.was_interrupted() => "undo interrupted",
             Status::Undoing => "being undone",
             Status::UndoFailed { .. } => "undo failed",
             Status::Undone => "undone",

@@ -85,7 +85,7 @@ fn one(out: &mut String, step: &super::shape::StepReport) {
         Status::Failed { .. } | Status::UndoFailed { .. } => "bad",
         _ => "",
     };
-    let took = if step.attempts.is_empty() { String::new() } else { duration(step.seconds) };
+    let took = step.took();
     let _ = write!(
         out,
         "<section class=\"step\"><div><strong>{}</strong> <span class=\"kind\">{}</span></div>\

@@ -31,7 +31,7 @@ pub fn markdown(report: &Report) -> String {
             escape(step.id.as_str()),
             step.kind.unwrap_or("–"),
             step.word(),
-            if step.attempts.is_empty() { String::new() } else { duration(step.seconds) },
+            step.took(),
             escape(&summary_words(&step.summary)),
         );
     }

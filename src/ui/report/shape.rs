@@ -90,8 +90,8 @@ pub struct StepReport {
     pub attempts: Vec<Attempt>,
     /// What it said of itself.
     pub summary: Value,
-    /// The time of all its attempts.
-    pub seconds: f64,
+    /// The time of all its attempts; none where it is not known of any.
+    pub seconds: Option<f64>,
 }
 
 /// Which way an attempt went.

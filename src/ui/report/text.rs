@@ -44,7 +44,7 @@ pub fn text(report: &Report) -> String {
             step.id.as_str(),
             step.kind.unwrap_or("-"),
             step.word(),
-            if step.attempts.is_empty() { String::new() } else { duration(step.seconds) },
+            step.took(),
         );
         if step.attempts.len() > 1 || step.attempts.iter().any(|a| a.failure.is_some()) {
             for attempt in &step.attempts {
