@@ -98,10 +98,13 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
 /// Names the tables that are frozen like all others although no copy takes them and nothing of them is captured.
 async fn left_out(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Description) -> Result<()> {
     let (Some(from), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(()) };
-    if copies(cutover, cx).next().is_none() {
+    if feeds::copies(cutover, cx).next().is_none() {
         return Ok(());
     }
-    let captured: BTreeSet<&TableName> = of_kind::<Capture>(cx.before(&cx.step))
+    let captured: BTreeSet<&TableName> = cx
+        .links
+        .captures
+        .before(cx.place())
         .filter(|(_, capture)| capture.from == *from)
         .flat_map(|(_, capture)| capture.tables.keys())
         .collect();
@@ -109,7 +112,7 @@ async fn left_out(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Des
         .await?
         .into_iter()
         .filter(|table| !captured.contains(table))
-        .filter(|table| !copies(cutover, cx).any(|(_, copy)| copy.selection().table(table)))
+        .filter(|table| !feeds::copies(cutover, cx).any(|(_, copy)| copy.selection().table(table)))
         .collect();
     if !left.is_empty() {
         out.warning(format!(
