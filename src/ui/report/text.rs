@@ -38,14 +38,14 @@ pub fn text(report: &Report) -> String {
     let width = report.steps.iter().map(|s| s.id.as_str().len()).max().unwrap_or(0);
     for step in &report.steps {
         let words = summary_words(&step.summary);
-        let _ = writeln!(
-            out,
+        let line = format!(
             "  {:width$}  {:12}  {:9}  {:>12}  {words}",
             step.id.as_str(),
             step.kind.unwrap_or("-"),
             step.word(),
             step.took(),
         );
+        let _ = writeln!(out, "{}", line.trim_end());
         if step.attempts.len() > 1 || step.attempts.iter().any(|a| a.failure.is_some()) {
             for attempt in &step.attempts {
                 let words = attempt.words().replace('\n', "\n                               ");
