@@ -8,6 +8,7 @@ use crate::steps::Context;
 use crate::steps::replicate;
 use handover_copy::Copy;
 use handover_events::Stream;
+use handover_events::capture::Capture;
 use handover_replication::Link;
 use std::collections::BTreeSet;
 
@@ -19,6 +20,19 @@ pub fn copies<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item =
     cx.links.copies.before(cx.place()).filter(|(_, copy)| {
         Some(&copy.from) == cutover.freeze.as_ref() && Some(&copy.to) == cutover.to.as_ref()
     })
+}
+
+/// The captures on the side that is frozen.
+pub fn captures<'a>(
+    cutover: &'a Cutover,
+    cx: &'a Context,
+) -> impl Iterator<Item = (&'a StepId, &'a Capture)> {
+    cx.links.captures.before(cx.place()).filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
+}
+
+/// The tables of which they capture something.
+pub fn captured<'a>(cutover: &'a Cutover, cx: &'a Context) -> BTreeSet<&'a TableName> {
+    captures(cutover, cx).flat_map(|(_, capture)| capture.tables.keys()).collect()
 }
 
 /// The replication from the side that is frozen to the one that takes over.
@@ -35,16 +49,10 @@ pub async fn replicated(cutover: &Cutover, cx: &Context, blue: &Session) -> Resu
     }
 }
 
-/// The captures on the frozen side whose replay tails into the new one.
+/// Those captures whose replay tails into the new side.
 pub fn replayed<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item = &'a StepId> {
     let place = cx.place();
-    cx.links
-        .captures
-        .before(place)
-        .filter(move |(id, capture)| {
-            Some(&capture.from) == cutover.freeze.as_ref() && cx.links.is_replayed(place, id)
-        })
-        .map(|(id, _)| id)
+    captures(cutover, cx).map(|(id, _)| id).filter(move |id| cx.links.is_replayed(place, id))
 }
 
 /// Their streams.

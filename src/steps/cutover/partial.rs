@@ -33,16 +33,11 @@ struct Partial<'a> {
 
 /// The tables that are copied, frozen and captured in part, and of which the plan does not say that the rest may be
 /// lost.
-async fn partial<'a>(cutover: &Cutover, cx: &'a Context, blue: &Session) -> Result<Vec<Partial<'a>>> {
+async fn partial<'a>(cutover: &'a Cutover, cx: &'a Context, blue: &Session) -> Result<Vec<Partial<'a>>> {
     if feeds::copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
     }
-    let captures: Vec<(&StepId, &Capture)> = cx
-        .links
-        .captures
-        .before(cx.place())
-        .filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
-        .collect();
+    let captures: Vec<(&StepId, &Capture)> = feeds::captures(cutover, cx).collect();
     let whole: BTreeSet<&TableName> = captures
         .iter()
         .flat_map(|(_, capture)| &capture.tables)

@@ -26,13 +26,7 @@ pub async fn exposed(cutover: &Cutover, cx: &Context, blue: &Session) -> Result<
     if feeds::copies(cutover, cx).next().is_none() {
         return Ok(Vec::new());
     }
-    let captured: BTreeSet<&TableName> = cx
-        .links
-        .captures
-        .before(cx.place())
-        .filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
-        .flat_map(|(_, capture)| capture.tables.keys())
-        .collect();
+    let captured = feeds::captured(cutover, cx);
     // A partition's rows are captured with its parent's; a parent has no rows of its own.
     let rows = blue
         .query(
@@ -101,13 +95,7 @@ async fn left_out(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut Des
     if feeds::copies(cutover, cx).next().is_none() {
         return Ok(());
     }
-    let captured: BTreeSet<&TableName> = cx
-        .links
-        .captures
-        .before(cx.place())
-        .filter(|(_, capture)| capture.from == *from)
-        .flat_map(|(_, capture)| capture.tables.keys())
-        .collect();
+    let captured = feeds::captured(cutover, cx);
     let left: Vec<TableName> = freeze::tables(blue, cutover)
         .await?
         .into_iter()

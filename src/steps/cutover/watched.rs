@@ -35,8 +35,7 @@ async fn drifted(cutover: &Cutover, cx: &Context, blue: &Session, green: &Sessio
         };
         out.extend(fingerprint::drift(&part(&before, &concerned), &part(&now, &concerned)));
     }
-    let captures = cx.links.captures.before(cx.place());
-    for (step, capture) in captures.filter(|(_, c)| Some(&c.from) == cutover.freeze.as_ref()) {
+    for (step, capture) in feeds::captures(cutover, cx) {
         let Some(before) = of_capture(cx, step)? else { continue };
         // Also those that left it since.
         let mut tables = captured(blue, capture).await?;
