@@ -155,6 +155,7 @@ fn read_steps(steps: &[Value], common: &Part, out: &mut Checked, problems: &mut 
         }
     }
     out.steps = read.into();
+    out.links = kind::links(&out.steps).into();
 }
 
 fn literal_passwords(value: &Value, path: &Path, problems: &mut Problems) {
@@ -377,13 +378,12 @@ fn parse<T>(
 
 fn check_kinds(out: &Checked, base: &std::path::Path, problems: &mut Problems) {
     let databases: BTreeSet<String> = out.databases.keys().cloned().collect();
-    let links = kind::links(&out.steps);
     for (index, (step, place)) in out.steps.iter().zip(&out.places).enumerate() {
         let cx = CheckContext {
             base,
             databases: &databases,
             has_queue: out.queue.is_some(),
-            links: &links,
+            links: &out.links,
             index,
             on_failure: step.on_failure,
             ours: &out.schema,

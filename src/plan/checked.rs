@@ -2,7 +2,7 @@
 
 use super::file::DatabaseSpec;
 use crate::problem::Path;
-use crate::steps::Step;
+use crate::steps::{Links, Step};
 use crate::value::EnvString;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,8 @@ pub struct Checked {
     pub schema: String,
     /// Its steps.
     pub steps: Arc<[Step]>,
+    /// Which of them builds on which.
+    pub links: Arc<Links>,
     /// Where the steps stand in the document, in the same order.
     pub places: Vec<StepPlace>,
 }

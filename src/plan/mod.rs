@@ -23,7 +23,6 @@ use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::postgres::connect::Target;
 use crate::problem::{Path as NodePath, Problems, Severity};
-use crate::steps::kind;
 use crate::steps::{Links, Step, Undo};
 use crate::value::EnvString;
 use locate::Locator;
@@ -145,7 +144,7 @@ impl Plan {
             control,
             queue: checked.queue,
             schema: checked.schema,
-            links: Arc::new(kind::links(&checked.steps)),
+            links: checked.links,
             steps: checked.steps,
             warnings: errors.problems,
             lines,
