@@ -12,5 +12,4 @@ pub mod ui;
 
 pub use handover_core::{Class, Error, Result, child, error, event, failpoint, problem, redact, value};
 pub use handover_postgres as postgres;
-pub use handover_postgres::tls;
 pub use handover_queue as queue;

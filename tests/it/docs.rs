@@ -1,5 +1,6 @@
 //! Documents are held to the program: what they show is accepted, what they name is there.
 
+use crate::support::sources::sources;
 use handover::plan::Plan;
 use handover::problem::Severity;
 use handover::steps::KINDS;
@@ -187,17 +188,6 @@ fn every_relative_link_leads_somewhere() {
         }
     }
     assert!(seen > 10, "{seen} links");
-}
-
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            out.push(path);
-        }
-    }
 }
 
 /// Hints, help texts and comments send people to files; those must be there.

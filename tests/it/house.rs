@@ -1,5 +1,6 @@
 //! The structure of the source: files and crates import downwards only, as `docs/architecture.md` draws it.
 
+use crate::support::sources::sources;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -206,17 +207,6 @@ fn joined(module: &Module, part: &str) -> Module {
     let mut out = module.clone();
     out.push(part.to_owned());
     out
-}
-
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            out.push(path);
-        }
-    }
 }
 
 /// What can be reached from a node.

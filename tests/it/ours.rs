@@ -2,8 +2,9 @@
 
 use crate::bluegreen::{BLUE, FILES, PLAN};
 use crate::support::servers::{self, Database};
+use crate::support::sources::sources;
 use crate::support::world::{World, bounded};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What an application keeps in schemas of our default names, with tables that are called like ours.
 const APPLICATION: &str = "
@@ -155,17 +156,6 @@ async fn a_word_of_sql_is_refused_by_asking_the_server() {
     }
     let refused = without_the_file(&world, "status", &["--schema", "Up-Keep"]).await;
     assert!(refused.0 == Some(2) && refused.1.contains("`Up-Keep` cannot name"), "{refused:?}");
-}
-
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, out);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            out.push(path);
-        }
-    }
 }
 
 /// What may follow `handover.` in a text that is no comment: settings, files, and what a stream is called.

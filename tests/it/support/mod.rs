@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod scenario;
 pub mod servers;
 pub mod snapshot;
+pub mod sources;
 pub mod standby;
 pub mod tls;
 pub mod world;

@@ -33,7 +33,7 @@ impl TlsProxy {
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, made.cert.pem()).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        handover::tls::install();
+        handover_postgres::tls::install();
         let config = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key)
