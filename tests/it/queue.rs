@@ -186,6 +186,56 @@ async fn a_batch_may_be_published_again(url: &str) {
     queue.delete(&stream).await.unwrap();
 }
 
+/// Events that are asked for again come at the pace of the queue, however busy the old side is meanwhile.
+async fn what_is_published_again_does_not_wait_for_silence(url: &str) {
+    const LOST: i64 = 400;
+    let (queue, stream) = stream(url, 1).await;
+    queue.publish(&stream, &messages(0, 1..=LOST)).await.unwrap();
+    let mut consumer = queue.consume(&stream, 0, 20).await.unwrap();
+    for _ in 0..LOST / 20 {
+        let taken = take(&mut *consumer, 20).await;
+        consumer.ack(taken[19].tag).await.unwrap();
+    }
+    let mut last = LOST;
+    queue.publish(&stream, &messages(0, 1..=LOST)).await.unwrap();
+    let (mut seen, mut next) = (Vec::new(), 1);
+    // Each round brings two new ones and takes at most twenty.
+    for round in 0..100 {
+        queue.publish(&stream, &messages(0, last + 1..=last + 2)).await.unwrap();
+        last += 2;
+        let taken = consumer.next(20, LONG).await.unwrap();
+        for number in numbers(&taken) {
+            if number == next {
+                next += 1;
+            }
+            seen.push(number);
+        }
+        consumer.ack(taken[taken.len() - 1].tag).await.unwrap();
+        if next > LOST {
+            assert!(round < 60, "only after {round} rounds");
+            queue.delete(&stream).await.unwrap();
+            return;
+        }
+    }
+    panic!("number {next} has not come again: {seen:?}");
+}
+
+/// Whoever asks for events again may have thrown away what it holds: it is not to be taken for delivered.
+async fn what_is_published_again_while_it_is_held_comes_again(url: &str) {
+    let (queue, stream) = stream(url, 1).await;
+    queue.publish(&stream, &messages(0, 1..=5)).await.unwrap();
+    let mut consumer = queue.consume(&stream, 0, 100).await.unwrap();
+    let held = take(&mut *consumer, 5).await;
+    queue.publish(&stream, &messages(0, 2..=6)).await.unwrap();
+    consumer.ack(held[4].tag).await.unwrap();
+    let again = take(&mut *consumer, 5).await;
+    assert_eq!(numbers(&again), [2, 3, 4, 5, 6]);
+    consumer.ack(again[4].tag).await.unwrap();
+    nothing(&mut *consumer).await;
+    assert_eq!(queue.depth(&stream).await.unwrap(), 0);
+    queue.delete(&stream).await.unwrap();
+}
+
 async fn a_waiting_consumer_is_served_at_once(url: &str) {
     let (queue, stream) = stream(url, 1).await;
     let mut consumer = queue.consume(&stream, 0, 10).await.unwrap();
@@ -326,6 +376,8 @@ contract! {
     many_crashes_take_nothing_away
     acknowledging_reaches_up_to_the_tag
     a_batch_may_be_published_again
+    what_is_published_again_does_not_wait_for_silence
+    what_is_published_again_while_it_is_held_comes_again
     a_waiting_consumer_is_served_at_once
     ten_thousand_messages_take_seconds
     declaring_again_is_fine_but_not_otherwise

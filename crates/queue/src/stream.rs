@@ -45,7 +45,9 @@ pub trait Queue: Send + Sync {
     /// or a number of partitions that is not allowed.
     async fn declare(&self, stream: &str, partitions: u32) -> Result<()>;
 
-    /// Publishes all messages, and returns only when every one is durable. Repeating a batch is fine.
+    /// Publishes all messages, and returns only when every one is durable. Repeating a batch is fine: what is
+    /// published again is delivered again, also if a consumer holds it at the moment, and is not acknowledged along with
+    /// the first delivery.
     ///
     /// # Errors
     /// `Connection` when the connection broke or the server does not take messages at the moment; `Data` when

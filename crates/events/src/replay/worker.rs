@@ -261,7 +261,8 @@ impl<'a> Pool<'a> {
 
     async fn ask_again(&self, partition: u32, window: &Window<Event>) -> Result<()> {
         self.port.warn(format!(
-            "the queue lost events of partition {partition}: asking for number {} and later again",
+            "the queue no longer has event {} of partition {partition} (it was lost, or taken by a replay that was undone): \
+             asking for it and all later ones again",
             window.next()
         ));
         let mut blue = self.port.writer(self.blue).await?;

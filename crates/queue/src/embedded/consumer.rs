@@ -8,12 +8,13 @@ use handover_postgres::ours::OURS;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 /// How long to rest when nothing is there. A notification ends it at once; this bound is for a partition whose
 /// other consumer goes away, which nobody announces.
 const REST: Duration = Duration::from_millis(250);
-/// How often to look also for numbers that were acknowledged before: a publisher that repeats a batch brings
-/// them back.
+/// How often an idle consumer looks at everything: a publisher that was slow to commit may have brought a number
+/// that is lower than what another one brought meanwhile.
 const LOOK_BACK: Duration = Duration::from_secs(1);
 
 /// A consumer has a session to itself, whose advisory lock makes it the only one of its partition; the lock goes
@@ -25,16 +26,30 @@ pub struct EmbeddedConsumer {
     partition: u32,
     prefetch: usize,
     active: bool,
-    /// What was delivered and not acknowledged: tag and number.
-    held: VecDeque<(u64, i64)>,
+    /// What was delivered and not acknowledged.
+    held: VecDeque<Held>,
     tag: u64,
-    /// The highest number acknowledged here. Rows below it are gone, and skipping their dead index entries keeps
-    /// a look cheap while a long transaction holds back vacuum.
-    floor: Option<i64>,
+    /// The last number that was delivered here. Looking only beyond it skips dead index entries, which keeps a look
+    /// cheap while a long transaction holds back vacuum.
+    position: Option<i64>,
     looked_back: Option<Instant>,
-    /// The highest number that any consumer was ever given.
-    delivered: Option<i64>,
     broken: Option<Error>,
+}
+
+/// A delivery that is not acknowledged. `version` tells the row from the one that a publisher makes of it by
+/// publishing it again: that one is not acknowledged along with it.
+struct Held {
+    tag: u64,
+    number: i64,
+    version: String,
+}
+
+/// What one look at a partition finds.
+struct Look {
+    /// The highest number that a consumer was given, lowered by whoever publishes lower ones again.
+    delivered: Option<i64>,
+    /// Number, version and payload, in the order of numbers.
+    found: Vec<(i64, String, Vec<u8>)>,
 }
 
 impl EmbeddedConsumer {
@@ -54,9 +69,8 @@ impl EmbeddedConsumer {
             active: false,
             held: VecDeque::new(),
             tag: 0,
-            floor: None,
+            position: None,
             looked_back: None,
-            delivered: None,
             broken: None,
         })
     }
@@ -74,14 +88,6 @@ impl EmbeddedConsumer {
                 .query_one("select pg_try_advisory_lock(hashtextextended($1, 0))", &[&key])
                 .await?
                 .get(0);
-            if self.active {
-                // Read only now: before, another consumer was still writing it.
-                let sql = &format!(
-                    "select delivered from {OURS}_queue.partition where stream = $1 and partition = $2"
-                );
-                self.delivered =
-                    client.query_opt(sql, &[&self.stream, &self.number()]).await?.and_then(|row| row.get(0));
-            }
         }
         Ok(self.active)
     }
@@ -91,61 +97,80 @@ impl EmbeddedConsumer {
         if room == 0 || !self.activate().await? {
             return Ok(Vec::new());
         }
-        let mut found = self.select(self.floor, room).await?;
-        if found.is_empty() && self.looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK) {
-            self.looked_back = Some(Instant::now());
-            // A broker cancels the consumers of a queue that is deleted; here it shows in its row.
-            let sql = &format!("select from {OURS}_queue.partition where stream = $1 and partition = $2");
-            if self.session.client.query_opt(sql, &[&self.stream, &self.number()]).await?.is_none() {
+        let mut above = self.position;
+        loop {
+            let Some(look) = self.look(above, room).await? else {
+                // A broker cancels the consumers of a queue that is deleted; here it shows in its row.
                 let place = format!("Postgres at {}", self.target.place());
                 self.broken = Some(no_stream(&self.stream, &place));
                 return Ok(Vec::new());
+            };
+            if look.delivered < above {
+                above = look.delivered;
+                continue;
             }
-            if self.floor.is_some() {
-                found = self.select(None, room).await?;
-            }
-        }
-        let Some(highest) = found.iter().map(|(number, _)| *number).max() else { return Ok(Vec::new()) };
-        let before = self.delivered;
-        if before < Some(highest) {
-            let sql = &format!(
-                "update {OURS}_queue.partition set delivered = $3
-                       where stream = $1 and partition = $2 and (delivered is null or delivered < $3)"
-            );
-            self.session.client.execute(sql, &[&self.stream, &self.number(), &highest]).await?;
-            self.delivered = Some(highest);
-        }
-        Ok(found
-            .into_iter()
-            .map(|(number, payload)| {
-                self.tag += 1;
-                self.held.push_back((self.tag, number));
-                let message = Message { partition: self.partition, number, payload };
-                Delivery {
-                    message,
-                    tag: self.tag,
-                    redelivered: before.is_some_and(|before| number <= before),
+            let Some(highest) = look.found.last().map(|(number, ..)| *number) else {
+                if above.is_some() && self.looked_back.is_none_or(|at| at.elapsed() >= LOOK_BACK) {
+                    self.looked_back = Some(Instant::now());
+                    above = None;
+                    continue;
                 }
-            })
-            .collect())
+                return Ok(Vec::new());
+            };
+            if look.delivered < Some(highest) && !self.note(look.delivered, highest).await? {
+                continue;
+            }
+            self.position = Some(highest);
+            return Ok(look.found.into_iter().map(|row| self.deliver(row, look.delivered)).collect());
+        }
     }
 
-    async fn select(
-        &self,
-        above: Option<i64>,
-        room: usize,
-    ) -> Result<Vec<(i64, Vec<u8>)>, tokio_postgres::Error> {
-        let held: Vec<i64> = self.held.iter().map(|(_, number)| *number).collect();
+    /// Notes what is about to be delivered, unless a publisher lowered the number since it was looked at.
+    async fn note(&self, before: Option<i64>, highest: i64) -> Result<bool, tokio_postgres::Error> {
+        let sql = &format!(
+            "update {OURS}_queue.partition set delivered = $4
+                   where stream = $1 and partition = $2 and delivered is not distinct from $3"
+        );
+        let client = &self.session.client;
+        Ok(client.execute(sql, &[&self.stream, &self.number(), &before, &highest]).await? > 0)
+    }
+
+    fn deliver(
+        &mut self,
+        (number, version, payload): (i64, String, Vec<u8>),
+        before: Option<i64>,
+    ) -> Delivery {
+        self.tag += 1;
+        self.held.push_back(Held { tag: self.tag, number, version });
+        Delivery {
+            message: Message { partition: self.partition, number, payload },
+            tag: self.tag,
+            redelivered: before.is_some_and(|before| number <= before),
+        }
+    }
+
+    /// Nothing if the partition is not there.
+    async fn look(&self, above: Option<i64>, room: usize) -> Result<Option<Look>, tokio_postgres::Error> {
+        let (numbers, versions): (Vec<i64>, Vec<&str>) =
+            self.held.iter().map(|held| (held.number, held.version.as_str())).unzip();
         let room = i64::try_from(room).unwrap_or(i64::MAX);
         let sql = &format!(
-            "select number, payload from {OURS}_queue.message
-                   where stream = $1 and partition = $2 and number > $3 and number <> all ($4)
-                   order by number limit $5"
+            "select p.delivered, m.number, m.version, m.payload
+             from {OURS}_queue.partition p left join lateral (
+                 select number, xmin::text as version, payload from {OURS}_queue.message
+                 where stream = $1 and partition = $2 and number > $3
+                   and (number, xmin::text) not in (select * from unnest($4::bigint[], $5::text[]))
+                 order by number limit $6) m on true
+             where p.stream = $1 and p.partition = $2 order by m.number"
         );
         let above = above.unwrap_or(i64::MIN);
+        let client = &self.session.client;
         let rows =
-            self.session.client.query(sql, &[&self.stream, &self.number(), &above, &held, &room]).await?;
-        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+            client.query(sql, &[&self.stream, &self.number(), &above, &numbers, &versions, &room]).await?;
+        let found = |row: &Row| Some((row.get::<_, Option<i64>>(1)?, row.get(2), row.get(3)));
+        Ok(rows
+            .first()
+            .map(|row| Look { delivered: row.get(0), found: rows.iter().filter_map(found).collect() }))
     }
 
     fn fail(&mut self, error: &tokio_postgres::Error, doing: &str) -> Error {
@@ -189,24 +214,25 @@ impl Consumer for EmbeddedConsumer {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
-        let numbers: Vec<i64> =
-            self.held.iter().take_while(|(tag, _)| *tag <= up_to_tag).map(|(_, number)| *number).collect();
+        let (numbers, versions): (Vec<i64>, Vec<&str>) = self
+            .held
+            .iter()
+            .take_while(|held| held.tag <= up_to_tag)
+            .map(|held| (held.number, held.version.as_str()))
+            .unzip();
         if numbers.is_empty() {
             return Ok(());
         }
         let sql = &format!(
-            "delete from {OURS}_queue.message where stream = $1 and partition = $2 and number = any ($3)"
+            "delete from {OURS}_queue.message m using unnest($3::bigint[], $4::text[]) as held (number, version)
+             where stream = $1 and partition = $2 and m.number = held.number and m.xmin::text = held.version"
         );
         self.session
             .client
-            .execute(sql, &[&self.stream, &self.number(), &numbers])
+            .execute(sql, &[&self.stream, &self.number(), &numbers, &versions])
             .await
             .map_err(|e| self.fail(&e, "acknowledge to"))?;
         self.held.drain(..numbers.len());
-        // Nothing that is still held may fall under the floor.
-        let highest = numbers.iter().max().copied();
-        let lowest_held = self.held.iter().map(|(_, number)| number.saturating_sub(1)).min();
-        self.floor = self.floor.max(lowest_held.map_or(highest, |held| highest.min(Some(held))));
         Ok(())
     }
 }

@@ -241,14 +241,23 @@ async fn declare(session: &mut Session, stream: &str, partitions: i32) -> Result
     Ok(found)
 }
 
-/// Inserts a batch in one transaction. A number that is there already is the same message, published again.
+/// Inserts a batch in one transaction. What is there already is published again: it gets a new row, which an
+/// acknowledgement of the old one leaves, and consumers that are beyond it go back to it.
 async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Result<(), tokio_postgres::Error> {
     let tx = session.client.transaction().await?;
     let sql = tx
         .prepare(&format!(
             "insert into {OURS}_queue.message (stream, partition, number, payload)
-             select $1, p, n, b from unnest($2::integer[], $3::bigint[], $4::bytea[]) as m(p, n, b)
-             on conflict do nothing"
+             select distinct on (p, n) $1, p, n, b from unnest($2::integer[], $3::bigint[], $4::bytea[]) as m(p, n, b)
+             order by p, n
+             on conflict (stream, partition, number) do update set payload = excluded.payload"
+        ))
+        .await?;
+    let back = tx
+        .prepare(&format!(
+            "update {OURS}_queue.partition p set delivered = m.lowest - 1
+             from (select p, min(n) as lowest from unnest($2::integer[], $3::bigint[]) as m(p, n) group by p) m
+             where p.stream = $1 and p.partition = m.p and p.delivered >= m.lowest"
         ))
         .await?;
     let mut rest = batch;
@@ -265,6 +274,7 @@ async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Resul
         let numbers: Vec<i64> = chunk.iter().map(|m| m.number).collect();
         let payloads: Vec<&[u8]> = chunk.iter().map(|m| m.payload.as_slice()).collect();
         tx.execute(&sql, &[&stream, &partitions, &numbers, &payloads]).await?;
+        tx.execute(&back, &[&stream, &partitions, &numbers]).await?;
         rest = later;
     }
     tx.batch_execute(&format!("notify {OURS}_queue")).await?;
