@@ -127,6 +127,19 @@ async fn a_dropped_consumer_gives_back_what_it_held(url: &str) {
 }
 
 /// A delivery limit would take messages away that were only prefetched when their consumer died.
+/// A worker that is ended just when it begins leaves no consumer that holds what nobody reads.
+async fn a_cancelled_consumer_leaves_nobody_behind(url: &str) {
+    let (queue, stream) = stream(url, 1).await;
+    queue.publish(&stream, &messages(0, 1..=5)).await.unwrap();
+    for round in 0..60 {
+        let starting = queue.consume(&stream, 0, 10);
+        let _ = tokio::time::timeout(Duration::from_micros(round * 100), starting).await;
+    }
+    let mut consumer = queue.consume(&stream, 0, 10).await.unwrap();
+    assert_eq!(numbers(&take(&mut *consumer, 5).await), [1, 2, 3, 4, 5]);
+    queue.delete(&stream).await.unwrap();
+}
+
 async fn many_crashes_take_nothing_away(url: &str) {
     let (queue, stream) = stream(url, 1).await;
     queue.publish(&stream, &messages(0, 1..=30)).await.unwrap();
@@ -373,6 +386,7 @@ macro_rules! contract {
 contract! {
     order_is_kept_in_each_partition
     a_dropped_consumer_gives_back_what_it_held
+    a_cancelled_consumer_leaves_nobody_behind
     many_crashes_take_nothing_away
     acknowledging_reaches_up_to_the_tag
     a_batch_may_be_published_again

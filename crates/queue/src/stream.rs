@@ -57,7 +57,8 @@ pub trait Queue: Send + Sync {
     async fn publish(&self, stream: &str, batch: &[Message]) -> Result<()>;
 
     /// Starts consuming a partition, with at most `prefetch` (at least 1) messages not yet acknowledged. Only
-    /// one consumer of a partition gets messages at a time; the others stand by.
+    /// one consumer of a partition gets messages at a time; the others stand by. Cancelling the future leaves no
+    /// consumer behind.
     ///
     /// # Errors
     /// `Data` when the partition does not exist.

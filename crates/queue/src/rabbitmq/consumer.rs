@@ -11,12 +11,15 @@ use lapin::{Channel, Connection};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long the broker may take to close a channel.
+const CLOSING: Duration = Duration::from_secs(10);
+
 pub struct RabbitConsumer {
     pub partition: u32,
     pub queue: String,
     pub place: String,
     pub channel: Channel,
-    /// There until the drop.
+    /// There from when the broker was asked to the drop.
     pub deliveries: Option<lapin::Consumer>,
     /// The highest tag delivered and the highest acknowledged.
     pub delivered: u64,
@@ -36,8 +39,8 @@ impl Drop for RabbitConsumer {
         let (channel, deliveries, connection) =
             (self.channel.clone(), self.deliveries.take(), self.connection.take());
         runtime.spawn(async move {
-            // An error means that it is closed already.
-            let _ = channel.close(200, "OK".into()).await;
+            // An error means that it is closed already; a broker that does not answer loses the connection.
+            let _ = tokio::time::timeout(CLOSING, channel.close(200, "OK".into())).await;
             drop((deliveries, connection));
         });
     }

@@ -301,26 +301,31 @@ impl Queue for RabbitMq {
         let queue = partition_queue(stream, partition);
         let connection = self.link().await?;
         let channel = self.within("open a channel", connection.create_channel()).await?;
-        self.within("set the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default()))
-            .await?;
-        let starting = channel.basic_consume(
-            queue.as_str().into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        );
-        let deliveries = self.within(&format!("consume from queue `{queue}`"), starting).await?;
-        Ok(Box::new(consumer::RabbitConsumer {
+        // Before the broker is asked: a call that is dropped, or takes too long, closes its channel. lapin alone would
+        // leave a consumer behind that nobody reads, and on this queue no other one would be served.
+        let mut consumer = consumer::RabbitConsumer {
             partition,
             queue,
             place: self.place(),
             channel,
-            deliveries: Some(deliveries),
+            deliveries: None,
             delivered: 0,
             acked: 0,
             broken: None,
             connection: Some(connection),
-        }))
+        };
+        let channel = consumer.channel.clone();
+        self.within("set the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default()))
+            .await?;
+        let starting = channel.basic_consume(
+            consumer.queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let doing = format!("consume from queue `{}`", consumer.queue);
+        consumer.deliveries = Some(self.within(&doing, starting).await?);
+        Ok(Box::new(consumer))
     }
 
     async fn depth(&self, stream: &str) -> Result<u64> {
