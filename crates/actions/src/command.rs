@@ -237,7 +237,7 @@ impl Actions<'_> {
     /// # Errors
     /// The program cannot be started; time ran out; the run is asked to stop. How it ended is in [`Ran`].
     pub async fn command(&self, unit: &str, command: &Command) -> Result<Ran> {
-        self.settle(unit).await?;
+        self.await_orphan(unit).await?;
         let mark = format!("{}/{unit}/{}", self.port.mark(), uuid::Uuid::now_v7().simple());
         let mut trace = Trace::new(mark, command.limit());
         let key = fact(unit);
@@ -263,7 +263,7 @@ impl Actions<'_> {
     ///
     /// # Errors
     /// The run is asked to stop; the journal failing.
-    pub async fn settle(&self, unit: &str) -> Result<()> {
+    pub async fn await_orphan(&self, unit: &str) -> Result<()> {
         let key = fact(unit);
         let Some(value) = self.port.memory.recall(&self.port.step, &key).filter(|value| !value.is_null())
         else {

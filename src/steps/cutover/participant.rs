@@ -114,7 +114,7 @@ impl Participant {
     /// Performs one of its actions, when every command that an interrupted runner may have left of any of them has
     /// ended: a late commit must not overtake what turns it back.
     async fn perform(&self, actions: &Actions<'_>, what: &str, action: Option<&Action>) -> Result<()> {
-        self.settle(actions).await?;
+        self.await_orphans(actions).await?;
         let Some(action) = action else { return Ok(()) };
         actions
             .perform(&self.unit(what), action)
@@ -123,9 +123,9 @@ impl Participant {
             .map_err(|e| e.context(format!("participant {} cannot {what}", self.name)))
     }
 
-    async fn settle(&self, actions: &Actions<'_>) -> Result<()> {
+    async fn await_orphans(&self, actions: &Actions<'_>) -> Result<()> {
         for what in ["prepare", "commit", "abort", "revert"] {
-            actions.settle(&self.unit(what)).await?;
+            actions.await_orphan(&self.unit(what)).await?;
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Participant {
 
     /// Flips it.
     pub async fn commit(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
-        self.settle(actions).await?;
+        self.await_orphans(actions).await?;
         if let Some(file) = &self.file {
             if cx.recall::<Original>(&self.fact("original"))?.is_none() {
                 let tag = format!("{}-{}", cx.run, cx.step);
@@ -236,7 +236,7 @@ impl Participant {
 
     /// Turns it back. What the file was is kept until that is written down; see [`Participant::forget`].
     pub async fn revert(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
-        self.settle(actions).await?;
+        self.await_orphans(actions).await?;
         if let Some(file) = &self.file
             && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
         {

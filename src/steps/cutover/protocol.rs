@@ -210,7 +210,7 @@ async fn try_to_flip(
             call_off(cutover, cx, book).await?;
             return Ok(Outcome::CalledOff(error));
         }
-        statements::settle(cutover, cx).await?;
+        statements::end_orphaned(cutover, cx).await?;
         match book.way(look(cutover, cx).await?).await {
             // The answer to the commit was lost: it counts.
             Way::Decide | Way::Commit => {}

@@ -173,7 +173,7 @@ impl Flip {
         for name in names {
             flip.participants.entry((*name).to_owned()).or_insert(new);
         }
-        flip.settle();
+        flip.derive_stage();
         Ok(flip)
     }
 
@@ -232,15 +232,15 @@ impl Flip {
             (Event::Reverted(name), S::TurningBack) => one(name, &[Stand::Reverting], Stand::Reverted),
             _ => None,
         }?;
-        next.settle();
+        next.derive_stage();
         if next.stage == self.stage {
             next.since = self.since;
         }
         Some(next)
     }
 
-    /// What is complete is called so.
-    fn settle(&mut self) {
+    /// Derives the stage from where the participants stand.
+    fn derive_stage(&mut self) {
         let all = |stand| self.participants.values().all(|now| *now == stand);
         self.stage = match self.stage {
             Stage::CallingOff if self.participants.values().all(|now| now.is_at_rest()) => Stage::Idle,

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Ends what a failed attempt left in the servers, so that the decision cannot fall after it was looked for, nor a
 /// participant's statement take effect after it was told something else.
-pub async fn settle(cutover: &Cutover, cx: &Context) -> Result<()> {
+pub async fn end_orphaned(cutover: &Cutover, cx: &Context) -> Result<()> {
     let own: BTreeSet<&str> = cutover.freeze.as_deref().into_iter().collect();
     let all: BTreeSet<&str> =
         cutover.participants.iter().flat_map(Participant::databases).chain(own.clone()).collect();

@@ -17,7 +17,7 @@ const CARRY: Duration = Duration::from_secs(3);
 /// Takes the cutover back, from wherever it stands.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     let book = Book::open(cutover, cx)?;
-    statements::settle(cutover, cx).await?;
+    statements::end_orphaned(cutover, cx).await?;
     match book.way(protocol::look(cutover, cx).await?).await {
         Way::Attempt => {
             freeze::clear(cx, cutover).await;

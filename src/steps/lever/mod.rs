@@ -89,7 +89,7 @@ impl StepKind for Lever {
 
     async fn run(&self, cx: &Context) -> Result<Value> {
         let actions = Actions::new(cx);
-        actions.settle(UNIT).await?;
+        actions.await_orphan(UNIT).await?;
         match &self.revert {
             Some(target) => release(cx, &actions, target).await,
             None => self.raise(cx, &actions).await,
@@ -113,7 +113,7 @@ impl StepKind for Lever {
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
         let actions = Actions::new(cx);
-        actions.settle(UNIT).await?;
+        actions.await_orphan(UNIT).await?;
         match &self.revert {
             Some(target) => raise_again(cx, &actions, target).await,
             None => self.lower(cx, &actions).await,
