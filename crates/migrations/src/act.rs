@@ -4,7 +4,7 @@ use crate::folder::Migration;
 use crate::history;
 use crate::options::{History, Migrate, UndoBy};
 use crate::probe;
-use crate::settle::{Settled, few};
+use crate::status::{Status, few};
 use crate::thrown_away;
 use crate::worker::Worker;
 use handover_core::problem::count;
@@ -31,14 +31,14 @@ pub async fn run(step: &Migrate, port: &Port) -> Result<Applied> {
     let mut worker = Worker::open(port, step).await?;
     thrown_away::take_back(&mut worker.session, port).await?;
     worker.create_history().await?;
-    let settled = worker.settle(loaded.migrations).await?;
-    let standing = history::compare(&settled.rows, &settled.migrations)?;
+    let status = worker.read_status(loaded.migrations).await?;
+    let standing = history::compare(&status.rows, &status.migrations)?;
     let pending = standing.pending.iter().map(|(_, file)| *file);
-    let pending: Vec<&Migration> = pending.filter(|file| !settled.is_baseline(file)).collect();
+    let pending: Vec<&Migration> = pending.filter(|file| !status.is_baseline(file)).collect();
     if let Some(error) = step.without_way_back(&pending) {
         return Err(error);
     }
-    let unknown = settled.unknown_to_vendor();
+    let unknown = status.unknown_to_vendor();
     if !unknown.is_empty() {
         port.warn(format!(
             "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
@@ -46,7 +46,7 @@ pub async fn run(step: &Migrate, port: &Port) -> Result<Applied> {
             few(&unknown)
         ));
     }
-    worker.apply_all(&standing, |file| settled.is_baseline(file)).await?;
+    worker.apply_all(&standing, |file| status.is_baseline(file)).await?;
     // Counted from the history, so that a run that was interrupted reports all it did.
     let rows = history::read(&worker.session, &worker.table).await?;
     let ours = |baseline: bool| rows.iter().filter(|r| r.run == port.run && r.baseline == baseline).count();
@@ -65,20 +65,20 @@ pub async fn verify(step: &Migrate, port: &Port) -> Result<()> {
     let table = history::table_name(&port.plan, port.step.as_str());
     // The reader may not see the vendor's table; what was written there committed with ours.
     let own = Migrate { history: History::Own, ..step.clone() };
-    let settled = Settled::read(&session, None, &own, &port.base, &table, loaded.migrations).await?;
-    let standing = history::compare(&settled.rows, &settled.migrations)?;
+    let status = Status::read(&session, None, &own, &port.base, &table, loaded.migrations).await?;
+    let standing = history::compare(&status.rows, &status.migrations)?;
     if let Some((_, file)) = standing.pending.iter().chain(&standing.again).next() {
         return Err(Error::data(format!(
             "{} of {} migrations are not in the history, first {}",
             standing.pending.len() + standing.again.len(),
-            settled.migrations.len(),
+            status.migrations.len(),
             file.key()
         ))
         .on_database(&step.on)
         .hint("see who changed the history table, then `handover resume`"));
     }
     // Recorded is not enough for what no transaction vouches for.
-    for file in settled.migrations.iter().filter(|f| f.up.stepwise.is_some()) {
+    for file in status.migrations.iter().filter(|f| f.up.stepwise.is_some()) {
         for statement in file.up.statements() {
             probe::before(&session, statement)
                 .await

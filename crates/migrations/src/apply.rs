@@ -3,7 +3,7 @@
 
 use crate::folder::Migration;
 use crate::history::{self, Standing};
-use crate::settle::Settled;
+use crate::status::Status;
 use crate::tail::{Tail, own_columns, up_key};
 use crate::vendor::Vendors;
 use crate::worker::Worker;
@@ -66,15 +66,15 @@ impl<'a> Worker<'a> {
     ///
     /// # Errors
     /// What the server says, or histories that contradict each other or the plan.
-    pub async fn settle(&mut self, migrations: Vec<Migration>) -> Result<Settled> {
+    pub async fn read_status(&mut self, migrations: Vec<Migration>) -> Result<Status> {
         self.prepare().await?;
         let (step, base, role) = (self.step, &self.port.base, self.step.role.as_deref());
-        let settled = Settled::read(&self.session, role, step, base, &self.table, migrations).await?;
-        self.vendors = settled.vendors.clone();
+        let status = Status::read(&self.session, role, step, base, &self.table, migrations).await?;
+        self.vendors = status.vendors.clone();
         let tx = self.session.transaction().await?;
         self.vendors.create(&tx).await?;
         tx.commit().await?;
-        Ok(settled)
+        Ok(status)
     }
 
     /// Reads the vendors' tables, for taking back what stands there.

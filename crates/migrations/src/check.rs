@@ -2,7 +2,7 @@
 
 use crate::folder::Migration;
 use crate::options::{Baseline, History, Migrate};
-use crate::settle::{baseline_of, few};
+use crate::status::{baseline_of, few};
 use handover_core::problem::{Problems, count};
 use std::collections::BTreeSet;
 use std::path::Path;

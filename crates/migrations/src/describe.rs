@@ -6,8 +6,8 @@ use crate::lint::{created_table, heavy};
 use crate::locks;
 use crate::options::{History, Migrate, UndoBy};
 use crate::script::Script;
-use crate::settle::{Settled, few};
 use crate::star;
+use crate::status::{Status, few};
 use crate::vendor::Tool;
 use crate::{history, role};
 use handover_core::error::{Class, Error, Result};
@@ -30,28 +30,28 @@ pub async fn describe(step: &Migrate, port: &Port, serves: bool) -> Result<Descr
     session.set("search_path", &step.path(port)?.sql()).await?;
     let mut out = Description::default();
     let table = history::table_name(&port.plan, port.step.as_str());
-    let read = Settled::read(&session, None, step, &port.base, &table, loaded.migrations.clone()).await;
-    let settled = match read {
-        Ok(settled) => settled,
+    let read = Status::read(&session, None, step, &port.base, &table, loaded.migrations.clone()).await;
+    let status = match read {
+        Ok(status) => status,
         // The role of the dry run is another than the one that will act.
         Err(error) if error.class() == Class::Privilege => {
             out.warning(format!(
                 "the vendor's history cannot be read by the role of this dry run, so what it says is not in this list ({error})"
             ));
             let own = Migrate { history: History::Own, ..step.clone() };
-            Settled::read(&session, None, &own, &port.base, &table, loaded.migrations).await?
+            Status::read(&session, None, &own, &port.base, &table, loaded.migrations).await?
         }
         Err(error) if matches!(error.class(), Class::Data | Class::Usage) => return Ok(refused(out, &error)),
         Err(error) => return Err(error),
     };
-    let standing = match history::compare(&settled.rows, &settled.migrations) {
+    let standing = match history::compare(&status.rows, &status.migrations) {
         Ok(standing) => standing,
         Err(error) => return Ok(refused(out, &error)),
     };
-    if !settled.rows.is_empty() {
-        out.action(format!("nothing for {} migrations that are applied already", settled.rows.len()));
+    if !status.rows.is_empty() {
+        out.action(format!("nothing for {} migrations that are applied already", status.rows.len()));
     }
-    let pending = settled.to_run(&standing);
+    let pending = status.to_run(&standing);
     if let Some(error) = step.without_way_back(&pending) {
         out = refused(out, &error);
     }
@@ -65,14 +65,14 @@ pub async fn describe(step: &Migrate, port: &Port, serves: bool) -> Result<Descr
         out.action(format!("nothing for {} files that are for other databases", loaded.passed_over));
     }
     for (migration, file) in &standing.pending {
-        let known = settled.vendors.of(file).filter(|v| v.covers(file)).map(|v| v.table.to_string());
-        let before = known.or_else(|| settled.is_baseline(file).then(|| "`baseline`".to_owned()));
+        let known = status.vendors.of(file).filter(|v| v.covers(file)).map(|v| v.table.to_string());
+        let before = known.or_else(|| status.is_baseline(file).then(|| "`baseline`".to_owned()));
         out.action(format!("{}: {}", migration.version(), line(file, before.as_deref())));
     }
     for (migration, file) in &standing.again {
         out.action(format!("{}: {}, again, because it changed", migration.version(), line(file, None)));
     }
-    vendors(step, &settled, &pending, &mut out);
+    vendors(step, &status, &pending, &mut out);
     if let Some(role) = &step.role {
         role::describe(port, &session, &step.on, role, &mut out).await?;
     }
@@ -118,9 +118,9 @@ pub async fn whole_rows(
     let table = history::table_name(plan, id);
     let loaded = step.load(base).into_result()?;
     session.set("search_path", &step.search_path.as_ref().unwrap_or(path).sql()).await?;
-    let settled = Settled::read(session, None, step, base, &table, loaded.migrations).await?;
-    let standing = history::compare(&settled.rows, &settled.migrations)?;
-    star::readers(session, statements(step, &settled.to_run(&standing))).await
+    let status = Status::read(session, None, step, base, &table, loaded.migrations).await?;
+    let standing = history::compare(&status.rows, &status.migrations)?;
+    star::readers(session, statements(step, &status.to_run(&standing))).await
 }
 
 /// What these files execute, now and in a rollback.
@@ -142,15 +142,15 @@ fn refused(mut out: Description, error: &Error) -> Description {
 }
 
 /// What the vendors' tables have to do with it.
-fn vendors(step: &Migrate, settled: &Settled, pending: &[&Migration], out: &mut Description) {
-    for (folder, vendor) in settled.vendors.iter() {
+fn vendors(step: &Migrate, status: &Status, pending: &[&Migration], out: &mut Description) {
+    for (folder, vendor) in status.vendors.iter() {
         let (table, tool) = (&vendor.table, vendor.tool);
         out.action(if vendor.is_missing() {
             format!("create {table}, in which {tool} keeps what was applied, and record there what runs from {folder}")
         } else {
             format!("record what runs from {folder} in {table} too, as {tool} does")
         });
-        let unknown = vendor.unknown(folder, &settled.migrations);
+        let unknown = vendor.unknown(folder, &status.migrations);
         if let [first, ..] = &unknown[..] {
             out.warning(format!(
                 "{table} has {} numbers that no file of {folder} has, such as {first}: is it the folder of an older release?",
@@ -158,7 +158,7 @@ fn vendors(step: &Migrate, settled: &Settled, pending: &[&Migration], out: &mut 
             ));
         }
     }
-    let unknown = settled.unknown_to_vendor();
+    let unknown = status.unknown_to_vendor();
     if !unknown.is_empty() {
         out.warning(format!(
             "{} of Handover's history are not in the vendor's table, and its tool would run them again: {}",
@@ -166,7 +166,7 @@ fn vendors(step: &Migrate, settled: &Settled, pending: &[&Migration], out: &mut 
             few(&unknown)
         ));
     }
-    let none = settled.vendors.iter().next().is_none();
+    let none = status.vendors.iter().next().is_none();
     let known = |f: &Migration| !Tool::candidates(f.names, false, || true).is_empty();
     if step.history == History::Auto && none && pending.iter().any(|f| known(f)) {
         out.action("no vendor's history table is here, so only Handover's own is written; a service that migrates when it starts needs `history: vendor`");

@@ -1,4 +1,5 @@
-//! What the two histories, Handover's and the vendor's, and the plan's baseline say together of the folders.
+//! The status of the migrations: what the two histories, Handover's and the vendor's, and the plan's baseline say
+//! together of the folders.
 
 use crate::folder::Migration;
 use crate::history::{self, Row, Standing};
@@ -13,7 +14,7 @@ use std::path::Path;
 
 /// Everything that decides which files run.
 #[derive(Debug)]
-pub struct Settled {
+pub struct Status {
     /// The migrations that count on this database.
     pub migrations: Vec<Migration>,
     /// Handover's history.
@@ -24,7 +25,7 @@ pub struct Settled {
     pub baseline: BTreeSet<String>,
 }
 
-impl Settled {
+impl Status {
     /// Reads the histories; the vendors' as `role`, where one is given.
     ///
     /// # Errors
@@ -36,11 +37,11 @@ impl Settled {
         base: &Path,
         table: &str,
         migrations: Vec<Migration>,
-    ) -> Result<Settled> {
+    ) -> Result<Status> {
         let rows = history::read(session, table).await?;
         let vendors = Vendors::find_as(session, role, step, &migrations).await?;
         let baseline = baseline_of(step, base, &migrations)?;
-        let mut out = Settled { migrations, rows, vendors, baseline };
+        let mut out = Status { migrations, rows, vendors, baseline };
         out.leave_out_replaced();
         out.compare_baseline(session)?;
         Ok(out)
