@@ -293,11 +293,11 @@ impl Ledger {
     }
 
     /// Compares an answer with what is true, and writes what it changes into the books.
-    pub fn settle(&mut self, job: Job, reply: Reply) -> Judgement {
+    pub fn judge(&mut self, job: Job, reply: Reply) -> Judgement {
         if let Some(grant) = job.grant.and_then(|i| self.grants.get_mut(i)) {
             grant.busy = false;
         }
-        let judgement = self.judge(&job, reply);
+        let judgement = self.verdict(&job, reply);
         if judgement != Judgement::Right
             && job.ask.writes()
             && let Some(grant) = job.grant.and_then(|i| self.grants.get_mut(i))
@@ -308,7 +308,7 @@ impl Ledger {
         judgement
     }
 
-    fn judge(&mut self, job: &Job, reply: Reply) -> Judgement {
+    fn verdict(&mut self, job: &Job, reply: Reply) -> Judgement {
         let wrong = |why: String, honoured| Judgement::Wrong { why, honoured };
         let grant = job.grant.and_then(|i| Some((i, self.grants.get_mut(i)?)));
         match (&job.ask, reply, grant) {
@@ -379,7 +379,7 @@ mod tests {
     fn issued(ledger: &mut Ledger) {
         let job = ledger.issue();
         let reply = Reply::Tokens { access: "a".into(), refresh: "r".into() };
-        assert_eq!(ledger.settle(job, reply), Judgement::Right);
+        assert_eq!(ledger.judge(job, reply), Judgement::Right);
     }
 
     fn seen(active: bool) -> Reply {
@@ -392,21 +392,21 @@ mod tests {
         issued(&mut ledger);
         let job =
             ledger.take(0, State::Active, |g, _| Some(Ask::Revoke { token: g.access.clone() })).unwrap();
-        assert_eq!(ledger.settle(job, Reply::Revoked), Judgement::Right);
+        assert_eq!(ledger.judge(job, Reply::Revoked), Judgement::Right);
         assert_eq!(ledger.revocations(), 1);
         assert_eq!(ledger.dead_tokens(), ["a", "r"]);
         let look = |g: &Grant, _: &mut StdRng| {
             Some(Ask::Introspect { token: g.access.clone(), expect: Expect::Inactive })
         };
         let job = ledger.take(0, State::Revoked, look).unwrap();
-        assert!(matches!(ledger.settle(job, seen(true)), Judgement::Wrong { honoured: true, .. }));
+        assert!(matches!(ledger.judge(job, seen(true)), Judgement::Wrong { honoured: true, .. }));
         let job = ledger.take(0, State::Revoked, look).unwrap();
-        assert_eq!(ledger.settle(job, seen(false)), Judgement::Right);
+        assert_eq!(ledger.judge(job, seen(false)), Judgement::Right);
         let again =
             |g: &Grant, _: &mut StdRng| Some(Ask::Refresh { token: g.refresh.clone()?, accept: false });
         let job = ledger.take(0, State::Revoked, again).unwrap();
         let reply = Reply::Tokens { access: "x".into(), refresh: "y".into() };
-        assert!(matches!(ledger.settle(job, reply), Judgement::Wrong { honoured: true, .. }));
+        assert!(matches!(ledger.judge(job, reply), Judgement::Wrong { honoured: true, .. }));
     }
 
     #[test]
@@ -417,12 +417,12 @@ mod tests {
         let job = ledger.take(0, State::Active, ask).unwrap();
         assert!(ledger.take(0, State::Active, ask).is_none(), "one request at a time");
         let reply = Reply::Tokens { access: "a2".into(), refresh: "r2".into() };
-        assert_eq!(ledger.settle(job, reply), Judgement::Right);
+        assert_eq!(ledger.judge(job, reply), Judgement::Right);
         assert_eq!(ledger.dead_tokens(), ["a", "r"]);
         assert_eq!(ledger.issued_tokens(), ["a", "r", "a2", "r2"]);
         let job = ledger.take(0, State::Active, ask).unwrap();
         assert_eq!(job.ask, Ask::Refresh { token: "r2".into(), accept: true });
-        assert!(matches!(ledger.settle(job, Reply::Refused), Judgement::Wrong { honoured: false, .. }));
+        assert!(matches!(ledger.judge(job, Reply::Refused), Judgement::Wrong { honoured: false, .. }));
         assert!(ledger.take(0, State::Active, ask).is_none(), "nothing is known of it any more");
     }
 
@@ -451,7 +451,7 @@ mod tests {
                 Some(Ask::Introspect { token: g.access.clone(), expect: expect.clone() })
             };
             let job = ledger.take(0, State::Active, ask).unwrap();
-            assert_eq!(ledger.settle(job, reply) == Judgement::Right, right);
+            assert_eq!(ledger.judge(job, reply) == Judgement::Right, right);
         }
     }
 
@@ -472,8 +472,8 @@ mod tests {
                 Ask::Revoke { .. } => (3, Reply::Revoked),
             };
             kinds[kind] += 1;
-            b.settle(Job { ask: job.ask.clone(), grant: job.grant }, reply.clone());
-            a.settle(job, reply);
+            b.judge(Job { ask: job.ask.clone(), grant: job.grant }, reply.clone());
+            a.judge(job, reply);
         }
         assert!(kinds.iter().all(|n| *n > 100), "{kinds:?}");
     }

@@ -169,7 +169,7 @@ async fn send(shared: Arc<Shared>, rate: f64, stop: CancellationToken) {
         let (shared, intended) = (shared.clone(), due);
         under_way.spawn(async move {
             let reply = shared.ask(&job.ask).await;
-            shared.settle(job, reply, intended);
+            shared.record(job, reply, intended);
         });
         // Exponential gaps make the arrivals a Poisson process.
         let uniform: f64 = rng.random_range(f64::EPSILON..1.0);
@@ -180,9 +180,9 @@ async fn send(shared: Arc<Shared>, rate: f64, stop: CancellationToken) {
 }
 
 impl Shared {
-    fn settle(&self, job: Job, reply: Reply, due: Instant) {
+    fn record(&self, job: Job, reply: Reply, due: Instant) {
         let writes = job.ask.writes();
-        let judgement = lock(&self.ledger).settle(job, reply);
+        let judgement = lock(&self.ledger).judge(job, reply);
         lock(&self.counts).note(due, self.limit, writes, judgement);
     }
 
