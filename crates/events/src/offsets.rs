@@ -154,7 +154,7 @@ pub async fn stuck(green: &mut Session, stream: &Stream, partition: i32, problem
 }
 
 /// Counts events that came out of the quarantine by what became of them.
-pub async fn settle(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
+pub async fn count_retried(tx: &Tx<'_>, stream: &Stream, partition: i32, tally: &Tally) -> Result<()> {
     tx.execute(
         &format!("update {OURS}.replay
          set applied = applied + $3, already = already + $4, ignored = ignored + $5, quarantined = quarantined - $6,

@@ -39,7 +39,7 @@ pub async fn begin(capture: &Capture, port: &Port) -> Result<Stream> {
     for (index, (name, table)) in capture.tables.iter().enumerate() {
         port.proceed()?;
         let facts = inspect(&session, name).await?;
-        let key = settle(capture, name, table, facts.as_ref())?;
+        let key = capture_key(capture, name, table, facts.as_ref())?;
         let forms = facts.map(|facts| facts.forms).unwrap_or_default();
         let spec = spec_of(&stream, index, name, table, &key, &forms);
         let begun = Instant::now();
@@ -170,7 +170,7 @@ fn spec_of<'a>(
 }
 
 /// The key's columns, or why the table cannot be captured.
-fn settle(
+fn capture_key(
     capture: &Capture,
     name: &TableName,
     table: &Table,

@@ -82,10 +82,10 @@ enum Answer {
 type Sent<'a> = (usize, BoxFuture<'a, Result<Answer>>, Option<Result<Answer>>);
 
 impl Applier<'_> {
-    /// Applies as much of a batch as can be. `settled`: an event that is stuck is not given more time but
+    /// Applies as much of a batch as can be. `final_try`: an event that is stuck is not given more time but
     /// treated as the plan says.
-    pub async fn batch(&mut self, green: &mut Session, events: &[Event], settled: bool) -> Result<Applied> {
-        if !settled {
+    pub async fn batch(&mut self, green: &mut Session, events: &[Event], final_try: bool) -> Result<Applied> {
+        if !final_try {
             if let Some(tally) = self.fast(green, events).await? {
                 return Ok(Applied { tally, stuck: None });
             }
@@ -96,7 +96,7 @@ impl Applier<'_> {
                 }
             }
         }
-        self.slow(green, events, settled).await
+        self.slow(green, events, final_try).await
     }
 
     async fn begin<'t>(&self, green: &'t mut Session, events: &[Event]) -> Result<Tx<'t>> {
@@ -208,7 +208,7 @@ impl Applier<'_> {
     }
 
     /// One event after the other, up to one that is stuck.
-    async fn slow(&mut self, green: &mut Session, events: &[Event], settled: bool) -> Result<Applied> {
+    async fn slow(&mut self, green: &mut Session, events: &[Event], final_try: bool) -> Result<Applied> {
         let mut tally = Tally::default();
         let mut newly = Vec::new();
         let mut stuck = None;
@@ -233,7 +233,7 @@ impl Applier<'_> {
                 None => continue,
                 Some(cause) => cause,
             };
-            if settled && self.policy(&cause) == OnPoison::Quarantine {
+            if final_try && self.policy(&cause) == OnPoison::Quarantine {
                 self.set_aside(&tx, event, &cause.to_string()).await?;
                 tally.quarantined += 1;
                 newly.push(key);

@@ -15,7 +15,7 @@ use handover_postgres::Session;
 impl Applier<'_> {
     /// Tries the keys again that somebody asked for. Returns how many events took effect.
     pub async fn retry(&mut self, green: &mut Session) -> Result<i64> {
-        let mut settled = 0;
+        let mut released = 0;
         for key in quarantine::asked(green, self.stream, self.partition).await? {
             let tx = green.transaction().await?;
             offsets::lock(&tx, self.stream, self.partition).await?;
@@ -34,15 +34,15 @@ impl Applier<'_> {
             if let Some((number, reason)) = &still {
                 quarantine::refused_again(&tx, self.stream, self.partition, &key, *number, reason).await?;
             }
-            offsets::settle(&tx, self.stream, self.partition, &tally).await?;
+            offsets::count_retried(&tx, self.stream, self.partition, &tally).await?;
             failpoint::at(failpoint::QUARANTINE_UNCOMMITTED)?;
             tx.commit().await?;
             failpoint::at(failpoint::QUARANTINE_RETRIED)?;
             if still.is_none() {
                 self.blocked.remove(&key);
             }
-            settled += tally.total();
+            released += tally.total();
         }
-        Ok(settled)
+        Ok(released)
     }
 }

@@ -186,9 +186,9 @@ impl<'a> Pool<'a> {
         loop {
             if !applier.blocked.is_empty() && looked.elapsed() > RETRY {
                 looked = Instant::now();
-                let settled = applier.retry(&mut green).await?;
-                if settled > 0 {
-                    self.port.note(format!("{settled} events that were set aside took effect"));
+                let released = applier.retry(&mut green).await?;
+                if released > 0 {
+                    self.port.note(format!("{released} events that were set aside took effect"));
                 }
             }
             let room = usize::from(prefetch).saturating_sub(window.len()).clamp(1, batch);
@@ -292,14 +292,14 @@ impl<'a> Pool<'a> {
         };
         let mut progress = (others().map(|(done, _)| done).sum::<i64>(), Instant::now());
         loop {
-            let settled = others().all(|(done, last)| done >= last) || progress.1.elapsed() > QUIET;
+            let quiet = others().all(|(done, last)| done >= last) || progress.1.elapsed() > QUIET;
             self.port.sleep(Duration::from_millis(50)).await?;
             let applied = applier.batch(green, std::slice::from_ref(event), false).await?;
             if applied.tally.total() > 0 {
                 return Ok(self.moved(part, window, applied.tally.total()));
             }
             stuck = applied.stuck.unwrap_or(stuck);
-            if settled {
+            if quiet {
                 break;
             }
             let now = others().map(|(done, _)| done).sum::<i64>();

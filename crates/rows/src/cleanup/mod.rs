@@ -132,7 +132,7 @@ impl Cleanup {
     /// # Errors
     /// Rows that are not in step, or what the server says.
     pub async fn end_sync(&self, cx: &Port, session: &mut Session, step: &StepId) -> Result<()> {
-        self.moved(session).await?.settled(cx, session, step).await?;
+        self.moved(session).await?.assert_in_step(cx, session, step).await?;
         sync::remove(cx, session, step).await
     }
 

@@ -132,7 +132,7 @@ impl Move {
 
     /// Refuses to end the triggers while a row is stale, or while they might have missed one. Writes that come
     /// meanwhile fire the triggers, which are still there.
-    pub async fn settled(&self, cx: &Port, session: &Session, step: &StepId) -> Result<()> {
+    pub async fn assert_in_step(&self, cx: &Port, session: &Session, step: &StepId) -> Result<()> {
         let there: i64 = session
             .query_one(
                 &format!(
