@@ -4,7 +4,9 @@ use crate::follower::{self, Follower};
 use crate::options::Copy;
 use crate::source::Source;
 use crate::state::{Snapshot, State};
-use crate::{catalog, created, extensions, holder, jobs, large_objects, plan, pool, preflight, schema};
+use crate::{
+    catalog, created, extensions, jobs, large_objects, plan, pool, preflight, schema, snapshot_holder,
+};
 use crate::{state, tune, violation};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
@@ -70,7 +72,7 @@ async fn attempt(port: &Port, copy: &Copy, follower: Option<&dyn Follower>) -> R
     let (state, source) = match state {
         Some(state) if done.contains(state::DATA) => {
             // Killed between the mark and letting go.
-            holder::release(&databases, &copy.from, port.run, &port.step).await?;
+            snapshot_holder::release(&databases, &copy.from, port.run, &port.step).await?;
             (state, None)
         }
         Some(state) => go_on(port, copy, follower, &mut green, state, &done).await?,

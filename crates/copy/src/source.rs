@@ -1,10 +1,10 @@
-//! The source as the copy sees it: at one point in time, which a [`Holder`] keeps open.
+//! The source as the copy sees it: at one point in time, which a [`SnapshotHolder`] keeps open.
 
 use crate::counters::{operations, server_started};
 use crate::dump::Entry;
 use crate::follower::Follower;
-use crate::holder::{self, Holder};
 use crate::options::{Copy, Selection};
+use crate::snapshot_holder::{self, SnapshotHolder};
 use crate::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State, Table};
 use crate::{catalog, cut, violation};
 use handover_core::error::{Class, Error, Result};
@@ -18,7 +18,7 @@ const ATTEMPTS: u32 = 10;
 /// One point in time of the source.
 #[derive(Debug)]
 pub struct Source {
-    holder: Holder,
+    holder: SnapshotHolder,
     look: Session,
     /// What it sees.
     pub snapshot: Snapshot,
@@ -62,13 +62,14 @@ impl Source {
     async fn attempt(port: &Port, copy: &Copy, follower: Option<&dyn Follower>) -> Result<Option<Self>> {
         let databases = port.databases.labelled(port.step.as_str());
         // A process that died before it wrote down what it holds may have left a holder.
-        holder::release(&databases, &copy.from, port.run, &port.step).await?;
+        snapshot_holder::release(&databases, &copy.from, port.run, &port.step).await?;
         let looker = databases.read_only(&copy.from).await?;
         let wanted = lockable(&looker, &copy.selection()).await?;
         let operations = operations(&looker).await?;
         let writes = operations.iter().map(|(table, n)| (table.clone(), n.iter().sum())).collect();
         let server_started = server_started(&looker).await?;
-        let locked = Holder::lock(&databases, &copy.from, port.run, &port.step, wanted.iter()).await?;
+        let locked =
+            SnapshotHolder::lock(&databases, &copy.from, port.run, &port.step, wanted.iter()).await?;
         // A replication that follows begins at the same point in time: its slot's.
         let origin = match follower {
             Some(follower) => Some(follower.begin(copy).await?),
@@ -104,7 +105,7 @@ impl Source {
     /// Joins the point in time that an earlier attempt opened; none when it is not held any more.
     pub async fn rejoin(port: &Port, copy: &Copy, state: &State) -> Result<Option<Self>> {
         let databases = port.databases.labelled(port.step.as_str());
-        let holder = Holder::join(&databases, &copy.from, port.run, &port.step, &state.held).await?;
+        let holder = SnapshotHolder::join(&databases, &copy.from, port.run, &port.step, &state.held).await?;
         let Some(holder) = holder else { return Ok(None) };
         let look = Self::reader(&databases, &copy.from, &state.held.exported).await?;
         let major = look.major().await?;
@@ -145,7 +146,7 @@ impl Source {
 
     /// The holder.
     #[must_use]
-    pub fn holder(&self) -> &Holder {
+    pub fn holder(&self) -> &SnapshotHolder {
         &self.holder
     }
 

@@ -2,7 +2,7 @@
 
 use crate::options::Copy;
 use crate::state::State;
-use crate::{created, holder, state, target, tune};
+use crate::{created, snapshot_holder, state, target, tune};
 use handover_core::error::Result;
 use handover_core::problem::few;
 use handover_port::Port;
@@ -33,8 +33,13 @@ impl<'a> Undo<'a> {
     pub async fn begin(copy: &'a Copy, port: &'a Port) -> Result<Self> {
         tune::restore(port, copy).await?;
         let mut green = port.writer(&copy.to).await?;
-        holder::release(&port.databases.labelled(port.step.as_str()), &copy.from, port.run, &port.step)
-            .await?;
+        snapshot_holder::release(
+            &port.databases.labelled(port.step.as_str()),
+            &copy.from,
+            port.run,
+            &port.step,
+        )
+        .await?;
         let state = state::load(&mut green, port.run, &port.step).await?;
         Ok(Undo { port, copy, green, state })
     }

@@ -24,11 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a table is waited for that somebody alters.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The holder, seen from an engine that uses it.
+/// The session that holds the copy's exported snapshot, seen from an engine that uses it.
 #[derive(Debug)]
-pub struct Holder {
-    /// Holds the advisory lock, and asks after the holder.
-    keeper: Session,
+pub struct SnapshotHolder {
+    /// Holds the advisory lock, which says that an engine is there, and asks after the holder.
+    presence: Session,
     name: String,
     held: Held,
 }
@@ -50,7 +50,7 @@ pub struct Locked {
     session: Session,
 }
 
-impl Holder {
+impl SnapshotHolder {
     /// Begins the transaction that will hold, with ACCESS SHARE on `tables`: after a TRUNCATE or a rewriting
     /// ALTER an older snapshot would see no rows (<https://www.postgresql.org/docs/current/mvcc-caveats.html>).
     /// LOCK takes no snapshot, so the snapshot can be taken, or imported, after it.
@@ -87,10 +87,10 @@ impl Holder {
         run: RunId,
         step: &StepId,
         held: &Held,
-    ) -> Result<Option<Holder>> {
+    ) -> Result<Option<SnapshotHolder>> {
         let name = application_name(run, step);
-        let keeper = keeper(databases, database, &name).await?;
-        let holder = Holder { keeper, name, held: held.clone() };
+        let presence = presence(databases, database, &name).await?;
+        let holder = SnapshotHolder { presence, name, held: held.clone() };
         if !holder.is_there().await? {
             return Ok(None);
         }
@@ -107,7 +107,7 @@ impl Holder {
 
     async fn is_there(&self) -> Result<bool> {
         let row = self
-            .keeper
+            .presence
             .query_opt(
                 "select 1 from pg_stat_activity
                  where pid = $1 and application_name = $2 and state = 'active' and backend_xmin is not null
@@ -126,13 +126,13 @@ impl Holder {
         if self.is_there().await? {
             return Ok(());
         }
-        Err(gone(self.keeper.database()))
+        Err(gone(self.presence.database()))
     }
 
     /// What holding costs the source just now, in words.
     pub async fn burden(&self) -> Result<String> {
         let row = self
-            .keeper
+            .presence
             .query_one(
                 "select (extract(epoch from clock_timestamp() - xact_start) / 60)::int8, age(backend_xmin)::int8,
                         (select coalesce(sum(n_dead_tup), 0)::int8 from pg_stat_user_tables)
@@ -142,7 +142,7 @@ impl Holder {
             .await?;
         Ok(format!(
             "the snapshot on {} is {} minutes and {} transactions old; vacuum there keeps every row version that died since (dead rows in its tables now: {})",
-            self.keeper.database(),
+            self.presence.database(),
             row.get::<_, i64>(0),
             row.get::<_, i64>(1),
             row.get::<_, i64>(2)
@@ -153,7 +153,7 @@ impl Holder {
     pub async fn cancel(&self, pids: &[i32]) {
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&pids];
         let sql = "select pg_cancel_backend(pid) from unnest($1::int4[]) pid";
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.keeper.query(sql, &params)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.presence.query(sql, &params)).await;
     }
 
     /// Lets go of it.
@@ -161,7 +161,7 @@ impl Holder {
     /// # Errors
     /// See [`release`].
     pub async fn release(self) -> Result<()> {
-        release_by_name(&self.keeper, &self.name).await
+        release_by_name(&self.presence, &self.name).await
     }
 }
 
@@ -191,7 +191,7 @@ impl Locked {
         database: &str,
         exported: String,
         hold: Duration,
-    ) -> Result<Holder> {
+    ) -> Result<SnapshotHolder> {
         let row = self
             .session
             .query_one(
@@ -202,18 +202,18 @@ impl Locked {
             .await?;
         let name: String = row.get(0);
         let held = Held { pid: row.get(1), since: row.get(2), exported };
-        let keeper = keeper(databases, database, &name).await?;
+        let presence = presence(databases, database, &name).await?;
         let sql = wait(lock_number(&name), hold);
         let session = self.session;
         tokio::spawn(async move {
             // Its end is seen by `is_there`; why it ended is in the server's log.
             let _ = session.query(&sql, &[]).await;
         });
-        let holder = Holder { keeper, name, held };
+        let holder = SnapshotHolder { presence, name, held };
         let begun = Instant::now();
         loop {
             let row = holder
-                .keeper
+                .presence
                 .query_opt(
                     "select 1 from pg_stat_activity where pid = $1 and state = 'active' and starts_with(query, 'do ')",
                     &[&holder.held.pid],
@@ -250,9 +250,9 @@ fn wait(number: i32, hold: Duration) -> String {
     format!("do {}", quote_literal(&body))
 }
 
-/// A session with the advisory lock. Shared, so that a predecessor that is still there is no obstacle, and
-/// without waiting, since a wait for one can deadlock with CREATE INDEX CONCURRENTLY.
-async fn keeper(databases: &Databases, database: &str, name: &str) -> Result<Session> {
+/// A session with the advisory lock, which says that an engine is there. Shared, so that a predecessor that is
+/// still there is no obstacle, and without waiting, since a wait for one can deadlock with CREATE INDEX CONCURRENTLY.
+async fn presence(databases: &Databases, database: &str, name: &str) -> Result<Session> {
     let session = databases.read_only(database).await?;
     let sql = "select pg_try_advisory_lock_shared($1, $2)";
     if session.query_one(sql, &[&LOCK_CLASS, &lock_number(name)]).await?.get::<_, bool>(0) {
