@@ -98,46 +98,47 @@ fn disabled(link: &Link) -> Error {
     ))
 }
 
-/// Watches what the slot keeps on the publisher's disk.
-struct Keeper {
-    budget: u64,
+/// How much log the slot may keep on the publisher's disk, and what was said of it.
+struct WalBudget {
+    /// In bytes.
+    limit: u64,
     warned: bool,
     unreserved: bool,
 }
 
-impl Keeper {
+impl WalBudget {
     async fn new(replicate: &Replicate, blue: &Session) -> Result<Self> {
         let limit: i64 = blue
             .query_one("select setting::int8 from pg_settings where name = 'max_slot_wal_keep_size'", &[])
             .await?
             .get(0);
         let limit = u64::try_from(limit).ok().map(|mb| mb << 20);
-        Ok(Keeper { budget: replicate.budget(limit), warned: false, unreserved: false })
+        Ok(WalBudget { limit: replicate.budget(limit), warned: false, unreserved: false })
     }
 
     /// Warns, and says why to end when the budget is used up.
-    fn judge(&mut self, port: &Port, link: &Link, sample: &Sample) -> Option<String> {
+    fn check(&mut self, port: &Port, link: &Link, sample: &Sample) -> Option<String> {
         if sample.status == "lost" {
             return Some(format!(
                 "its slot fell further behind than max_slot_wal_keep_size on {} allows",
                 link.from
             ));
         }
-        if sample.held >= self.budget {
+        if sample.held >= self.limit {
             return Some(format!(
                 "its slot kept {} of log on {}, more than its budget of {}",
                 bytes(sample.held),
                 link.from,
-                bytes(self.budget)
+                bytes(self.limit)
             ));
         }
-        let near = sample.held >= self.budget / 10 * 7;
+        let near = sample.held >= self.limit / 10 * 7;
         if near && !self.warned {
             port.warn(format!(
                 "the slot keeps {} of log on {}: at {} the replication is ended",
                 bytes(sample.held),
                 link.from,
-                bytes(self.budget)
+                bytes(self.limit)
             ));
         }
         self.warned = near;
@@ -168,10 +169,10 @@ pub async fn guard(port: &Port, replicate: &Replicate, link: &Link) -> Error {
 
 async fn guarded(port: &Port, replicate: &Replicate, link: &Link) -> Result<()> {
     let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
-    let mut keeper = Keeper::new(replicate, &blue).await?;
+    let mut wal_budget = WalBudget::new(replicate, &blue).await?;
     loop {
         if let Some(sample) = sample(&blue, &link.name).await?
-            && let Some(reason) = keeper.judge(port, link, &sample)
+            && let Some(reason) = wal_budget.check(port, link, &sample)
         {
             origin::discard(port, link).await?;
             return Err(link.over(&reason));
@@ -184,7 +185,7 @@ struct Watch<'a> {
     port: &'a Port,
     link: &'a Link,
     gauge: Gauge,
-    keeper: Keeper,
+    wal_budget: WalBudget,
     trend: Trend,
     pulse: Pulse,
     major: u32,
@@ -199,14 +200,14 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     async fn open(port: &'a Port, replicate: &Replicate, link: &'a Link) -> Result<Self> {
         let gauge = Gauge::open(port, link).await?;
-        let keeper = Keeper::new(replicate, &gauge.blue).await?;
+        let wal_budget = WalBudget::new(replicate, &gauge.blue).await?;
         let major = gauge.green.major().await?;
         let (trend, pulse) = (Trend::default(), Pulse::default());
         Ok(Watch {
             port,
             link,
             gauge,
-            keeper,
+            wal_budget,
             trend,
             pulse,
             major,
@@ -233,7 +234,7 @@ impl<'a> Watch<'a> {
         let Some(sample) = sample(&self.gauge.blue, &self.link.name).await? else {
             return Err(self.link.over(&format!("its slot on {} is not there", self.link.from)));
         };
-        if let Some(reason) = self.keeper.judge(self.port, self.link, &sample) {
+        if let Some(reason) = self.wal_budget.check(self.port, self.link, &sample) {
             return Err(give_up(self.port, self.link, reason).await?);
         }
         self.trend.add(sample.clone());

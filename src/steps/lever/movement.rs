@@ -80,14 +80,14 @@ impl Lever {
         }
     }
 
-    /// Waits until the lever is seen to be up (or down). `keeper` is the step whose checkpoint holds what it
+    /// Waits until the lever is seen to be up (or down). `owner` is the step whose checkpoint holds what it
     /// was.
     pub(super) async fn agree(
         &self,
         cx: &Context,
         actions: &Actions<'_>,
         hold: &Hold,
-        keeper: &StepId,
+        owner: &StepId,
         up: bool,
     ) -> Result<()> {
         let limit = self.within.unwrap_or(WITHIN).0;
@@ -96,7 +96,7 @@ impl Lever {
             let seen = match (&hold.original, up) {
                 (Some(original), false) => Some(!actions.file_is_original(original)?),
                 _ => match self.is_up(actions).await? {
-                    None => self.differs(cx, actions, hold, keeper).await?,
+                    None => self.differs(cx, actions, hold, owner).await?,
                     seen => seen,
                 },
             };
@@ -121,10 +121,10 @@ impl Lever {
         cx: &Context,
         actions: &Actions<'_>,
         hold: &Hold,
-        keeper: &StepId,
+        owner: &StepId,
     ) -> Result<Option<bool>> {
         match &self.sql {
-            Some(lever) => lever.differs(cx, actions, hold, keeper).await,
+            Some(lever) => lever.differs(cx, actions, hold, owner).await,
             None => Ok(None),
         }
     }

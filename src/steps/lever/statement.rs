@@ -72,23 +72,23 @@ impl SqlLever {
         tx.commit().await
     }
 
-    /// For one with `read`: whether the value differs from what it was. `keeper` is the step whose checkpoint holds
+    /// For one with `read`: whether the value differs from what it was. `owner` is the step whose checkpoint holds
     /// that.
     pub(super) async fn differs(
         &self,
         cx: &Context,
         actions: &Actions<'_>,
         hold: &Hold,
-        keeper: &StepId,
+        owner: &StepId,
     ) -> Result<Option<bool>> {
         let Some(query) = &self.read else { return Ok(None) };
         let previous = if self.in_transaction() {
             let mut session = cx.reader(&self.on).await?;
             let tx = session.transaction().await?;
             match tx
-                .checkpoint::<Raised>(cx.run, keeper, UNIT)
+                .checkpoint::<Raised>(cx.run, owner, UNIT)
                 .await?
-                .or(tx.checkpoint::<Raised>(cx.run, keeper, LOWERED).await?)
+                .or(tx.checkpoint::<Raised>(cx.run, owner, LOWERED).await?)
             {
                 Some(raised) => raised.previous,
                 None => return Ok(None),

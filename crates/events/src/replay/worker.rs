@@ -1,8 +1,8 @@
-//! The workers that replay a stream, one for each partition, and the keeper that watches over all of them.
+//! The workers that replay a stream, one for each partition, and the supervisor that watches over all of them.
 //!
 //! A worker applies only the next number of its partition, so a loss or a duplicate is seen at once. It commits
 //! effects and mark together and acknowledges afterwards, so it may be killed at any point. What the queue lost is
-//! asked for again: the outbox holds every event until the keeper, who knows the marks, trims it.
+//! asked for again: the outbox holds every event until the supervisor, which knows the marks, trims it.
 
 use super::apply::{Applier, Stuck};
 use super::copied::Copied;
@@ -48,7 +48,7 @@ pub enum Until {
     Marker(Marker),
 }
 
-/// What the workers and the keeper know of a partition.
+/// What the workers and the supervisor know of a partition.
 #[derive(Debug, Default)]
 struct Part {
     done: AtomicI64,
@@ -121,7 +121,7 @@ impl<'a> Pool<'a> {
         }
         tokio::select! {
             result = try_join_all(workers) => result.map(drop),
-            result = self.keeper(until) => result,
+            result = self.supervisor(until) => result,
             () = self.port.stop.cancelled() => {
                 if until == Until::Stopped { Ok(()) } else { Err(Error::cancelled()) }
             }
@@ -138,10 +138,10 @@ impl<'a> Pool<'a> {
         }
     }
 
-    async fn keeper(&self, until: Until) -> Result<()> {
+    async fn supervisor(&self, until: Until) -> Result<()> {
         let mut rest = Rest::new(self.port);
         loop {
-            match self.keep(until).await {
+            match self.supervise(until).await {
                 Ok(()) => return Ok(()),
                 Err(error) => rest.after(error).await?,
             }
@@ -329,7 +329,7 @@ impl<'a> Pool<'a> {
     }
 
     /// Trims, reports, and watches for the end.
-    async fn keep(&self, until: Until) -> Result<()> {
+    async fn supervise(&self, until: Until) -> Result<()> {
         let mut blue = self.port.writer(self.blue).await?;
         let green = self.port.reader(&self.replay.to).await?;
         let mut trimmed = Instant::now();
