@@ -5,11 +5,11 @@
 //! Everything is read through the copy's snapshot: reading a large object follows the transaction's.
 //! (<https://www.postgresql.org/docs/current/lo-interfaces.html>)
 
-pub mod carry;
 mod changes;
 mod content;
 mod load;
 mod object;
+pub mod sync;
 mod units;
 
 use crate::options::Copy;
@@ -58,7 +58,7 @@ pub async fn verify(port: &Port, copy: &Copy) -> Result<()> {
 
 /// Unlinks the objects that the copy made, or a cutover behind it, as far as they are still there.
 pub async fn discard(port: &Port, green: &mut Session) -> Result<u64> {
-    let oids: Vec<u32> = carry::ours(green, port, &port.step).await?.into_iter().collect();
+    let oids: Vec<u32> = sync::ours(green, port, &port.step).await?.into_iter().collect();
     let mut dropped = 0;
     for oids in oids.chunks(BATCH.unsigned_abs() as usize) {
         port.proceed()?;

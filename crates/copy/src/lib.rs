@@ -8,7 +8,7 @@
 //!
 //! [`describe()`] says what would be done, [`run`] does it and goes on where it was, [`verify`] proves that the target
 //! holds what the source held, [`Undo`] takes exactly that away again. What a copy kept for those who come after it is
-//! in [`state`] and [`fingerprint`]; [`large_objects::carry`] brings large objects over once more, since no replication
+//! in [`state`] and [`fingerprint`]; [`large_objects::sync`] brings large objects over once more, since no replication
 //! does. A stream that is to go on where the copy ends is a [`Follower`].
 //!
 //! It needs a port ([`handover_port::Port`]), a source that it may read, an empty target that it may write to, and

@@ -5,7 +5,7 @@
 use crate::options::Replicate;
 use crate::tables::tables;
 use crate::{emptied, identity, lag};
-use handover_copy::large_objects::carry;
+use handover_copy::large_objects::sync;
 use handover_copy::{Copy, LargeObjects};
 use handover_core::error::Result;
 use handover_core::problem::few;
@@ -388,10 +388,10 @@ async fn large_objects(
     ));
     for (session, name) in [(blue, &replicate.from), (green, &replicate.to)] {
         let Some(role) = databases.worker(name)?.role(session).await? else { continue };
-        if !carry::readable(session, Some(&role)).await? {
+        if !sync::readable(session, Some(&role)).await? {
             out.blocker(format!(
                 "the role {role} may not look at the pages of large objects on {name}, which tells a cutover what changed in them: {}; or say `large_objects: skip` in the copy",
-                carry::FIX
+                sync::FIX
             ));
         }
     }

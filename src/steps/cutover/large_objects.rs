@@ -1,7 +1,7 @@
-//! Large objects are carried over at the cutover: nothing replicates or captures them, and no lock of ours holds
+//! Large objects are synchronized at the cutover: nothing replicates or captures them, and no lock of ours holds
 //! their writers off.
 //!
-//! Most of it happens before the pause, in passes that each leave less to the next. What the pause pays for is
+//! Most of it happens before the pause, in rounds that each leave less to the next. What the pause pays for is
 //! finding out what changed since the last of them, which costs the same whatever did, and those few objects. How
 //! long that takes is known before anybody is held off.
 
@@ -11,35 +11,35 @@ use crate::error::{Class, Error, Result};
 use crate::postgres::Session;
 use crate::problem::few;
 use crate::steps::{Context, Description};
-use handover_copy::large_objects::carry::{self, Carrier, Pass};
+use handover_copy::large_objects::sync::{self, SyncRound, Synchronizer};
 use handover_copy::{Copy, LargeObjects};
 use handover_replication::bytes;
 use std::time::Duration;
 
-/// Passes before the pause; whoever writes faster than they carry is not caught up with.
-const PASSES: usize = 8;
+/// Rounds before the pause; whoever writes faster than they transfer is not caught up with.
+const ROUNDS: usize = 8;
 /// What a dry run reads to tell how fast the source looks through its large objects, in blocks.
 const SAMPLE: i64 = 8192;
 
-/// What carries between the two sides; none when no copy took large objects.
-pub async fn open(cutover: &Cutover, cx: &Context) -> Result<Option<Carrier>> {
+/// What synchronizes the two sides; none when no copy took large objects.
+pub async fn open(cutover: &Cutover, cx: &Context) -> Result<Option<Synchronizer>> {
     let found = feeds::copies(cutover, cx).filter(|(_, copy)| copy.large_objects == LargeObjects::Copy);
     match found.last() {
-        Some((step, copy)) => Carrier::open(cx, step, copy).await,
+        Some((step, copy)) => Synchronizer::open(cx, step, copy).await,
         None => Ok(None),
     }
 }
 
-/// Carries what changed since the copy, or since the last time, while the application goes on.
+/// Synchronizes what changed since the copy, or since the last time, while the application goes on.
 pub async fn catch_up(cutover: &Cutover, cx: &Context) -> Result<()> {
-    let Some(mut carrier) = open(cutover, cx).await? else { return Ok(()) };
+    let Some(mut synchronizer) = open(cutover, cx).await? else { return Ok(()) };
     let budget = cutover.write_pause.0;
-    let mut all = Pass::default();
-    for _ in 0..PASSES {
-        let pass = carrier.pass().await?;
-        all = all.and(pass);
-        // What is left of a pass that carries for so short a time fits into the pause.
-        if carrying(&pass) <= budget / 10 {
+    let mut all = SyncRound::default();
+    for _ in 0..ROUNDS {
+        let round = synchronizer.round().await?;
+        all = all.and(round);
+        // What is left of a round that transfers for so short a time fits into the pause.
+        if transfer_time(&round) <= budget / 10 {
             break;
         }
     }
@@ -55,54 +55,54 @@ pub async fn catch_up(cutover: &Cutover, cx: &Context) -> Result<()> {
                 all.objects, cutover.write_pause
             ),
         )
-        .on_database(carrier.source().database())
+        .on_database(synchronizer.source().database())
         .hint(format!(
             "nothing was paused and the old side serves on. Raise `write_pause` to {} or more; or stop whatever writes large objects, and say `large_objects: skip` in a later plan",
             crate::value::Duration::secs(look.as_secs() * 3 + 1)
         )));
     }
-    if carrying(&all) > budget / 2 {
+    if transfer_time(&all) > budget / 2 {
         cx.warn(format!(
             "large objects change so fast that carrying them takes {:?} again and again; the pause may not suffice",
-            carrying(&all)
+            transfer_time(&all)
         ));
     }
     Ok(())
 }
 
-fn carrying(pass: &Pass) -> Duration {
-    Duration::from_millis(pass.total_ms.saturating_sub(pass.look_ms))
+fn transfer_time(round: &SyncRound) -> Duration {
+    Duration::from_millis(round.total_ms.saturating_sub(round.look_ms))
 }
 
-fn said(pass: &Pass) -> String {
+fn said(round: &SyncRound) -> String {
     format!(
         "large objects: {} made, {} brought up to date, {} removed ({}); the last look at all {} took {} ms, and the pause pays for one more",
-        pass.made,
-        pass.changed,
-        pass.removed,
-        bytes(pass.bytes),
-        pass.objects,
-        pass.look_ms
+        round.made,
+        round.changed,
+        round.removed,
+        bytes(round.bytes),
+        round.objects,
+        round.look_ms
     )
 }
 
-/// Waits until no transaction is left that wrote to large objects before writers were held off, then carries the
-/// rest. Those that wait for a lock wait for us: they cannot commit.
-pub async fn carry(carrier: &mut Carrier) -> Result<Pass> {
+/// Waits until no transaction is left that wrote to large objects before writers were held off, then synchronizes
+/// the rest. Those that wait for a lock wait for us: they cannot commit.
+pub async fn sync_rest(synchronizer: &mut Synchronizer) -> Result<SyncRound> {
     let sql = "select 1 from pg_stat_activity a join pg_locks l on l.pid = a.pid
                where l.relation = 'pg_catalog.pg_largeobject'::regclass and l.mode = 'RowExclusiveLock'
                  and l.database = (select oid from pg_database where datname = current_database())
                  and a.backend_xid is not null and a.wait_event_type is distinct from 'Lock' limit 1";
-    while carrier.source().query_opt(sql, &[]).await?.is_some() {
+    while synchronizer.source().query_opt(sql, &[]).await?.is_some() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    carrier.pass().await
+    synchronizer.round().await
 }
 
-/// Warns of what was written to large objects of the old side after they were carried: its triggers refuse writes to
-/// tables, and there are none for these.
-pub async fn look_back(cx: &Context, carrier: &Carrier) {
-    match carrier.changed_since().await {
+/// Warns of what was written to large objects of the old side after they were synchronized: its triggers refuse
+/// writes to tables, and there are none for these.
+pub async fn look_back(cx: &Context, synchronizer: &Synchronizer) {
+    match synchronizer.changed_since().await {
         Ok(late) if late.is_empty() => {}
         Ok(late) => cx.warn(format!(
             "large objects were written to on the old side after they had been carried over, by transactions that wrote no row of any table: {}; see what is in them, and whether the new side needs it",
@@ -132,7 +132,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context, blue: &Session, out: &mut
     if objects == 0 {
         return Ok(());
     }
-    if !carry::readable(blue, None).await? {
+    if !sync::readable(blue, None).await? {
         out.warning(format!(
             "how long it takes to look for changed large objects ({}) is not known: this role may not see their pages",
             bytes(size.unsigned_abs())

@@ -15,7 +15,7 @@ use crate::postgres::ours::OURS;
 use crate::steps::{Context, replicate};
 use futures_util::future::{join_all, try_join_all};
 use handover_actions::Actions;
-use handover_copy::large_objects::carry::{Carrier, Pass};
+use handover_copy::large_objects::sync::{SyncRound, Synchronizer};
 use handover_replication::Gauge;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ struct Attempt {
     frozen: Option<Instant>,
     decided: Option<Instant>,
     sequences: usize,
-    large_objects: Option<(Carrier, Pass)>,
+    large_objects: Option<(Synchronizer, SyncRound)>,
 }
 
 /// What an attempt led to.
@@ -117,10 +117,10 @@ async fn finish(
     if let Some((frozen, decided)) = attempt.frozen.zip(attempt.decided) {
         summary["decided_after_ms"] = json!(millis(decided - frozen));
     }
-    if let Some((carrier, pass)) = &attempt.large_objects {
-        large_objects::look_back(cx, carrier).await;
-        if pass.objects > 0 || pass.removed > 0 {
-            summary["large_objects_in_the_pause"] = json!(pass);
+    if let Some((synchronizer, round)) = &attempt.large_objects {
+        large_objects::look_back(cx, synchronizer).await;
+        if round.objects > 0 || round.removed > 0 {
+            summary["large_objects_in_the_pause"] = json!(round);
         }
     }
     Ok(summary)
@@ -274,9 +274,9 @@ async fn decide(
         Some(link) => Some(Gauge::open(cx, &link).await?),
         None => None,
     };
-    let mut carrier = large_objects::open(cutover, cx).await?;
-    if let Some(carrier) = &carrier {
-        carrier.limit(budget).await?;
+    let mut synchronizer = large_objects::open(cutover, cx).await?;
+    if let Some(synchronizer) = &synchronizer {
+        synchronizer.limit(budget).await?;
     }
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
@@ -316,9 +316,9 @@ async fn decide(
             }
             Ok(())
         };
-        let carried = async {
-            match &mut carrier {
-                Some(carrier) => large_objects::carry(carrier).await.map(Some),
+        let synced = async {
+            match &mut synchronizer {
+                Some(synchronizer) => large_objects::sync_rest(synchronizer).await.map(Some),
                 None => Ok(None),
             }
         };
@@ -328,13 +328,13 @@ async fn decide(
             uncaptured::assert_unwritten(&watcher, &attempt.proof.exposed).await
         };
         let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
-        let ((), pass, (), sequences) = tokio::try_join!(arrived, carried, unchanged, sequences)?;
+        let ((), round, (), sequences) = tokio::try_join!(arrived, synced, unchanged, sequences)?;
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
-        Ok::<_, Error>((sequences, pass))
+        Ok::<_, Error>((sequences, round))
     };
-    let (sequences, pass) = match tokio::time::timeout(budget, drain).await {
+    let (sequences, round) = match tokio::time::timeout(budget, drain).await {
         Ok(result) => result?,
         Err(_) => return Err(over_budget()),
     };
@@ -349,7 +349,7 @@ async fn decide(
     tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
     attempt.decided = Some(Instant::now());
     attempt.sequences = sequences;
-    attempt.large_objects = carrier.zip(pass);
+    attempt.large_objects = synchronizer.zip(round);
     failpoint::at(failpoint::CUTOVER_DECIDED)
 }
 

@@ -16,18 +16,18 @@ use std::time::{Duration, Instant};
 
 /// How far earlier looks reach, as 64-bit transaction numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct Watermark {
     /// What transactions before this one did is known.
     pub before: u64,
-    /// For objects up to a number: later. From a pass that was interrupted.
+    /// For objects up to a number: later. From a round that was interrupted.
     pub head: Option<(u32, u64)>,
 }
 
-impl Seen {
+impl Watermark {
     /// What a snapshot shows, given as the server writes one. Numbers of subtransactions are above those of their
     /// transactions, and are in no list: only what is below the oldest that runs is certain to be seen.
     pub fn in_snapshot(xids: &str) -> Result<Self> {
-        bounds(xids).map(|(xmin, _)| Seen { before: xmin, head: None })
+        bounds(xids).map(|(xmin, _)| Watermark { before: xmin, head: None })
     }
 
     /// After everything up to an object was brought to what a later look saw.
@@ -35,7 +35,7 @@ impl Seen {
         match self.head {
             // What lies between them is at the earlier one.
             Some((further, _)) if further > oid => self,
-            _ => Seen { head: Some((oid, before)), ..self },
+            _ => Watermark { head: Some((oid, before)), ..self },
         }
     }
 }
@@ -70,7 +70,7 @@ pub async fn pages(session: &Session) -> Result<i32> {
 }
 
 /// Looks, in the snapshot of the session's open transaction.
-pub async fn look(session: &Session, seen: Seen, pages: i32) -> Result<Look> {
+pub async fn look(session: &Session, watermark: Watermark, pages: i32) -> Result<Look> {
     let begun = Instant::now();
     let xids: String = session.query_one("select pg_current_snapshot()::text", &[]).await?.get(0);
     let (before, next) = bounds(&xids)?;
@@ -80,8 +80,8 @@ pub async fn look(session: &Session, seen: Seen, pages: i32) -> Result<Look> {
         let width = i64::try_from(next.saturating_sub(from).min(1 << 32)).unwrap_or(i64::MAX);
         (base, width)
     };
-    let (base, width) = numbers(seen.before);
-    let (oid, (head, head_width)) = match seen.head {
+    let (base, width) = numbers(watermark.before);
+    let (oid, (head, head_width)) = match watermark.head {
         Some((oid, before)) => (oid, numbers(before)),
         None => (0, (base, width)),
     };
@@ -140,13 +140,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interrupted_pass_is_never_taken_for_more_than_it_was() {
-        let seen = Seen::in_snapshot("700:710:703,705").unwrap();
-        assert_eq!(seen, Seen { before: 700, head: None });
-        let once = seen.up_to(50, 800);
-        assert_eq!(once, Seen { before: 700, head: Some((50, 800)) });
+    fn an_interrupted_round_is_never_taken_for_more_than_it_was() {
+        let watermark = Watermark::in_snapshot("700:710:703,705").unwrap();
+        assert_eq!(watermark, Watermark { before: 700, head: None });
+        let once = watermark.up_to(50, 800);
+        assert_eq!(once, Watermark { before: 700, head: Some((50, 800)) });
         assert_eq!(once.up_to(20, 900), once, "those between 20 and 50 are at 800");
-        assert_eq!(once.up_to(60, 900), Seen { before: 700, head: Some((60, 900)) });
-        assert!(Seen::in_snapshot("gone").is_err());
+        assert_eq!(once.up_to(60, 900), Watermark { before: 700, head: Some((60, 900)) });
+        assert!(Watermark::in_snapshot("gone").is_err());
     }
 }

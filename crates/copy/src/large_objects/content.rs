@@ -168,8 +168,8 @@ impl Content {
         Ok(bytes)
     }
 
-    /// Cuts objects off, or extends them, where they are not as long as on the source.
-    pub async fn cut(
+    /// Truncates objects, or extends them, where they are not as long as on the source.
+    pub async fn resize(
         &self,
         tx: &Tx<'_>,
         owners: &BTreeMap<u32, &str>,

@@ -1,11 +1,11 @@
-//! Brings the target's large objects to where the source's are now, over and over, each pass with what changed since
+//! Brings the target's large objects to where the source's are now, over and over, each round with what changed since
 //! the one before: nothing replicates them.
 //!
-//! The first pass begins at the copy's own snapshot. Each batch commits with how far it got, so that a pass which
-//! was interrupted is gone on from, and a further pass after a complete one has little to do. Only objects of the
-//! copy, and those that an earlier pass made, are touched on the target.
+//! The first round begins at the copy's own snapshot. Each batch commits with how far it got, so that a round which
+//! was interrupted is gone on from, and a further round after a complete one has little to do. Only objects of the
+//! copy, and those that an earlier round made, are touched on the target.
 
-use super::changes::{self, Look, Seen};
+use super::changes::{self, Look, Watermark};
 use super::content::Content;
 use super::object::{self, Object, align, as_ourselves, as_owner};
 use super::units::{BATCH, explain, made};
@@ -21,27 +21,27 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Unit of [`Seen`].
-const SEEN: &str = "carried";
-/// Units of [`Carried`], followed by their numbers.
-const CARRIED: &str = "carried:";
+/// Unit of [`Watermark`].
+const WATERMARK: &str = "carried";
+/// Units of [`Synced`], followed by their numbers.
+const SYNCED: &str = "carried:";
 /// Pieces in a batch: bytes that are lost when a transaction is.
 const PIECES: usize = 256;
-/// What is shown while a pass runs.
+/// What is shown while a round runs.
 const PROGRESS: &str = "large objects that changed";
 
 /// What one transaction made and removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Carried {
+struct Synced {
     /// They grow.
     number: u64,
     made: Vec<u32>,
     removed: Vec<u32>,
 }
 
-/// What a pass did.
+/// What a round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Pass {
+pub struct SyncRound {
     /// Objects that there are on the source.
     pub objects: u64,
     /// Objects that were made on the target.
@@ -52,17 +52,17 @@ pub struct Pass {
     pub removed: u64,
     /// Bytes that travelled.
     pub bytes: u64,
-    /// Milliseconds to find out what changed: the same whatever did, and the least that a pass takes.
+    /// Milliseconds to find out what changed: the same whatever did, and the least that a round takes.
     pub look_ms: u64,
     /// Milliseconds for all of it.
     pub total_ms: u64,
 }
 
-impl Pass {
+impl SyncRound {
     /// Adds what another did; its times count as the latest.
     #[must_use]
-    pub fn and(self, later: Pass) -> Pass {
-        Pass {
+    pub fn and(self, later: SyncRound) -> SyncRound {
+        SyncRound {
             made: self.made + later.made,
             changed: self.changed + later.changed,
             removed: self.removed + later.removed,
@@ -72,18 +72,18 @@ impl Pass {
     }
 }
 
-/// Numbers of the objects on the target that come from the copy step or what carried after it.
+/// Numbers of the objects on the target that come from the copy step or the rounds after it.
 pub async fn ours(green: &Session, port: &Port, step: &StepId) -> Result<RoaringBitmap> {
     Ok(history(green, port, step).await?.0)
 }
 
-/// [`ours`], and the number of the next [`Carried`].
+/// [`ours`], and the number of the next [`Synced`].
 async fn history(green: &Session, port: &Port, step: &StepId) -> Result<(RoaringBitmap, u64)> {
     let mut oids = made(green, port, step).await?;
-    let mut carried = state::states::<Carried>(green, port.run, step, CARRIED).await?;
-    carried.sort_by_key(|c| c.number);
-    let next = carried.last().map_or(0, |c| c.number + 1);
-    for one in carried {
+    let mut synced = state::states::<Synced>(green, port.run, step, SYNCED).await?;
+    synced.sort_by_key(|c| c.number);
+    let next = synced.last().map_or(0, |c| c.number + 1);
+    for one in synced {
         oids.extend(one.made);
         for oid in one.removed {
             oids.remove(oid);
@@ -120,20 +120,20 @@ pub async fn readable(session: &Session, role: Option<&str>) -> Result<bool> {
     Ok(row.get(0))
 }
 
-/// Carries.
-pub struct Carrier {
+/// Synchronizes the large objects of two sides.
+pub struct Synchronizer {
     port: Port,
     copy: Copy,
-    /// The copy's: what is carried is undone with it.
+    /// The copy's: what is synchronized is undone with it.
     step: StepId,
     blue: Content,
     green: Session,
-    seen: Seen,
+    watermark: Watermark,
     ours: RoaringBitmap,
     number: u64,
 }
 
-impl Carrier {
+impl Synchronizer {
     /// Connects to both sides; none when the plan leaves large objects behind.
     ///
     /// # Errors
@@ -157,18 +157,18 @@ impl Carrier {
         blue.set("jit", "off").await?;
         let (ours, number) = history(&green, port, step).await?;
         let tx = green.transaction().await?;
-        let seen: Option<Seen> = tx.checkpoint(port.run, step, SEEN).await?;
+        let watermark: Option<Watermark> = tx.checkpoint(port.run, step, WATERMARK).await?;
         tx.rollback().await?;
-        let seen = match seen {
-            Some(seen) => seen,
-            None => Seen::in_snapshot(&copied.snapshot.xids)?,
+        let watermark = match watermark {
+            Some(watermark) => watermark,
+            None => Watermark::in_snapshot(&copied.snapshot.xids)?,
         };
         let blue = Content::new(port, copy, blue).await?;
         let (port, copy, step) = (port.clone(), copy.clone(), step.clone());
-        Ok(Some(Carrier { port, copy, step, blue, green, seen, ours, number }))
+        Ok(Some(Synchronizer { port, copy, step, blue, green, watermark, ours, number }))
     }
 
-    /// The session on the source, between passes.
+    /// The session on the source, between rounds.
     #[must_use]
     pub fn source(&self) -> &Session {
         &self.blue.session
@@ -186,45 +186,45 @@ impl Carrier {
         Ok(())
     }
 
-    /// One pass.
+    /// One round.
     ///
     /// # Errors
     /// What a server says, or an object on the target that is not ours. What is committed stays, and is gone on
     /// from.
-    pub async fn pass(&mut self) -> Result<Pass> {
+    pub async fn round(&mut self) -> Result<SyncRound> {
         self.blue.session.query("begin isolation level repeatable read, read only", &[]).await?;
         let result = self.all().await.map_err(explain);
         let ended = self.blue.session.query("rollback", &[]).await;
-        let pass = result?;
-        ended.map(|_| pass)
+        let round = result?;
+        ended.map(|_| round)
     }
 
-    /// Objects that changed since the last pass, in numbers: for a last look.
+    /// Objects that changed since the last round, in numbers: for a last look.
     pub async fn changed_since(&self) -> Result<Vec<u32>> {
         self.blue.session.query("begin isolation level repeatable read, read only", &[]).await?;
-        let look = changes::look(&self.blue.session, self.seen, self.blue.pages).await?;
+        let look = changes::look(&self.blue.session, self.watermark, self.blue.pages).await?;
         self.blue.session.query("rollback", &[]).await?;
         let all: RoaringBitmap = look.written.keys().copied().collect();
         Ok((all | look.changed).into_iter().collect())
     }
 
-    async fn all(&mut self) -> Result<Pass> {
+    async fn all(&mut self) -> Result<SyncRound> {
         let begun = Instant::now();
-        let look = changes::look(&self.blue.session, self.seen, self.blue.pages).await?;
+        let look = changes::look(&self.blue.session, self.watermark, self.blue.pages).await?;
         let commented = changes::commented(&self.blue.session, &self.green).await? & &self.ours;
         let new = &look.changed - &self.ours;
-        let mut pass = Pass { objects: look.objects, ..Pass::default() };
+        let mut round = SyncRound { objects: look.objects, ..SyncRound::default() };
         // All that were there, and the new ones: if there are fewer, some were removed.
         if look.objects != self.ours.len() + new.len() {
             let rows = self.blue.session.query("select oid from pg_largeobject_metadata", &[]).await?;
             let all: RoaringBitmap = rows.iter().map(|row| row.get::<_, u32>(0)).collect();
             let gone: Vec<u32> = (&self.ours - &all).into_iter().collect();
-            pass.look_ms = millis(begun.elapsed());
+            round.look_ms = millis(begun.elapsed());
             for gone in gone.chunks(BATCH.unsigned_abs() as usize) {
-                pass.removed += self.remove(gone).await?;
+                round.removed += self.remove(gone).await?;
             }
         } else {
-            pass.look_ms = millis(begun.elapsed());
+            round.look_ms = millis(begun.elapsed());
         }
         let mut candidates = &look.changed | commented;
         candidates.extend(look.written.keys().copied());
@@ -240,19 +240,19 @@ impl Carrier {
                 end += 1;
             }
             self.port.proceed()?;
-            self.batch(&look, &candidates[at..end], &mut pass).await?;
+            self.batch(&look, &candidates[at..end], &mut round).await?;
             at = end;
             self.port.progress(PROGRESS, at as u64, Some(candidates.len() as u64), Measure::Items);
         }
         self.port.unit_done(PROGRESS);
-        let seen = Seen { before: look.before, head: None };
+        let watermark = Watermark { before: look.before, head: None };
         let tx = self.green.transaction().await?;
-        tx.save_checkpoint(self.port.run, &self.step, SEEN, &seen).await?;
+        tx.save_checkpoint(self.port.run, &self.step, WATERMARK, &watermark).await?;
         tx.commit().await?;
-        self.seen = seen;
+        self.watermark = watermark;
         failpoint::at(failpoint::REPLICATE_LARGE_OBJECTS)?;
-        pass.total_ms = millis(begun.elapsed());
-        Ok(pass)
+        round.total_ms = millis(begun.elapsed());
+        Ok(round)
     }
 
     async fn remove(&mut self, gone: &[u32]) -> Result<u64> {
@@ -264,8 +264,8 @@ impl Carrier {
                 &[&gone],
             )
             .await?;
-        let carried = Carried { number: self.number, removed: gone.to_vec(), ..Carried::default() };
-        self.number = save(&tx, &self.port, &self.step, &carried).await?;
+        let synced = Synced { number: self.number, removed: gone.to_vec(), ..Synced::default() };
+        self.number = save(&tx, &self.port, &self.step, &synced).await?;
         tx.commit().await?;
         for oid in gone {
             self.ours.remove(*oid);
@@ -275,7 +275,7 @@ impl Carrier {
     }
 
     /// Brings some objects up to date, in one transaction.
-    async fn batch(&mut self, look: &Look, oids: &[u32], pass: &mut Pass) -> Result<()> {
+    async fn batch(&mut self, look: &Look, oids: &[u32], round: &mut SyncRound) -> Result<()> {
         let wanted = self.blue.session.query(&object::query("m.oid = any($1)"), &[&oids]).await?;
         let wanted = object::read(&wanted)?;
         let tx = self.green.transaction().await?;
@@ -318,8 +318,8 @@ impl Carrier {
                 realign.insert(object.oid);
             }
         }
-        pass.bytes += self.blue.put(&tx, &owners, &pieces, &lengths).await?;
-        self.blue.cut(&tx, &owners, &lengths).await?;
+        round.bytes += self.blue.put(&tx, &owners, &pieces, &lengths).await?;
+        self.blue.resize(&tx, &owners, &lengths).await?;
         realign.extend(new.iter().map(|o| o.oid));
         realign.extend(old.iter().filter(|(a, b)| !align(&self.copy, a, b).is_empty()).map(|(a, _)| a.oid));
         let numbers: Vec<u32> = realign.into_iter().collect();
@@ -334,19 +334,19 @@ impl Carrier {
         }
         if !new.is_empty() {
             let made = new.iter().map(|o| o.oid).collect();
-            let carried = Carried { number: self.number, made, ..Carried::default() };
-            self.number = save(&tx, &self.port, &self.step, &carried).await?;
+            let synced = Synced { number: self.number, made, ..Synced::default() };
+            self.number = save(&tx, &self.port, &self.step, &synced).await?;
         }
-        let seen = match oids.last() {
-            Some(last) => self.seen.up_to(*last, look.before),
-            None => self.seen,
+        let watermark = match oids.last() {
+            Some(last) => self.watermark.up_to(*last, look.before),
+            None => self.watermark,
         };
-        tx.save_checkpoint(self.port.run, &self.step, SEEN, &seen).await?;
+        tx.save_checkpoint(self.port.run, &self.step, WATERMARK, &watermark).await?;
         tx.commit().await?;
-        self.seen = seen;
+        self.watermark = watermark;
         self.ours.extend(new.iter().map(|o| o.oid));
-        pass.made += new.len() as u64;
-        pass.changed += old.len() as u64;
+        round.made += new.len() as u64;
+        round.changed += old.len() as u64;
         failpoint::at(failpoint::REPLICATE_LARGE_OBJECTS)?;
         Ok(())
     }
@@ -364,9 +364,9 @@ async fn create(tx: &Tx<'_>, copy: &Copy, objects: &[&Object]) -> Result<()> {
     as_ourselves(tx).await
 }
 
-async fn save(tx: &Tx<'_>, port: &Port, step: &StepId, carried: &Carried) -> Result<u64> {
-    tx.save_checkpoint(port.run, step, &format!("{CARRIED}{}", carried.number), carried).await?;
-    Ok(carried.number + 1)
+async fn save(tx: &Tx<'_>, port: &Port, step: &StepId, synced: &Synced) -> Result<u64> {
+    tx.save_checkpoint(port.run, step, &format!("{SYNCED}{}", synced.number), synced).await?;
+    Ok(synced.number + 1)
 }
 
 fn taken(oid: u32, copy: &Copy) -> Error {
