@@ -1,6 +1,6 @@
 //! The rows: COPY from the one snapshot into one transaction per chunk.
 
-use crate::cut;
+use crate::split;
 use crate::state::{Chunk, Loaded, Table};
 use bytes::BytesMut;
 use futures_util::{SinkExt, StreamExt};
@@ -134,7 +134,7 @@ fn statements(table: &Table, number: usize) -> (String, String) {
     // Without columns of its own to name (none at all, or only generated ones) the list is left out.
     let list = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
     let format = if table.binary { "binary" } else { "text" };
-    let read = match cut::condition(chunk, table.key.as_ref()) {
+    let read = match split::condition(chunk, table.key.as_ref()) {
         None => format!("copy {name}{list} to stdout (format {format})"),
         Some(condition) => {
             format!(

@@ -4,7 +4,7 @@ use crate::estimate::{self, Estimate, Work};
 use crate::options::{Copy, LargeObjects};
 use crate::sample::{self, Index};
 use crate::state::Table;
-use crate::{catalog, cut, data, extensions, jobs, preflight, source, state};
+use crate::{catalog, data, extensions, jobs, preflight, source, split, state};
 use handover_core::error::Result;
 use handover_core::problem::few;
 use handover_port::{Description, Port};
@@ -50,7 +50,7 @@ pub async fn describe(copy: &Copy, port: &Port) -> Result<Description> {
         .filter(|t| t.chunks.len() == 1 && t.bytes > 2 * copy.chunk_bytes())
         .map(|t| t.name.to_string())
         .collect();
-    if !whole.is_empty() && cut::by_key(copy, major) {
+    if !whole.is_empty() && split::by_key(copy, major) {
         out.warning(format!(
             "no index cuts these tables, so each is copied in one piece, and again from its beginning after a failure: {}; one is of use whose columns are never null and whose order the rows are stored in",
             few(&whole)

@@ -1,4 +1,4 @@
-//! The schema, as pg_dump writes it, cut into the entries of its table of contents.
+//! The schema, as pg_dump writes it, split into the entries of its table of contents.
 //!
 //! pg_dump runs in the copy's own snapshot and writes plain SQL, which we execute through fenced sessions, each
 //! piece in one transaction with its checkpoint: pg_restore's own connections could be neither fenced nor
@@ -191,7 +191,7 @@ async fn speaks_tls(program: &Path) -> bool {
     output.is_ok_and(|o| !String::from_utf8_lossy(&o.stderr).contains(WITHOUT_TLS))
 }
 
-/// Cuts a plain dump into its entries.
+/// Splits a plain dump into its entries.
 fn parse(text: &str) -> Result<Dump> {
     let odd = |what: &str| {
         Error::external(format!("pg_dump's output is not understood: {what}"))

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Tables larger than this are cut, unless the plan says otherwise.
+/// Tables larger than this are split, unless the plan says otherwise.
 const CHUNK: u64 = 1 << 30;
 /// How long a snapshot outlives the engine, unless the plan says otherwise.
 const HOLD: std::time::Duration = std::time::Duration::from_secs(30 * 60);

@@ -235,7 +235,7 @@ async fn open_reader(shared: &Shared) -> Result<Session> {
     };
     let databases = shared.port.databases.labelled(shared.port.step.as_str());
     let reader = Source::reader(&databases, &shared.copy.from, exported).await?;
-    // The planner may not know what the sample showed: that rows lie in the order of the key which cuts the table.
+    // The planner may not know what the sample showed: that rows lie in the order of the key which splits the table.
     reader.set("enable_seqscan", "off").await?;
     let pid = reader.backend_pid().await?;
     lock(&shared.backends).push(pid);

@@ -2,7 +2,7 @@
 
 use crate::dump::{Entry, Program};
 use crate::options::{Copy, LargeObjects, Owners, SplitBy};
-use crate::{created, cut, definitions, dependents, privileges};
+use crate::{created, definitions, dependents, privileges, split};
 use handover_core::error::{Class, Error, Result};
 use handover_core::problem::few;
 use handover_port::Description;
@@ -32,7 +32,7 @@ pub async fn look(
     if from < 13 {
         out.blocker(format!("{} is Postgres {from}; 13 is the oldest that can be copied", copy.from));
     }
-    if copy.split_by == SplitBy::Tid && from < cut::TID_RANGES {
+    if copy.split_by == SplitBy::Tid && from < split::TID_RANGES {
         out.blocker(format!(
             "Postgres {from} of {} reads a whole table for each range of blocks: leave out `split_by`, or say `key`",
             copy.from

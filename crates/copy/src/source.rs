@@ -6,7 +6,7 @@ use crate::follower::Follower;
 use crate::options::{Copy, Selection};
 use crate::snapshot_holder::{self, SnapshotHolder};
 use crate::state::{Analyze, Chunk, Fact, Held, Object, Sequence, Snapshot, State, Table};
-use crate::{catalog, cut, violation};
+use crate::{catalog, split, violation};
 use handover_core::error::{Class, Error, Result};
 use handover_port::Port;
 use handover_postgres::{Databases, Session, TableName, quote_literal};
@@ -160,7 +160,7 @@ impl Source {
         holder.release().await
     }
 
-    /// The tables whose rows are copied, largest first, cut into chunks.
+    /// The tables whose rows are copied, largest first, split into chunks.
     pub async fn tables(&self, copy: &Copy) -> Result<Vec<Table>> {
         tables(&self.look, copy, self.major).await
     }
@@ -238,7 +238,7 @@ pub async fn tables(session: &Session, copy: &Copy, major: u32) -> Result<Vec<Ta
         let root = root.map(|(schema, table)| TableName::new(schema, table));
         let (columns, binary) = (row.get(2), row.get(3));
         let mut table = Table { name, root, columns, binary, bytes, chunks: vec![Chunk::WHOLE], key: None };
-        cut::cut(session, copy, major, &mut table, blocks).await?;
+        split::split(session, copy, major, &mut table, blocks).await?;
         out.push(table);
     }
     Ok(out)

@@ -1,4 +1,4 @@
-//! Where large tables are cut into chunks that are copied at once, and resumed one by one.
+//! How large tables are split into chunks that are copied at once, and resumed one by one.
 //!
 //! From Postgres 14 on a chunk is a range of blocks (a TID range scan). Before, a condition on `ctid` reads the
 //! whole table, so a chunk is a range of a key there, through its index. Boundaries come from a sample of the
@@ -26,7 +26,7 @@ const CACHED: u64 = 1 << 30;
 /// The first version with TID range scans (<https://www.postgresql.org/docs/14/release-14.html>).
 pub const TID_RANGES: u32 = 14;
 
-/// Whether a copy cuts by key on a server of that version.
+/// Whether a copy splits by key on a server of that version.
 #[must_use]
 pub fn by_key(copy: &Copy, major: u32) -> bool {
     match copy.split_by {
@@ -36,8 +36,8 @@ pub fn by_key(copy: &Copy, major: u32) -> bool {
     }
 }
 
-/// Cuts `table` of so many `blocks` as the copy wants it on a server of that version.
-pub async fn cut(session: &Session, copy: &Copy, major: u32, table: &mut Table, blocks: u64) -> Result<()> {
+/// Splits `table` of so many `blocks` as the copy wants it on a server of that version.
+pub async fn split(session: &Session, copy: &Copy, major: u32, table: &mut Table, blocks: u64) -> Result<()> {
     let pieces = table.bytes.div_ceil(copy.chunk_bytes()).clamp(1, blocks.clamp(1, CHUNKS));
     if !by_key(copy, major) {
         // `split_by: tid` on a server without them is refused; a table is then at least not read many times.
@@ -50,7 +50,7 @@ pub async fn cut(session: &Session, copy: &Copy, major: u32, table: &mut Table, 
     let mut best: Option<(f64, f64, Key, Vec<Vec<String>>)> = None;
     for key in keys(session, &table.name).await? {
         let (order, bounds) = boundaries(session, &table.name, &key, blocks, pieces).await?;
-        // An index with only a few values cuts badly; among others the order of the rows decides.
+        // An index with only a few values splits badly; among others the order of the rows decides.
         #[allow(clippy::cast_precision_loss)]
         let merit = order * (2.0 * bounds.len() as f64 / pieces as f64).min(1.0);
         if !bounds.is_empty() && best.as_ref().is_none_or(|(other, ..)| merit > *other) {
@@ -72,7 +72,7 @@ pub async fn cut(session: &Session, copy: &Copy, major: u32, table: &mut Table, 
     Ok(())
 }
 
-/// Cuts `blocks` into `pieces` of equal size, the last without an end.
+/// Splits `blocks` into `pieces` of equal size, the last without an end.
 fn by_block(blocks: u64, pieces: u64) -> Vec<Chunk> {
     let size = blocks.div_ceil(pieces.max(1)).max(1);
     let starts = (0..pieces.max(1)).map(|i| i * size).take_while(|from| *from == 0 || *from < blocks);
@@ -92,7 +92,7 @@ fn ranges(bounds: Vec<Vec<String>>) -> Vec<Chunk> {
     out
 }
 
-/// What a table can be cut by, best guess first: B-tree indexes of all rows, each with as many of its first
+/// What a table can be split by, best guess first: B-tree indexes of all rows, each with as many of its first
 /// columns as can be compared as a row. None of these may be null, or a row would be in no range. That nobody
 /// altered the table since is the business of the lock that the copy holds.
 async fn keys(session: &Session, table: &TableName) -> Result<Vec<Key>> {
