@@ -5,7 +5,7 @@
 //! taken and again at the end. What follows by replication is different: there a row is equal when it was seen
 //! equal at some time since the step began, and an interruption does not change that.
 
-use crate::cut::Sample;
+use crate::split::Sample;
 use handover_core::error::Result;
 use handover_core::value::fingerprint;
 use handover_port::Port;
@@ -26,7 +26,7 @@ pub const COUNTED: Duration = Duration::from_secs(11);
 /// What says that a table is as it was: of both sides.
 pub type Evidence = BTreeMap<TableName, String>;
 
-/// Where a table was cut, as the journal has it: the numbers of its pieces mean something only with that.
+/// Where a table was split, as the journal has it: the numbers of its pieces mean something only with that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Boundaries {
@@ -44,8 +44,8 @@ pub enum Boundaries {
 impl Boundaries {
     /// What only the same boundaries have.
     #[must_use]
-    pub fn digest(cut: &[Vec<String>]) -> String {
-        fingerprint(&serde_json::json!(cut).to_string(), 16)
+    pub fn digest(bounds: &[Vec<String>]) -> String {
+        fingerprint(&serde_json::json!(bounds).to_string(), 16)
     }
 }
 
@@ -72,8 +72,9 @@ pub type Bucket = (i64, i64, String);
 /// What was summed so far of a table that is read by block: whether it agrees is known only when all of it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    /// By what to know that the table is cut and hashed the same way.
-    pub cut: String,
+    /// By what to know that the table is split and hashed the same way.
+    #[serde(rename = "cut")]
+    pub split: String,
     /// Pieces that are in the sums.
     pub done: BTreeSet<usize>,
     /// Before and after.
@@ -189,7 +190,7 @@ impl Agreed {
         self.evidence.iter().all(same)
     }
 
-    /// The boundaries that an earlier attempt cut a table at.
+    /// The boundaries that an earlier attempt split a table at.
     ///
     /// # Errors
     /// A fact of another version.
@@ -201,8 +202,8 @@ impl Agreed {
     ///
     /// # Errors
     /// The journal failing.
-    pub async fn keep_boundaries(&self, table: &TableName, cut: &Boundaries) -> Result<()> {
-        self.cx.remember(&bounds(table), cut).await
+    pub async fn keep_boundaries(&self, table: &TableName, boundaries: &Boundaries) -> Result<()> {
+        self.cx.remember(&bounds(table), boundaries).await
     }
 
     /// A piece agreed, or (none) the rest of a table; `bytes` is what was read for it.
@@ -228,10 +229,10 @@ impl Agreed {
         self.cx.remember(&fact(n), &facts).await
     }
 
-    /// What earlier attempts summed of a table that is cut like that.
+    /// What earlier attempts summed of a table that is split like that.
     #[must_use]
-    pub fn sums(&self, table: &TableName, cut: &str) -> Option<Sums> {
-        self.state().sums.get(table).filter(|sums| sums.cut == cut).cloned()
+    pub fn sums(&self, table: &TableName, split: &str) -> Option<Sums> {
+        self.state().sums.get(table).filter(|sums| sums.split == split).cloned()
     }
 
     /// A piece of a table that is read by block was summed, `bytes` of it. `sums` are asked for when it is time to

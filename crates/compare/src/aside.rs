@@ -1,7 +1,7 @@
 //! Rows that a copy with `on_violation: quarantine` set aside on "after": they are not missing.
 
-use crate::cut::Table;
 use crate::hash::at;
+use crate::split::Table;
 use handover_core::error::Result;
 use handover_core::event::{RunId, StepId};
 use handover_postgres::ours::OURS;

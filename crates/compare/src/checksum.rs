@@ -5,12 +5,12 @@
 //! read again, for their rows.
 
 use crate::agreed::{Agreed, Boundaries, Sums};
-use crate::cut::{self, Blocks, Cut, Table};
 use crate::found::{Kind, SHOWN, TableFound};
 use crate::hash::Hasher;
 use crate::narrow::{self, Candidate};
 use crate::sessions::{Pair, Sessions};
 use crate::side::BEGIN;
+use crate::split::{self, Blocks, Split, Table};
 use crate::tally::{Buckets, Range, Tally, Unit, buckets, merge};
 use futures_util::future::try_join_all;
 use handover_core::error::{Error, Result};
@@ -163,8 +163,8 @@ impl<'a> Comparison<'a> {
             self.cx.unit_done(&table.name.to_string());
             return Ok(());
         }
-        let units: Vec<Unit> = match &table.cut {
-            Cut::Ranges { columns, pieces } => {
+        let units: Vec<Unit> = match &table.split {
+            Split::Ranges { columns, pieces } => {
                 let (bounds, kept) = self.boundaries(pair, table, columns, *pieces).await?;
                 let n = bounds.len() + 1;
                 let bytes = table.shapes.0.bytes / n as u64;
@@ -179,10 +179,10 @@ impl<'a> Comparison<'a> {
                 };
                 (0..n).filter(|n| !done(n)).map(unit).collect()
             }
-            Cut::Blocks { pieces, .. } => {
+            Split::Blocks { pieces, .. } => {
                 let n = pieces.0.len().max(pieces.1.len());
                 let bytes = table.shapes.0.bytes / n.max(1) as u64;
-                let kept = self.cut(i).and_then(|cut| self.agreed.sums(&table.name, &cut));
+                let kept = self.split_digest(i).and_then(|split| self.agreed.sums(&table.name, &split));
                 if let Some(sums) = kept.filter(|sums| sums.done.len() < n) {
                     let (one, two) = (buckets(&sums.buckets.0)?, buckets(&sums.buckets.1)?);
                     let mut tally = self.tally(i);
@@ -212,7 +212,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// Where a table is cut, and whether the journal knows.
+    /// Where a table is split, and whether the journal knows.
     async fn boundaries(
         &self,
         pair: &Pair,
@@ -220,19 +220,19 @@ impl<'a> Comparison<'a> {
         columns: &[String],
         pieces: u64,
     ) -> Result<(Vec<Vec<String>>, bool)> {
-        let fits = |cut: &[Vec<String>]| cut.iter().all(|bound| bound.len() == columns.len());
+        let fits = |bounds: &[Vec<String>]| bounds.iter().all(|bound| bound.len() == columns.len());
         match self.agreed.boundaries(&table.name)? {
             Some(Boundaries::Plain(kept)) if fits(&kept) => return Ok((kept, true)),
             Some(Boundaries::Drawn { sample, digest }) => {
-                let bounds = cut::boundaries(&pair.before, table, columns, &sample).await?;
+                let bounds = split::boundaries(&pair.before, table, columns, &sample).await?;
                 if digest == Boundaries::digest(&bounds) {
                     return Ok((bounds, true));
                 }
             }
             _ => {}
         }
-        let sample = cut::Sample::of(table, pieces);
-        let bounds = cut::boundaries(&pair.before, table, columns, &sample).await?;
+        let sample = split::Sample::of(table, pieces);
+        let bounds = split::boundaries(&pair.before, table, columns, &sample).await?;
         let keep = bounds.len() >= KEPT;
         if keep {
             let base = |name| table.shapes.0.columns.get(name).map(|column| column.base);
@@ -251,7 +251,7 @@ impl<'a> Comparison<'a> {
         let table = &self.tables[i];
         let (lower, upper) = (range.lower.as_deref(), range.upper.as_deref());
         pair.by_index(lower.is_some() || upper.is_some()).await?;
-        let condition = cut::condition(table, &range.columns, lower, upper);
+        let condition = split::condition(table, &range.columns, lower, upper);
         let sources = (
             format!("{} where {condition}", table.from(true)),
             format!("{} where {condition}", table.from(false)),
@@ -283,7 +283,7 @@ impl<'a> Comparison<'a> {
 
     async fn blocks(&self, pair: &Pair, i: usize, from: usize, to: usize) -> Result<()> {
         let table = &self.tables[i];
-        let Cut::Blocks { buckets, pieces } = &table.cut else { return Ok(()) };
+        let Split::Blocks { buckets, pieces } = &table.split else { return Ok(()) };
         let bucket = table.bucket(&self.hasher, *buckets);
         pair.by_index(false).await?;
         let moving = self.sessions.moving();
@@ -334,12 +334,12 @@ impl<'a> Comparison<'a> {
         self.close_unit(i).await
     }
 
-    /// By what to know that a table that is read by block is cut and hashed as it was; none where its sums are not
+    /// By what to know that a table that is read by block is split and hashed as it was; none where its sums are not
     /// kept: they would be many, or they are of several points in time.
-    fn cut(&self, i: usize) -> Option<String> {
+    fn split_digest(&self, i: usize) -> Option<String> {
         let table = &self.tables[i];
-        match &table.cut {
-            Cut::Blocks { buckets, pieces } if !self.sessions.moving() && *buckets <= BUCKETS => {
+        match &table.split {
+            Split::Blocks { buckets, pieces } if !self.sessions.moving() && *buckets <= BUCKETS => {
                 let how =
                     (table.bucket(&self.hasher, *buckets), table.summed(&self.hasher), pieces, &table.aside);
                 Some(fingerprint(&format!("{how:?}"), 16))
@@ -350,13 +350,13 @@ impl<'a> Comparison<'a> {
 
     /// What is known of a table that is read by block, until all of it is.
     fn sums_so_far(&self, i: usize) -> Option<Sums> {
-        let cut = self.cut(i)?;
+        let split = self.split_digest(i)?;
         let tally = self.tally(i);
         let text =
             |buckets: &Buckets| buckets.iter().map(|(b, (n, sum))| (*b, *n, sum.to_string())).collect();
         let buckets = (text(&tally.buckets.0), text(&tally.buckets.1));
         let open = tally.blocks_left > 0 && !tally.blocks_done.is_empty();
-        open.then(|| Sums { cut, done: tally.blocks_done.clone(), buckets })
+        open.then(|| Sums { split, done: tally.blocks_done.clone(), buckets })
     }
 
     async fn sums(
@@ -389,7 +389,7 @@ impl<'a> Comparison<'a> {
             let enough = if self.sessions.moving() {
                 tally.candidates.len() >= REMEMBERED
             } else {
-                tally.found.differed > SEARCHED && !matches!(table.cut, Cut::Blocks { .. })
+                tally.found.differed > SEARCHED && !matches!(table.split, Split::Blocks { .. })
                     || tally.found.differing() > ROWS_SEARCHED
             };
             if enough {

@@ -3,7 +3,6 @@
 use crate::agreed::{Agreed, Evidence};
 use crate::aside;
 use crate::checksum::Comparison;
-use crate::cut::{Cut, Table};
 use crate::fence::Fence;
 use crate::found::{self, Kind, TableFound};
 use crate::given::Carried;
@@ -13,6 +12,7 @@ use crate::options::{Checksums, Tables};
 use crate::sessions::{Pair, Sessions};
 use crate::settle::{Fate, Row, Settling};
 use crate::shape::{self, Shape};
+use crate::split::{Split, Table};
 use handover_core::error::Result;
 use handover_core::event::{RunId, StepId};
 use handover_core::failpoint;
@@ -60,7 +60,7 @@ impl Wanted<'_> {
     }
 }
 
-/// Reads the catalogs and decides how each chosen table is cut.
+/// Reads the catalogs and decides how each chosen table is split.
 async fn prepare(wanted: Wanted<'_>, sessions: Sessions<'_>, before_name: &str) -> Result<Work> {
     let pair = sessions.pair().await?;
     let (there, now) = tokio::try_join!(shape::shapes(&pair.before), shape::shapes(&pair.after))?;
@@ -123,11 +123,11 @@ pub async fn frozen(
     Ok((broken, agreed))
 }
 
-/// What earlier attempts agreed on, of tables that are cut the same way as then.
+/// What earlier attempts agreed on, of tables that are split the same way as then.
 fn read_agreed(cx: &Port, tables: &[Table], evidence: &Evidence) -> Result<Agreed> {
     let mut evidence = evidence.clone();
     for table in tables {
-        if let (Some(text), Cut::Ranges { columns, .. }) = (evidence.get_mut(&table.name), &table.cut) {
+        if let (Some(text), Split::Ranges { columns, .. }) = (evidence.get_mut(&table.name), &table.split) {
             text.push_str(&columns.join(","));
         }
     }

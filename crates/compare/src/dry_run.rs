@@ -1,10 +1,10 @@
-//! What a dry run says of checksums: how each table would be cut, and how long it may take by a sample.
+//! What a dry run says of checksums: how each table would be split, and how long it may take by a sample.
 
-use crate::cut::Table;
 use crate::given::Carried;
 use crate::hash::Hasher;
 use crate::options::{Before, Checksums, Verify};
 use crate::shape;
+use crate::split::Table;
 use handover_core::error::Result;
 use handover_core::event::StepId;
 use handover_port::{Description, Port};

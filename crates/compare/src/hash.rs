@@ -8,7 +8,7 @@ use crate::shape::{Column, Shape};
 use handover_core::error::Result;
 use handover_postgres::{Session, quote_ident};
 
-/// Longer chains are cut, because each link is a level of nesting to the server's parser.
+/// Longer chains are split, because each link is a level of nesting to the server's parser.
 const LINKS: usize = 50;
 /// Types whose text is never empty: bool, numbers, json, dates and times, money, oid, uuid, bytea, inet.
 const NEVER_EMPTY: &[u32] = &[

@@ -29,7 +29,6 @@ mod aside;
 mod attempt;
 mod baseline;
 mod checksum;
-mod cut;
 mod dry_run;
 mod evaluate;
 mod findings;
@@ -40,6 +39,7 @@ mod rows;
 mod sessions;
 mod settle;
 mod side;
+mod split;
 mod tally;
 mod watched;
 

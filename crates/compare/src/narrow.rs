@@ -1,9 +1,9 @@
 //! From a piece that differs to the rows that do: both sides' keys and hashes, sorted by the servers, merged as
 //! they arrive.
 
-use crate::cut::Table;
 use crate::found::{Kind, RowFound};
 use crate::hash::{Hasher, at};
+use crate::split::Table;
 use futures_util::{Stream, StreamExt};
 use handover_core::error::{Error, Result};
 use handover_postgres::Session;

@@ -1,10 +1,10 @@
 //! Rows that differed while both sides were being written are looked at again until it is known what they are.
 
-use crate::cut::Table;
 use crate::fence::Fence;
 use crate::hash::Hasher;
 use crate::narrow::{Candidate, Now, look, looking};
 use crate::sessions::Pair;
+use crate::split::Table;
 use crate::watched::{Verdict, Watched};
 use handover_core::error::Result;
 use handover_core::event::Measure;

@@ -1,4 +1,4 @@
-//! How a table is cut into pieces that both servers can sum alike, without sorting it and without memory for it.
+//! How a table is split into pieces that both servers can sum alike, without sorting it and without memory for it.
 //!
 //! Two ways. **Key ranges**, where both sides have an index whose first columns sort alike everywhere: a piece
 //! can be read again by itself. Where rows do not lie in the order of the key (random ids), reading a large
@@ -35,9 +35,9 @@ pub struct Blocks {
     to: Option<u64>,
 }
 
-/// A way to cut.
+/// A way to split a table.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Cut {
+pub enum Split {
     /// By the first columns of a key; boundaries come from a sample.
     Ranges {
         /// Those columns.
@@ -67,8 +67,8 @@ pub struct Table {
     pub key: Vec<String>,
     /// Whether both sides find a row by its key through an index.
     pub indexed: bool,
-    /// How it is cut.
-    pub cut: Cut,
+    /// How it is split.
+    pub split: Split,
     /// Rows of "before" that the copy set aside, and that are therefore not compared: a condition on `q`.
     pub aside: Option<String>,
 }
@@ -86,10 +86,10 @@ impl Table {
         };
         let there = |key: &&shape::Key| key.columns.iter().all(|c| after.columns.contains_key(c));
         let key = before.keys.iter().find(|key| twin(key).is_some()).or(before.keys.iter().find(there));
-        let cut = key
+        let split = key
             .and_then(|key| Some((key, twin(key)?)))
             .and_then(|(key, other)| ranges((&before, key), (&after, other), rows))
-            .unwrap_or_else(|| Cut::Blocks {
+            .unwrap_or_else(|| Split::Blocks {
                 buckets: buckets(&before, rows),
                 pieces: (blocks(&before.heaps), blocks(&after.heaps)),
             });
@@ -98,7 +98,7 @@ impl Table {
             key: key.map(|key| key.columns.clone()).unwrap_or_default(),
             name,
             columns,
-            cut,
+            split,
             aside: None,
             shapes: (before, after),
         }
@@ -128,15 +128,15 @@ impl Table {
         self.shapes.0.columns.keys().filter(lost).map(String::as_str).collect()
     }
 
-    /// How it is cut, in words.
+    /// How it is split, in words.
     #[must_use]
     pub fn words(&self) -> String {
-        match &self.cut {
-            Cut::Ranges { pieces: 1, .. } => "in one piece".into(),
-            Cut::Ranges { columns, pieces } => {
+        match &self.split {
+            Split::Ranges { pieces: 1, .. } => "in one piece".into(),
+            Split::Ranges { columns, pieces } => {
                 format!("in about {pieces} ranges of {}", columns.join(", "))
             }
-            Cut::Blocks { buckets, pieces } => format!(
+            Split::Blocks { buckets, pieces } => format!(
                 "by block in {} pieces, in {buckets} buckets by a hash of {}",
                 pieces.0.len().max(pieces.1.len()),
                 if self.key.is_empty() { "the row".into() } else { self.key.join(", ") }
@@ -186,7 +186,7 @@ fn ranges(
     (before, key): (&Shape, &shape::Key),
     (after, other): (&Shape, &shape::Key),
     rows: u32,
-) -> Option<Cut> {
+) -> Option<Split> {
     let alike = |(one, two): &(&String, &String)| {
         one == two
             && before.columns.get(*one).map(|c| c.base) == after.columns.get(*two).map(|c| c.base)
@@ -209,7 +209,7 @@ fn ranges(
         }
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    Some(Cut::Ranges { columns, pieces: pieces as u64 })
+    Some(Split::Ranges { columns, pieces: pieces as u64 })
 }
 
 fn buckets(shape: &Shape, rows: u32) -> i64 {
@@ -353,12 +353,12 @@ mod tests {
         }
     }
 
-    fn cut(before: Shape, after: Shape) -> Table {
+    fn split(before: Shape, after: Shape) -> Table {
         Table::new(TableName::new("s", "t"), before, after, 50_000)
     }
 
     #[test]
-    fn keys_cut_where_rows_lie_in_their_order_or_in_memory_and_locales_do_not_matter() {
+    fn keys_split_where_rows_lie_in_their_order_or_in_memory_and_locales_do_not_matter() {
         let large = 20 * CACHED;
         for (before, after, expected) in [
             (shape(1.0, 2, large), shape(0.9, 2, large), Some(vec!["a", "b"])),
@@ -367,23 +367,26 @@ mod tests {
             (shape(0.0, 2, CACHED), shape(0.0, 2, CACHED), Some(vec!["a", "b"])),
             (shape(1.0, 2, large), shape(1.0, 0, large), None),
         ] {
-            let table = cut(before, after);
-            match (&table.cut, expected) {
-                (Cut::Ranges { columns, pieces }, Some(expected)) => assert_eq!(
+            let table = split(before, after);
+            match (&table.split, expected) {
+                (Split::Ranges { columns, pieces }, Some(expected)) => assert_eq!(
                     (columns.clone(), *pieces),
                     (expected.into_iter().map(str::to_owned).collect(), 200)
                 ),
-                (Cut::Blocks { buckets, .. }, None) => assert_eq!(*buckets, 256),
+                (Split::Blocks { buckets, .. }, None) => assert_eq!(*buckets, 256),
                 other => panic!("{other:?}"),
             }
             assert!(table.indexed && table.key == ["a", "b"]);
         }
         let mut other = shape(1.0, 2, large);
         other.keys[0].columns.reverse();
-        assert!(matches!(cut(shape(1.0, 2, large), other.clone()).cut, Cut::Blocks { .. }), "another order");
+        assert!(
+            matches!(split(shape(1.0, 2, large), other.clone()).split, Split::Blocks { .. }),
+            "another order"
+        );
         other.keys.clear();
-        let table = cut(shape(1.0, 2, large), other);
-        assert!(!table.indexed && table.key == ["a", "b"] && matches!(table.cut, Cut::Blocks { .. }));
+        let table = split(shape(1.0, 2, large), other);
+        assert!(!table.indexed && table.key == ["a", "b"] && matches!(table.split, Split::Blocks { .. }));
     }
 
     #[test]
@@ -407,7 +410,7 @@ mod tests {
 
     #[test]
     fn ranges_are_conditions_that_an_index_answers() {
-        let table = cut(shape(1.0, 2, 1), shape(1.0, 2, 1));
+        let table = split(shape(1.0, 2, 1), shape(1.0, 2, 1));
         let (a, ab) = (vec!["a".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
         let (one, two) = (vec!["1".to_owned(), "it's".to_owned()], vec!["2".to_owned(), "x".to_owned()]);
         assert_eq!(condition(&table, &a, None, None), "true");
