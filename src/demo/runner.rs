@@ -41,7 +41,7 @@ impl Runner {
         if status.signal() != Some(Signal::SIGKILL as i32) {
             return Err(Error::internal(format!(
                 "the engine was not killed inside step `{}`: {} was never reached ({status})",
-                strike.step, strike.failpoint
+                strike.step, strike.midway.failpoint
             )));
         }
         crate::ui::aside(self.format, format_args!("SIGKILL: {strike}; resuming"));

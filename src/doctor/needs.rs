@@ -18,11 +18,11 @@ pub fn of(kinds: &[(&dyn StepKind, Access)]) -> Vec<Need> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::steps::KINDS;
+    use crate::steps::kinds;
     use serde_json::{Value, json};
 
     fn needs(name: &str, options: Value, access: Access) -> Vec<Need> {
-        let kind = KINDS.iter().find(|kind| kind.name == name).unwrap();
+        let kind = kinds().iter().find(|kind| kind.name == name).unwrap();
         of(&[(&*(kind.parse)(options).unwrap(), access)])
     }
 

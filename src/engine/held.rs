@@ -16,8 +16,8 @@ pub struct Whose<'a> {
     pub plan: &'a str,
     /// Every run of it.
     pub runs: &'a [RunId],
-    /// Ids of the plan's steps.
-    pub steps: &'a [&'a str],
+    /// What the names of its steps' triggers begin with.
+    pub triggers: &'a [String],
 }
 
 /// Keeps what is this plan's. What does not say whose it is stays in the list.
@@ -66,24 +66,11 @@ async fn captures(session: &Session, runs: &[uuid::Uuid]) -> Result<BTreeSet<Str
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Whether a trigger is one that a step of the plan made. A capture's carries its number.
 fn trigger(name: &str, whose: &Whose<'_>, captures: &BTreeSet<String>) -> bool {
-    if let Some(rest) = name.strip_prefix("zz_handover_sync_") {
-        return whose
-            .steps
-            .iter()
-            .any(|step| rest.starts_with(&crate::value::fingerprint(&format!("{}/{step}", whose.plan), 5)));
-    }
-    if let Some(rest) = name.strip_prefix("00_handover_refuse_") {
-        let mark = rest.strip_prefix("row_").unwrap_or(rest);
-        return whose.runs.iter().any(|run| {
-            whose.steps.iter().any(|step| mark == crate::value::fingerprint(&format!("{run}/{step}"), 4))
-        });
-    }
     let number = name.strip_prefix("00_handover_").and_then(|rest| rest.split('_').next());
-    match number {
-        Some(number) if number.chars().all(|c| c.is_ascii_digit()) => captures.contains(number),
-        _ => true,
-    }
+    number.is_some_and(|number| captures.contains(number))
+        || whose.triggers.iter().any(|start| name.starts_with(start.as_str()))
 }
 
 /// Whether a name carries a run's id, as the names of slots and publications do.

@@ -209,8 +209,9 @@ pub async fn status(plan: &Plan, run: Option<RunId>) -> Result<RunStatus> {
         Some(journal) => journal.runs(Some(&plan.name)).await?.into_iter().map(|row| row.run).collect(),
         None => Vec::new(),
     };
-    let steps: Vec<&str> = plan.steps.iter().map(|step| step.id.as_str()).collect();
-    let whose = Whose { plan: &plan.name, runs: &runs, steps: &steps };
+    let triggers: Vec<String> =
+        plan.steps.iter().flat_map(|step| step.kind.triggers(&plan.name, &step.id, &runs)).collect();
+    let whose = Whose { plan: &plan.name, runs: &runs, triggers: &triggers };
     for name in plan.databases.keys() {
         let found = async {
             let session = databases.reader(name).await?;

@@ -7,7 +7,7 @@ use super::{secrets, whole, words};
 use crate::event::StepId;
 use crate::problem::{Path, Problems, Segment, suggest};
 use crate::steps::kind;
-use crate::steps::{CheckContext, KINDS, Kind, Step};
+use crate::steps::{CheckContext, Kind, Step, kinds};
 use crate::value::EnvString;
 use serde_json::{Map, Value};
 use std::collections::{BTreeSet, HashMap};
@@ -254,9 +254,9 @@ fn find_kinds(
     path: &Path,
     problems: &mut Problems,
 ) -> Vec<(String, &'static Kind)> {
-    let names = || KINDS.iter().map(|kind| kind.name);
+    let names = || kinds().iter().map(|kind| kind.name);
     let all = || names().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-    let by_name = |name: &str| KINDS.iter().find(|kind| kind.name == name);
+    let by_name = |name: &str| kinds().iter().find(|kind| kind.name == name);
     let mut kinds: Vec<(String, &'static Kind)> =
         map.keys().filter_map(|key| Some((key.clone(), by_name(key)?))).collect();
     let has_kind = !kinds.is_empty();

@@ -1,7 +1,7 @@
 //! The JSON Schema of a plan, whole for editors and in parts for the checker.
 
 use super::file::{Common, PlanShape};
-use crate::steps::{KINDS, Kind};
+use crate::steps::{Kind, kinds};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -74,18 +74,18 @@ pub const COMMON: &[&str] = &["id", "title", "timeout", "retry", "on_failure"];
 #[must_use]
 pub fn schema() -> Value {
     let mut generator = generator();
-    let mut kinds = Map::new();
-    for kind in KINDS {
-        kinds.insert(kind.name.to_owned(), (kind.schema)(&mut generator).to_value());
+    let mut parts = Map::new();
+    for kind in kinds() {
+        parts.insert(kind.name.to_owned(), (kind.schema)(&mut generator).to_value());
     }
     let _ = generator.subschema_for::<PlanShape>();
     let _ = generator.subschema_for::<Common>();
     let mut definitions = generator.take_definitions(true);
 
-    let one_of: Vec<Value> = KINDS.iter().map(|kind| json!({"required": [kind.name]})).collect();
+    let one_of: Vec<Value> = kinds().iter().map(|kind| json!({"required": [kind.name]})).collect();
     let mut step = definitions.remove("Common").unwrap_or_else(|| json!({}));
     if let Some(properties) = step.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.extend(kinds);
+        properties.extend(parts);
     }
     step["description"] = "One step: an id, what every step may say, and exactly one kind.".into();
     step["oneOf"] = one_of.into();
@@ -112,7 +112,7 @@ mod tests {
     fn every_part_compiles_and_so_does_the_whole() {
         Part::envelope().unwrap();
         Part::common().unwrap();
-        for kind in KINDS {
+        for kind in kinds() {
             Part::kind(kind).unwrap();
         }
         let whole = schema();

@@ -3,9 +3,10 @@
 
 pub mod coverage;
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, StepKind, Undo};
 use crate::error::Result;
 use crate::event::StepId;
+use crate::failpoint;
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
 use handover_events::capture::{self, Capture};
@@ -50,6 +51,14 @@ impl StepKind for Capture {
 
     fn uses_queue(&self) -> bool {
         true
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway {
+            failpoint: failpoint::CAPTURE_TRIGGER,
+            passing: 2,
+            place: "after the second of its triggers",
+        }
     }
 
     fn reversibility(&self) -> Undo {

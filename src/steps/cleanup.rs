@@ -1,9 +1,10 @@
 //! `cleanup`: changes, deletes or sets aside rows of a table of any size, in batches; or moves columns.
 
 use super::migrate::gave_up;
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, StepKind, Undo};
 use crate::error::{Error, Result};
-use crate::event::StepId;
+use crate::event::{RunId, StepId};
+use crate::failpoint;
 use crate::problem::{Problems, suggest};
 use async_trait::async_trait;
 use handover_rows::cleanup::{Action, Children, Cleanup};
@@ -27,6 +28,18 @@ impl StepKind for Cleanup {
 
     fn can_ask_the_source(&self) -> bool {
         true
+    }
+
+    fn triggers(&self, plan: &str, step: &StepId, _runs: &[RunId]) -> Vec<String> {
+        vec![handover_rows::sync::trigger(plan, step)]
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        match self.action {
+            // A single act.
+            Action::EndSync => Midway::default(),
+            _ => Midway { failpoint: failpoint::CLEANUP_BATCH, passing: 1, place: "after its first batch" },
+        }
     }
 
     fn reversibility(&self) -> Undo {

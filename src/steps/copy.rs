@@ -1,16 +1,19 @@
 //! `copy`: fills an empty database with everything another one holds at one point in time. See [`handover_copy`].
 
 use super::{
-    Access, CheckContext, Context, Description, Links, Locks, Need, StepKind, Undo, migrate, replicate,
+    Access, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Undo, migrate,
+    replicate,
 };
 use crate::error::{Error, Result};
 use crate::event::StepId;
+use crate::failpoint;
 use crate::postgres::ours;
 use crate::problem::Problems;
 use async_trait::async_trait;
-use handover_copy::{Copy, Follower};
+use handover_copy::{Copy, Follower, Program};
 use handover_migrations::thrown_away;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[async_trait]
@@ -55,6 +58,22 @@ impl StepKind for Copy {
 
     fn locks_every_table(&self) -> Option<Locks> {
         Some(Locks { what: "a copy", each: 2 })
+    }
+
+    async fn programs(&self, versions: &BTreeMap<String, u32>) -> Vec<Result<String>> {
+        let (Some(blue), Some(green)) = (versions.get(&self.from), versions.get(&self.to)) else {
+            return Vec::new();
+        };
+        let found = Program::find(self.programs.as_deref(), *blue, *green).await;
+        vec![found.map(|program| format!("pg_dump {} ({})", program.major, program.path.display()))]
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway {
+            failpoint: failpoint::COPY_CHUNK_COMMITTED,
+            passing: 3,
+            place: "after the third of its tables",
+        }
     }
 
     fn reversibility(&self) -> Undo {

@@ -8,7 +8,7 @@
 mod index;
 mod wanted;
 
-use super::{Access, CheckContext, Context, Description, Need, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, Need, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
@@ -70,6 +70,10 @@ impl StepKind for CreateIndex {
 
     fn can_ask_the_source(&self) -> bool {
         true
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway { failpoint: failpoint::INDEX_BUILT, passing: 1, place: "after its first index" }
     }
 
     fn reversibility(&self) -> Undo {

@@ -4,7 +4,8 @@ use super::context::Context;
 use super::links::Links;
 use super::needs::{Locks, Need};
 use crate::error::{Error, Result};
-use crate::event::StepId;
+use crate::event::{RunId, StepId};
+use crate::failpoint;
 use crate::problem::Problems;
 use crate::value::Duration;
 use async_trait::async_trait;
@@ -13,11 +14,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How the plan layer meets a kind.
+#[derive(Debug, Clone)]
 pub struct Kind {
     /// Its key in a step.
     pub name: &'static str,
@@ -25,6 +27,14 @@ pub struct Kind {
     pub parse: fn(Value) -> Parsed,
     /// The schema of that value.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+impl Kind {
+    /// The kind that `T` is, under this key.
+    #[must_use]
+    pub const fn of<T: StepKind + DeserializeOwned + JsonSchema + 'static>(name: &'static str) -> Self {
+        Kind { name, parse: parse::<T>, schema: |generator| generator.subschema_for::<T>() }
+    }
 }
 
 /// A kind read from its value, or what is wrong with which part of the value.
@@ -166,8 +176,29 @@ impl CheckContext<'_> {
     }
 }
 
+/// A place between a step's first and its last unit of work, where a rehearsal kills the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Midway {
+    /// The failpoint.
+    pub failpoint: &'static str,
+    /// At which passing, from 1.
+    pub passing: u32,
+    /// Where that is, in words: `after its first index`.
+    pub place: &'static str,
+}
+
+impl Default for Midway {
+    fn default() -> Self {
+        Midway {
+            failpoint: failpoint::STEP_UNRECORDED,
+            passing: 1,
+            place: "with its effect there and not yet in the journal",
+        }
+    }
+}
+
 /// Tells from a step's facts whether there may be something to lose.
-pub type AtStake = fn(&std::collections::BTreeMap<String, Value>) -> bool;
+pub type AtStake = fn(&BTreeMap<String, Value>) -> bool;
 
 /// The behaviour of a step kind. One value holds what one step of a plan says.
 #[async_trait]
@@ -217,6 +248,23 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
     /// Whether what it would do on the target of a copy can be asked of the copy's source while there is no target.
     fn can_ask_the_source(&self) -> bool {
         false
+    }
+
+    /// What the names of the triggers begin with that it makes on the application's tables, as the step `step` of these
+    /// runs of `plan`.
+    fn triggers(&self, _plan: &str, _step: &StepId, _runs: &[RunId]) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// The programs that it starts, in words with their versions, or why one of them will not do. `versions`: the major
+    /// versions of the plan's databases that could be reached.
+    async fn programs(&self, _versions: &BTreeMap<String, u32>) -> Vec<Result<String>> {
+        Vec::new()
+    }
+
+    /// A place in the midst of its work. The default is for work that is a single act: its end.
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway::default()
     }
 
     /// How its effect can be taken back.

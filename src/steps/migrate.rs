@@ -1,8 +1,9 @@
 //! `migrate`: applies folders of SQL migrations. How is said in [`handover_migrations`].
 
-use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, Need, StepKind, Undo};
 use crate::error::Result;
 use crate::event::StepId;
+use crate::failpoint;
 use crate::postgres::Session;
 use crate::problem::Problems;
 use async_trait::async_trait;
@@ -39,6 +40,10 @@ impl StepKind for Migrate {
 
     fn makes_tables(&self) -> bool {
         true
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway { failpoint: failpoint::MIGRATE_COMMITTED, passing: 1, place: "after its first migration" }
     }
 
     fn reversibility(&self) -> Undo {

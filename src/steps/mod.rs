@@ -25,35 +25,51 @@ pub use context::{Context, Ledger};
 pub use critical::Critical;
 pub use handover_port::{Description, Memory, Port, Precedent};
 pub use kind::{
-    Access, AtStake, CheckContext, Kind, OnFailure, Parsed, Retry, Step, StepKind, Undo, read_file,
+    Access, AtStake, CheckContext, Kind, Midway, OnFailure, Parsed, Retry, Step, StepKind, Undo, read_file,
 };
 pub use links::Links;
 pub use needs::{Locks, Need};
 
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+
 /// The kinds a plan may use: the key in the plan, and the type behind it. A new kind is one line here.
-macro_rules! kinds {
-    ($($key:literal => $type:ty),* $(,)?) => {
-        /// Every step kind.
-        pub const KINDS: &[Kind] = &[$(Kind {
-            name: $key,
-            parse: kind::parse::<$type>,
-            schema: |generator| generator.subschema_for::<$type>(),
-        }),*];
-    };
+const OURS: &[Kind] = &[
+    Kind::of::<create_index::CreateIndex>("create_index"),
+    Kind::of::<handover_migrations::Migrate>("migrate"),
+    Kind::of::<lever::Lever>("lever"),
+    Kind::of::<handover_rows::Cleanup>("cleanup"),
+    Kind::of::<handover_copy::Copy>("copy"),
+    Kind::of::<handover_events::capture::Capture>("capture"),
+    Kind::of::<handover_events::replay::Replay>("replay"),
+    Kind::of::<handover_replication::Replicate>("replicate"),
+    Kind::of::<handover_compare::Verify>("verify"),
+    Kind::of::<cutover::Cutover>("cutover"),
+    Kind::of::<monitor::Monitor>("monitor"),
+    Kind::of::<approve::Approve>("approve"),
+    Kind::of::<handover_rows::Restore>("restore"),
+];
+
+static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
+
+/// Every step kind.
+#[must_use]
+pub fn kinds() -> &'static [Kind] {
+    KINDS.get_or_init(|| OURS.to_vec())
 }
 
-kinds! {
-    "create_index" => create_index::CreateIndex,
-    "migrate" => handover_migrations::Migrate,
-    "lever" => lever::Lever,
-    "cleanup" => handover_rows::Cleanup,
-    "copy" => handover_copy::Copy,
-    "capture" => handover_events::capture::Capture,
-    "replay" => handover_events::replay::Replay,
-    "replicate" => handover_replication::Replicate,
-    "verify" => handover_compare::Verify,
-    "cutover" => cutover::Cutover,
-    "monitor" => monitor::Monitor,
-    "approve" => approve::Approve,
-    "restore" => handover_rows::Restore,
+/// Adds step kinds of a program that is built around this library, before it reads its first plan. Every command then
+/// knows them; see `examples/toy_kind.rs`.
+///
+/// # Errors
+/// A name that is taken, or kinds that were asked for before.
+pub fn add_kinds(more: &[Kind]) -> Result<()> {
+    let mut all = OURS.to_vec();
+    for kind in more {
+        if all.iter().any(|known| known.name == kind.name) {
+            return Err(Error::usage(format!("there are two step kinds `{}`", kind.name)));
+        }
+        all.push(kind.clone());
+    }
+    KINDS.set(all).map_err(|_| Error::usage("step kinds are added before the first plan is read, and once"))
 }

@@ -6,9 +6,10 @@
 
 mod copied;
 
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
+use crate::failpoint;
 use crate::postgres::Session;
 use crate::problem::{Problems, suggest};
 use async_trait::async_trait;
@@ -96,6 +97,16 @@ impl StepKind for Replay {
 
     fn uses_queue(&self) -> bool {
         true
+    }
+
+    fn midway(&self, links: &Links, place: usize) -> Midway {
+        let (failpoint, place) = match mode(self, links, place) {
+            Mode::Tail => {
+                (failpoint::REPLAY_APPLIED, "with its first events applied and not yet acknowledged")
+            }
+            Mode::Drain => (failpoint::REPLAY_CAUGHT_UP, "with the last event applied"),
+        };
+        Midway { failpoint, passing: 1, place }
     }
 
     fn reversibility(&self) -> Undo {

@@ -3,9 +3,10 @@
 mod check;
 
 use super::replicate;
-use super::{Access, CheckContext, Context, Description, Links, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
+use crate::failpoint;
 use crate::postgres::TableName;
 use crate::problem::{Problems, Segment};
 use crate::value::Duration;
@@ -75,6 +76,10 @@ impl StepKind for Verify {
         }
         out.extend(self.after.iter().map(|name| (name.as_str(), Access::Read)));
         out
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway { failpoint: failpoint::VERIFY_COMPARED, passing: 1, place: "after its first comparison" }
     }
 
     fn reversibility(&self) -> Undo {

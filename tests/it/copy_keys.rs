@@ -181,6 +181,7 @@ steps:
         control,
         queue,
         folder: tempfile::tempdir().unwrap(),
+        program: crate::support::world::program(),
     };
     world.write("plan.yaml", &plan.replace("OPTIONS", options));
     let as_it_was = content(&world.blue).await;

@@ -69,6 +69,7 @@ pub fn scenario() -> Scenario {
         green: GREEN,
         lossy: true,
         rollback_restores: false,
+        ..Scenario::default()
     }
 }
 

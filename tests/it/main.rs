@@ -56,6 +56,7 @@ mod support;
 mod sync;
 mod terminal;
 mod terminal_looks;
+mod toy_kind;
 mod verify;
 mod verify_checksums;
 mod verify_moving;

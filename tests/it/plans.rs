@@ -5,7 +5,7 @@ use handover::plan::{Plan, PlanErrors};
 use handover::postgres::Databases;
 use handover::postgres::connect::Target;
 use handover::problem::Severity;
-use handover::steps::KINDS;
+use handover::steps::kinds;
 use handover::value::Secret;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn without_environment(mut errors: PlanErrors) -> PlanErrors {
 
 /// A new kind must not change what is snapshot here.
 fn hide_kinds(text: &str) -> String {
-    let kinds: Vec<String> = KINDS.iter().map(|kind| format!("`{}`", kind.name)).collect();
+    let kinds: Vec<String> = kinds().iter().map(|kind| format!("`{}`", kind.name)).collect();
     let kinds = kinds.join(", ");
     ["step kinds are ", "give it one of "]
         .iter()

@@ -65,6 +65,7 @@ pub fn scenario() -> Scenario {
         green: Box::leak(strict().into_boxed_str()),
         lossy: true,
         rollback_restores: false,
+        ..Scenario::default()
     }
 }
 

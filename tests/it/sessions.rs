@@ -5,7 +5,6 @@ use crate::support::context::context;
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
 use handover::plan::Plan;
-use handover::steps::KINDS;
 use std::collections::BTreeSet;
 
 /// Every kind that makes routines or moves rows, in one plan.
@@ -215,7 +214,7 @@ async fn a_run_of_every_kind_makes_pinned_routines_only() {
             assert_eq!(unpinned(database).await.1, None, "{:?} on {}", scenario.prefixes, database.name);
         }
     }
-    let all: BTreeSet<&str> = KINDS.iter().map(|kind| kind.name).collect();
+    let all: BTreeSet<&str> = handover::steps::kinds().iter().map(|kind| kind.name).collect();
     assert_eq!(all, seen, "step kinds (left) and those whose routines were looked at (right)");
 }
 

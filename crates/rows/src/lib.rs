@@ -33,7 +33,7 @@ mod count;
 mod expected;
 mod pace;
 mod prepare;
-mod sync;
+pub mod sync;
 mod table;
 mod throttle;
 

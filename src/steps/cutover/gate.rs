@@ -18,6 +18,7 @@
 
 use super::options::Cutover;
 use crate::error::{Class, Error, Result};
+use crate::event::{RunId, StepId};
 use crate::postgres::ours::OURS;
 use crate::postgres::routine::Routine;
 use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident, quote_literal};
@@ -52,16 +53,27 @@ enum Level {
     Row,
 }
 
+fn mark(run: RunId, step: &StepId) -> String {
+    fingerprint(&format!("{run}/{step}"), 4)
+}
+
+/// The names of a cutover's triggers: of statements, and of rows.
+#[must_use]
+pub fn triggers(run: RunId, step: &StepId) -> [String; 2] {
+    let mark = mark(run, step);
+    [format!("{PREFIX}_{mark}"), format!("{PREFIX}_row_{mark}")]
+}
+
 impl Gate {
     /// The gate of the step `cx` is of.
     #[must_use]
     pub fn of(cx: &Context) -> Self {
         // Of the run and the step: a gate that another cutover shut is never opened by making one's own.
-        let mark = fingerprint(&format!("{}/{}", cx.run, cx.step), 4);
+        let [statement, row] = triggers(cx.run, &cx.step);
         Gate {
-            function: format!("refuse_{mark}"),
-            statement: format!("{PREFIX}_{mark}"),
-            row: format!("{PREFIX}_row_{mark}"),
+            function: format!("refuse_{}", mark(cx.run, &cx.step)),
+            statement,
+            row,
             plan: cx.plan.to_string(),
         }
     }

@@ -26,9 +26,12 @@ mod turn_back;
 mod uncaptured;
 mod watched;
 
-use super::{Access, AtStake, CheckContext, Context, Description, Links, Locks, Need, StepKind, Undo};
+use super::{
+    Access, AtStake, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Undo,
+};
 use crate::error::{Error, Result};
-use crate::event::StepId;
+use crate::event::{RunId, StepId};
+use crate::failpoint;
 use crate::problem::Problems;
 use async_trait::async_trait;
 use handover_actions::Actions;
@@ -103,6 +106,18 @@ impl StepKind for Cutover {
 
     fn locks_every_table(&self) -> Option<Locks> {
         Some(Locks { what: "a cutover", each: 1 })
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway {
+            failpoint: failpoint::CUTOVER_DECIDED,
+            passing: 1,
+            place: "after the decision, before anybody flipped",
+        }
+    }
+
+    fn triggers(&self, _plan: &str, step: &StepId, runs: &[RunId]) -> Vec<String> {
+        runs.iter().flat_map(|run| gate::triggers(*run, step)).collect()
     }
 
     fn reversibility(&self) -> Undo {

@@ -12,7 +12,7 @@ mod statement;
 
 pub use shape::{CommandLever, HttpLever, Lever, SqlLever};
 
-use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, Need, StepKind, Undo};
 use crate::error::{Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -49,6 +49,14 @@ impl StepKind for Lever {
 
     fn makes_tables(&self) -> bool {
         true
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        let (failpoint, place) = match self.revert {
+            None => (failpoint::LEVER_APPLIED, "with the lever raised and not yet in the journal"),
+            Some(_) => (failpoint::LEVER_REVERTED, "with the lever restored and not yet in the journal"),
+        };
+        Midway { failpoint, passing: 1, place }
     }
 
     fn reversibility(&self) -> Undo {

@@ -8,7 +8,7 @@ pub(super) mod options;
 pub mod probe;
 pub mod stats;
 
-use super::{Access, CheckContext, Context, Description, Links, OnFailure, StepKind, Undo};
+use super::{Access, CheckContext, Context, Description, Links, Midway, OnFailure, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
@@ -127,6 +127,10 @@ impl StepKind for Monitor {
 
     fn can_ask_the_source(&self) -> bool {
         true
+    }
+
+    fn midway(&self, _links: &Links, _place: usize) -> Midway {
+        Midway { failpoint: failpoint::MONITOR_SAMPLED, passing: 2, place: "after its second sample" }
     }
 
     fn reversibility(&self) -> Undo {

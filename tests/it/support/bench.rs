@@ -10,7 +10,7 @@ use handover::postgres::profile::SearchPath;
 use handover::postgres::{Databases, Lease};
 use handover::steps::context::Request;
 use handover::steps::kind::links;
-use handover::steps::{Context, KINDS, Ledger, Memory, Port, Step};
+use handover::steps::{Context, Ledger, Memory, Port, Step, kinds};
 use handover::value::{EnvString, Secret};
 use handover::{Error, Result};
 use serde_json::Value;
@@ -204,7 +204,7 @@ impl Bench {
 
 /// A step as the plan layer would make it.
 pub fn step(id: &str, kind: &str, value: Value) -> Step {
-    let kind = KINDS.iter().find(|k| k.name == kind).unwrap();
+    let kind = kinds().iter().find(|k| k.name == kind).unwrap();
     Step {
         id: id.into(),
         title: None,

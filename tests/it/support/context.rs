@@ -91,6 +91,6 @@ pub async fn context(
 
 /// A step kind from what a plan would say, as JSON.
 pub fn kind(name: &str, value: Value) -> Arc<dyn handover::steps::StepKind> {
-    let kind = handover::steps::KINDS.iter().find(|k| k.name == name).unwrap();
+    let kind = handover::steps::kinds().iter().find(|k| k.name == name).unwrap();
     (kind.parse)(value).unwrap()
 }

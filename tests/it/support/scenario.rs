@@ -2,7 +2,7 @@
 
 use super::servers::{self, Database};
 use super::snapshot::assert_same;
-use super::world::{World, bounded};
+use super::world::{World, bounded, example_program};
 use handover::failpoint;
 
 /// A plan that reaches every failpoint of a step kind, and the databases it starts from.
@@ -10,6 +10,10 @@ use handover::failpoint;
 pub struct Scenario {
     /// Whose failpoints it must reach: the text before the dot.
     pub prefixes: &'static [&'static str],
+    /// Failpoints that are not the library's.
+    pub own: &'static [&'static str],
+    /// The program, if it is not `handover`: an example.
+    pub example: Option<&'static str>,
     /// The plan; it may use every variable that [`World::command`] sets.
     pub plan: &'static str,
     /// Files beside the plan.
@@ -43,7 +47,12 @@ impl Scenario {
     }
 
     async fn world(&self, templates: &Templates) -> World {
-        World::new(Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files).await
+        let mut world =
+            World::new(Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files).await;
+        if let Some(example) = self.example {
+            world.program = example_program(example);
+        }
+        world
     }
 
     fn failpoints(&self) -> impl Iterator<Item = &'static str> {
@@ -51,6 +60,7 @@ impl Scenario {
             .iter()
             .copied()
             .filter(|name| self.prefixes.iter().any(|p| name.split('.').next() == Some(p)))
+            .chain(self.own.iter().copied())
     }
 
     /// Whether failures are tried everywhere, and not only kills: what takes too long for each change.

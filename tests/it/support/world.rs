@@ -64,6 +64,20 @@ pub struct World {
     pub control: Database,
     pub queue: String,
     pub folder: tempfile::TempDir,
+    /// What is run: `handover`, unless a test says otherwise.
+    pub program: PathBuf,
+}
+
+/// `handover`.
+pub fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_handover").into()
+}
+
+/// The program of an example, which `cargo test` builds.
+pub fn example_program(name: &str) -> PathBuf {
+    let path = program().with_file_name("examples").join(name);
+    assert!(path.exists(), "{} is not there: cargo build --example {name}", path.display());
+    path
 }
 
 impl World {
@@ -76,7 +90,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         // The embedded queue unless a test says otherwise: it starts at once.
         let queue = control.handover_url();
-        let world = World { blue, green, control, queue, folder };
+        let world = World { blue, green, control, queue, folder, program: program() };
         world.write("plan.yaml", plan);
         for (name, content) in files {
             world.write(name, content);
@@ -99,7 +113,7 @@ impl World {
 
     /// The program, with this world's environment.
     pub fn command(&self) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_handover"));
+        let mut command = tokio::process::Command::new(&self.program);
         command
             .env("BLUE_URL", self.blue.handover_url())
             .env("GREEN_URL", self.green.handover_url())

@@ -15,9 +15,14 @@ use std::time::Duration;
 /// How long an attempt at the triggers waits for the tables.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The name of a step's triggers; sorts last, so that other triggers have had their say.
+/// What the names of a step's triggers begin with; they sort last, so that other triggers have had their say.
+#[must_use]
+pub fn trigger(plan: &str, step: &StepId) -> String {
+    format!("zz_handover_sync_{}", handover_core::value::fingerprint(&format!("{plan}/{step}"), 5))
+}
+
 fn name(cx: &Port, step: &StepId) -> String {
-    format!("zz_handover_sync_{}", handover_core::value::fingerprint(&format!("{}/{step}", cx.plan), 5))
+    trigger(cx.plan.as_ref(), step)
 }
 
 /// Whether this step has left anything in the database: a checkpoint, an archived row or a trigger.
