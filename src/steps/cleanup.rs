@@ -31,7 +31,7 @@ impl StepKind for Cleanup {
     }
 
     fn triggers(&self, plan: &str, step: &StepId, _runs: &[RunId]) -> Vec<String> {
-        vec![handover_rows::sync::trigger(plan, step)]
+        vec![handover_rows::trigger_prefix(plan, step)]
     }
 
     fn midway(&self, _links: &Links, _place: usize) -> Midway {

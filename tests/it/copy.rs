@@ -515,15 +515,7 @@ async fn what_is_tuned_for_the_load_is_put_back_whatever_happens() {
         .unwrap();
     admin.batch_execute("alter system set checkpoint_timeout = '7min'").await.unwrap();
     admin.batch_execute("select pg_reload_conf()").await.unwrap();
-    let queue = control.handover_url();
-    let world = World {
-        blue,
-        green,
-        control,
-        queue,
-        folder: tempfile::tempdir().unwrap(),
-        program: crate::support::world::program(),
-    };
+    let world = World::of(blue, green, control);
     let plan = |tune: &str| PLAN.replace("chunk_mb: 1", &format!("tune: {{ {tune} }}"));
     world.write("plan.yaml", &plan("max_wal_size: 3GB, checkpoint_timeout: 20min"));
     let settings = async |expected: &str| {

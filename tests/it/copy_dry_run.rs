@@ -26,6 +26,10 @@ analyze;
 
 const SESSIONS: &str = "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'handover/%'";
 
+fn fits(estimate: f64, took: f64) -> bool {
+    estimate / took < 3.0 && took / estimate < 4.0
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::print_stdout)]
 async fn the_time_is_measured_and_nothing_is_changed() {
@@ -67,17 +71,22 @@ async fn the_time_is_measured_and_nothing_is_changed() {
         "{words}"
     );
 
-    let begun = Instant::now();
-    step.run(&cx).await.unwrap();
-    let took = begun.elapsed().as_secs_f64();
-    let estimate = details["estimate"]["seconds"].as_f64().unwrap();
-    println!("estimated {estimate:.1} s, took {took:.1} s: {words}\n{lines}");
-    // Others use this machine too, and more of it at one moment than at the next (once it took 4 times as long): only what
-    // is wrong by an order of magnitude is a fault here.
-    assert!(
-        estimate / took < 10.0 && took / estimate < 10.0,
-        "estimated {estimate:.1} s, took {took:.1} s: {words}"
-    );
+    // Others use this machine too, and more of it at one moment than at the next: three tries.
+    let (mut details, mut tries) = (details, 1);
+    let (estimate, took) = loop {
+        let begun = Instant::now();
+        step.run(&cx).await.unwrap();
+        let took = begun.elapsed().as_secs_f64();
+        let estimate = details["estimate"]["seconds"].as_f64().unwrap();
+        println!("estimated {estimate:.1} s, took {took:.1} s: {words}\n{lines}");
+        if fits(estimate, took) || tries == 3 {
+            break (estimate, took);
+        }
+        step.undo(&cx).await.unwrap();
+        details = step.describe(&cx).await.unwrap().details.unwrap();
+        tries += 1;
+    };
+    assert!(fits(estimate, took), "estimated {estimate:.1} s, took {took:.1} s: {words}");
     drop(cx);
     for database in [&blue, &green] {
         assert_eq!(database.value(SESSIONS).await.as_deref(), Some("0"));

@@ -174,15 +174,8 @@ steps:
 ";
     let green_server = servers::green().await;
     let control = Database::create(green_server, None).await;
-    let queue = control.handover_url();
-    let world = World {
-        blue: Database::with(blue_server, RANDOM).await,
-        green: Database::create(green_server, None).await,
-        control,
-        queue,
-        folder: tempfile::tempdir().unwrap(),
-        program: crate::support::world::program(),
-    };
+    let blue = Database::with(blue_server, RANDOM).await;
+    let world = World::of(blue, Database::create(green_server, None).await, control);
     world.write("plan.yaml", &plan.replace("OPTIONS", options));
     let as_it_was = content(&world.blue).await;
     world.handover_failing("copy.chunk-committed:3", "run", &[]).await.killed();

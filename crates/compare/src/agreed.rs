@@ -72,7 +72,7 @@ pub type Bucket = (i64, i64, String);
 /// What was summed so far of a table that is read by block: whether it agrees is known only when all of it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    /// By what to know that the table is split and hashed the same way.
+    /// By what to know that the table is split and hashed the same way. The journal's name for it stays.
     #[serde(rename = "cut")]
     pub split: String,
     /// Pieces that are in the sums.

@@ -33,12 +33,12 @@ mod count;
 mod expected;
 mod pace;
 mod prepare;
-pub mod sync;
+mod sync;
 mod table;
 mod throttle;
 
 pub use cleanup::Cleanup;
 pub use expected::Expect;
 pub use restore::Restore;
-pub use sync::MoveTo;
+pub use sync::{MoveTo, trigger_prefix};
 pub use throttle::Throttle;

@@ -68,14 +68,9 @@ pub struct World {
     pub program: PathBuf,
 }
 
-/// `handover`.
-pub fn program() -> PathBuf {
-    env!("CARGO_BIN_EXE_handover").into()
-}
-
 /// The program of an example, which `cargo test` builds.
 pub fn example_program(name: &str) -> PathBuf {
-    let path = program().with_file_name("examples").join(name);
+    let path = Path::new(env!("CARGO_BIN_EXE_handover")).with_file_name("examples").join(name);
     assert!(path.exists(), "{} is not there: cargo build --example {name}", path.display());
     path
 }
@@ -87,15 +82,20 @@ impl World {
         let blue = Database::create(blue_server, blue).await;
         let green = Database::create(green_server, green).await;
         let control = Database::create(green_server, None).await;
-        let folder = tempfile::tempdir().unwrap();
-        // The embedded queue unless a test says otherwise: it starts at once.
-        let queue = control.handover_url();
-        let world = World { blue, green, control, queue, folder, program: program() };
+        let world = World::of(blue, green, control);
         world.write("plan.yaml", plan);
         for (name, content) in files {
             world.write(name, content);
         }
         world
+    }
+
+    /// These databases, an empty folder, and `handover`.
+    pub fn of(blue: Database, green: Database, control: Database) -> Self {
+        // The embedded queue unless a test says otherwise: it starts at once.
+        let queue = control.handover_url();
+        let folder = tempfile::tempdir().unwrap();
+        World { blue, green, control, queue, folder, program: env!("CARGO_BIN_EXE_handover").into() }
     }
 
     /// Writes a file beside the plan.

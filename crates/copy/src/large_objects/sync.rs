@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// Unit of [`Watermark`].
+/// Unit of [`Watermark`]; what units are called in databases stays.
 const WATERMARK: &str = "carried";
 /// Units of [`Synced`], followed by their numbers.
 const SYNCED: &str = "carried:";

@@ -105,6 +105,7 @@ impl EmbeddedConsumer {
                 self.broken = Some(no_stream(&self.stream, &place));
                 return Ok(Vec::new());
             };
+            // Lower ones were published again.
             if look.delivered < above {
                 above = look.delivered;
                 continue;

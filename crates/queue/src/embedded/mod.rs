@@ -247,16 +247,15 @@ async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Resul
     let tx = session.client.transaction().await?;
     let sql = tx
         .prepare(&format!(
-            "insert into {OURS}_queue.message (stream, partition, number, payload)
-             select distinct on (p, n) $1, p, n, b from unnest($2::integer[], $3::bigint[], $4::bytea[]) as m(p, n, b)
-             order by p, n
-             on conflict (stream, partition, number) do update set payload = excluded.payload"
-        ))
-        .await?;
-    let back = tx
-        .prepare(&format!(
-            "update {OURS}_queue.partition p set delivered = m.lowest - 1
-             from (select p, min(n) as lowest from unnest($2::integer[], $3::bigint[]) as m(p, n) group by p) m
+            "with batch as (
+                 select distinct on (p, n) p, n, b from unnest($2::integer[], $3::bigint[], $4::bytea[]) as m(p, n, b)
+                 order by p, n
+             ), published as (
+                 insert into {OURS}_queue.message (stream, partition, number, payload) select $1, p, n, b from batch
+                 on conflict (stream, partition, number) do update set payload = excluded.payload
+             )
+             update {OURS}_queue.partition p set delivered = m.lowest - 1
+             from (select p, min(n) as lowest from batch group by p) m
              where p.stream = $1 and p.partition = m.p and p.delivered >= m.lowest"
         ))
         .await?;
@@ -274,7 +273,6 @@ async fn insert(session: &mut Session, stream: &str, batch: &[Message]) -> Resul
         let numbers: Vec<i64> = chunk.iter().map(|m| m.number).collect();
         let payloads: Vec<&[u8]> = chunk.iter().map(|m| m.payload.as_slice()).collect();
         tx.execute(&sql, &[&stream, &partitions, &numbers, &payloads]).await?;
-        tx.execute(&back, &[&stream, &partitions, &numbers]).await?;
         rest = later;
     }
     tx.batch_execute(&format!("notify {OURS}_queue")).await?;

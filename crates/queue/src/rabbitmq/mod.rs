@@ -314,10 +314,9 @@ impl Queue for RabbitMq {
             broken: None,
             connection: Some(connection),
         };
-        let channel = consumer.channel.clone();
-        self.within("set the prefetch", channel.basic_qos(prefetch.max(1), BasicQosOptions::default()))
-            .await?;
-        let starting = channel.basic_consume(
+        let limiting = consumer.channel.basic_qos(prefetch.max(1), BasicQosOptions::default());
+        self.within("set the prefetch", limiting).await?;
+        let starting = consumer.channel.basic_consume(
             consumer.queue.as_str().into(),
             "".into(),
             BasicConsumeOptions::default(),

@@ -17,12 +17,12 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the names of a step's triggers begin with; they sort last, so that other triggers have had their say.
 #[must_use]
-pub fn trigger(plan: &str, step: &StepId) -> String {
+pub fn trigger_prefix(plan: &str, step: &StepId) -> String {
     format!("zz_handover_sync_{}", handover_core::value::fingerprint(&format!("{plan}/{step}"), 5))
 }
 
 fn name(cx: &Port, step: &StepId) -> String {
-    trigger(cx.plan.as_ref(), step)
+    trigger_prefix(cx.plan.as_ref(), step)
 }
 
 /// Whether this step has left anything in the database: a checkpoint, an archived row or a trigger.
