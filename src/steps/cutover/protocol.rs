@@ -20,6 +20,9 @@ use handover_replication::Gauge;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// How long a server may need to take back the locks of an attempt that failed.
+const TAKEN_BACK: Duration = Duration::from_secs(2);
+
 /// How an attempt went, as far as it came.
 struct Attempt {
     /// What the look before the pause found.
@@ -210,8 +213,7 @@ async fn try_to_flip(
             call_off(cutover, cx, book).await?;
             return Ok(Outcome::CalledOff(error));
         }
-        statements::end_orphaned(cutover, cx).await?;
-        match book.way(look(cutover, cx).await?).await {
+        match standing(cutover, cx, book).await? {
             // The answer to the commit was lost: it counts.
             Way::Decide | Way::Commit => {}
             _ => {
@@ -224,6 +226,24 @@ async fn try_to_flip(
         book.note(Event::Decided).await?;
     }
     commit_all(cutover, outer, cx, book, attempt.prepared).await.map(Outcome::Flipped)
+}
+
+/// Where a failed attempt stands, when nothing of it runs any more. The server may still be taking back our own locks, and
+/// while they fill its table of locks nobody can ask it.
+async fn standing(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Way> {
+    let begun = Instant::now();
+    loop {
+        let decided = async {
+            statements::end_orphaned(cutover, cx).await?;
+            look(cutover, cx).await
+        };
+        match decided.await {
+            Err(error) if is_out_of_locks(&error) && begun.elapsed() < TAKEN_BACK => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            decided => return Ok(book.way(decided?).await),
+        }
+    }
 }
 
 /// Prepares everybody, all at once.
