@@ -9,7 +9,7 @@ use super::policy::{Verdict, verdict};
 use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
-use crate::steps::{AtStake, OnFailure, Retry, Step, Undo};
+use crate::steps::{MayLose, OnFailure, Retry, Step, Undo};
 use std::time::Duration;
 
 /// What `decide` needs to know of a step.
@@ -24,7 +24,7 @@ pub struct Outline {
     /// How it is taken back.
     pub undo: Undo,
     /// Whether its facts say that a lossy undo loses something.
-    pub at_stake: Option<AtStake>,
+    pub may_lose: Option<MayLose>,
     /// The database that it fills from nothing, so that its undo empties it.
     pub fills: Option<String>,
     /// The database that its undo leaves to the undo of the step that filled it.
@@ -39,7 +39,7 @@ impl Outline {
 
     /// Whether an undo would lose nothing although it is lossy, since the step never came to that.
     fn is_harmless(&self, state: &RunState) -> bool {
-        self.at_stake.is_some_and(|at_stake| !state.facts.get(&self.id).is_some_and(at_stake))
+        self.may_lose.is_some_and(|may_lose| !state.facts.get(&self.id).is_some_and(may_lose))
     }
 }
 
@@ -50,7 +50,7 @@ impl From<&Step> for Outline {
             retry: step.retry,
             on_failure: step.on_failure,
             undo: step.kind.reversibility(),
-            at_stake: step.kind.at_stake(),
+            may_lose: step.kind.may_lose(),
             fills: step.kind.fills().map(str::to_owned),
             leaves: step.kind.leaves().map(str::to_owned),
         }
@@ -213,7 +213,7 @@ pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<Lo
 }
 
 /// What rolling everything back will lose once the step `last` is done, as far as the plan tells. Whether a step came
-/// to where something is at stake is a question of a run; a plan says what it is there to do.
+/// to where it may lose something is a question of a run; a plan says what it is there to do.
 #[must_use]
 pub fn losses_ahead(plan: &[Outline], last: &StepId) -> Vec<Loss> {
     let upto = plan.iter().position(|o| o.id == *last).map_or(0, |at| at + 1);

@@ -197,8 +197,8 @@ impl Default for Midway {
     }
 }
 
-/// Tells from a step's facts whether there may be something to lose.
-pub type AtStake = fn(&BTreeMap<String, Value>) -> bool;
+/// Tells from a step's facts whether a rollback may lose something.
+pub type MayLose = fn(&BTreeMap<String, Value>) -> bool;
 
 /// The behaviour of a step kind. One value holds what one step of a plan says.
 #[async_trait]
@@ -270,9 +270,9 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
     /// How its effect can be taken back.
     fn reversibility(&self) -> Undo;
 
-    /// Of a step whose undo is lossy: whether its facts in the journal say that there may be something to lose.
-    /// None: there may be from its beginning to its undo.
-    fn at_stake(&self) -> Option<AtStake> {
+    /// Of a step whose undo is lossy: whether its facts in the journal say that a rollback may lose something.
+    /// None: it may from the step's beginning to its undo.
+    fn may_lose(&self) -> Option<MayLose> {
         None
     }
 

@@ -5,7 +5,7 @@ use handover::Class;
 use handover::engine::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
 use handover::event::{Entry, Failure, Holder, Record, StepId};
 use handover::journal::{Phase, RunState, Status};
-use handover::steps::{AtStake, OnFailure, Retry, Undo};
+use handover::steps::{MayLose, OnFailure, Retry, Undo};
 use handover::value::Duration;
 use proptest::prelude::*;
 
@@ -16,8 +16,8 @@ enum Fate {
     Fails(Class),
     /// The process dies after the intent is recorded; the effect happened or not.
     DiesAfterIntent,
-    /// It comes to where something is at stake, and the process dies there.
-    DiesAtStake,
+    /// It comes to where its undo may lose something, and the process dies there.
+    DiesFlipped,
     /// The process dies after the effect, before the outcome is recorded.
     DiesBeforeOutcome,
     /// The operator stops it.
@@ -36,14 +36,14 @@ fn class() -> impl Strategy<Value = Class> {
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         8 => Just(Fate::Succeeds), 3 => class().prop_map(Fate::Fails), 2 => Just(Fate::DiesAfterIntent),
-        2 => Just(Fate::DiesBeforeOutcome), 1 => Just(Fate::DiesAtStake), 1 => Just(Fate::Stopped),
+        2 => Just(Fate::DiesBeforeOutcome), 1 => Just(Fate::DiesFlipped), 1 => Just(Fate::Stopped),
         1 => prop::option::of(0_usize..6).prop_map(Fate::RollsBack),
     ]
 }
 
-/// The fact of a step that has come to where something is at stake.
+/// The fact of a step whose undo may lose something from now on.
 const FLIPPED: &str = "flipped";
-const AT_STAKE: AtStake = |facts| facts.contains_key(FLIPPED);
+const MAY_LOSE: MayLose = |facts| facts.contains_key(FLIPPED);
 
 fn outline() -> impl Strategy<Value = Vec<Outline>> {
     let undo = prop_oneof![
@@ -57,7 +57,7 @@ fn outline() -> impl Strategy<Value = Vec<Outline>> {
             .into_iter()
             .enumerate()
             .map(|(i, (undo, attempts, rollback, tells))| Outline {
-                at_stake: tells.then_some(AT_STAKE),
+                may_lose: tells.then_some(MAY_LOSE),
                 fills: None,
                 leaves: None,
                 id: StepId(format!("s{i}")),
@@ -76,7 +76,7 @@ struct Simulation<'a> {
     state: RunState,
     effects: Vec<StepId>,
     /// Steps whose undo would lose something now.
-    at_stake: Vec<StepId>,
+    may_lose: Vec<StepId>,
 }
 
 impl Simulation<'_> {
@@ -108,14 +108,14 @@ impl Simulation<'_> {
         if !self.effects.contains(step) {
             self.effects.push(step.clone());
         }
-        self.stake(step);
+        self.flip(step);
     }
 
-    /// What a step that tells of it does just before something is at stake.
-    fn stake(&mut self, step: &StepId) {
-        let tells = self.plan[self.position(step)].at_stake.is_some();
-        if tells && !self.at_stake.contains(step) {
-            self.at_stake.push(step.clone());
+    /// What a step that tells of it does just before its undo may lose something.
+    fn flip(&mut self, step: &StepId) {
+        let tells = self.plan[self.position(step)].may_lose.is_some();
+        if tells && !self.may_lose.contains(step) {
+            self.may_lose.push(step.clone());
             self.record(Record::StepFact { step: step.clone(), key: FLIPPED.into(), value: true.into() });
         }
     }
@@ -124,7 +124,7 @@ impl Simulation<'_> {
     fn loses(&self, step: &StepId) -> bool {
         let outline = &self.plan[self.position(step)];
         matches!(outline.undo, Undo::Lossy { .. })
-            && (outline.at_stake.is_none() || self.at_stake.contains(step))
+            && (outline.may_lose.is_none() || self.may_lose.contains(step))
     }
 
     /// The step that is next, told from the records alone: forward the first that is not done, back the last that was
@@ -160,7 +160,7 @@ impl Simulation<'_> {
             assert!(!self.effects.contains(&later.id), "{step} was undone before {}", later.id);
         }
         self.effects.retain(|s| s != step);
-        self.at_stake.retain(|s| s != step);
+        self.may_lose.retain(|s| s != step);
         self.record(Record::StepFact {
             step: step.clone(),
             key: FLIPPED.into(),
@@ -178,7 +178,7 @@ proptest! {
 
     #[test]
     fn every_history_ends_well(plan in outline(), fates in prop::collection::vec(fate(), 0..40)) {
-        let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new(), at_stake: Vec::new() };
+        let mut sim = Simulation { plan: &plan, journal: Vec::new(), state: RunState::new(), effects: Vec::new(), may_lose: Vec::new() };
         sim.record(Record::RunStarted { plan: "p".into(), digest: "d".into(), version: "v".into(), reviewed: None });
         sim.attach();
         // When the random fates run out everything succeeds, so a run that can end must end.
@@ -208,8 +208,8 @@ proptest! {
                             sim.apply(&step);
                             sim.attach();
                         }
-                        Fate::DiesAtStake => {
-                            sim.stake(&step);
+                        Fate::DiesFlipped => {
+                            sim.flip(&step);
                             sim.attach();
                         }
                         Fate::Stopped => {
@@ -336,7 +336,7 @@ fn outlined(ids: &[&str]) -> Vec<Outline> {
             retry: Retry::default(),
             on_failure: OnFailure::Halt,
             undo: if *id == "hard" { Undo::Impossible { why: "w".into() } } else { Undo::Nothing },
-            at_stake: None,
+            may_lose: None,
             fills: None,
             leaves: None,
         })

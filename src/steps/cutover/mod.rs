@@ -27,7 +27,7 @@ mod uncaptured;
 mod watched;
 
 use super::{
-    Access, AtStake, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Undo,
+    Access, CheckContext, Context, Description, Links, Locks, MayLose, Midway, Need, StepKind, Undo,
 };
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
@@ -137,8 +137,8 @@ impl StepKind for Cutover {
         }
     }
 
-    fn at_stake(&self) -> Option<AtStake> {
-        Some(state::is_at_stake)
+    fn may_lose(&self) -> Option<MayLose> {
+        Some(state::may_lose)
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 /// The journal's fact.
 pub const FACT: &str = "flip";
+/// The fact by which journals of older versions say that a rollback may lose something.
+const OLDER_MAY_LOSE: &str = "at_stake";
 
 /// Where a cutover stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -184,7 +186,7 @@ impl Flip {
             (Stage::TurningBack, Stand::Committing)
         } else if is("decided") || names.iter().any(&committed) {
             (Stage::Decided, Stand::Committing)
-        } else if is("at_stake") {
+        } else if is(OLDER_MAY_LOSE) {
             (Stage::Deciding, Stand::Prepared)
         } else if is("preparing") {
             (Stage::Preparing, Stand::Preparing)
@@ -268,7 +270,7 @@ impl Flip {
 
     /// Whether a rollback may lose something.
     #[must_use]
-    pub fn is_at_stake(&self) -> bool {
+    pub fn may_lose(&self) -> bool {
         !matches!(self.stage, Stage::Idle | Stage::Preparing | Stage::CallingOff)
     }
 
@@ -304,11 +306,11 @@ impl Flip {
 }
 
 /// Whether a cutover's facts say that a rollback may lose something.
-pub fn is_at_stake(facts: &BTreeMap<String, Value>) -> bool {
+pub fn may_lose(facts: &BTreeMap<String, Value>) -> bool {
     match facts.get(FACT) {
         // One that cannot be read is of a newer version: better to ask for the operator's word.
-        Some(value) => serde_json::from_value::<Flip>(value.clone()).map_or(true, |flip| flip.is_at_stake()),
-        None => facts.contains_key("at_stake"),
+        Some(value) => serde_json::from_value::<Flip>(value.clone()).map_or(true, |flip| flip.may_lose()),
+        None => facts.contains_key(OLDER_MAY_LOSE),
     }
 }
 

@@ -163,7 +163,7 @@ fn a_crash_anywhere_leaves_a_place_from_which_both_ways_end_well() {
     for place in &places {
         let (flip, world) = place;
         if world.decided {
-            assert!(flip.is_at_stake(), "{place:?}");
+            assert!(flip.may_lose(), "{place:?}");
         }
         if flip.stage == Stage::Committed {
             assert!(world.decided && world.systems == [Real::New; 3], "{place:?}");
@@ -279,6 +279,8 @@ fn facts_of_older_journals_are_understood_as_what_they_leave_possible() {
         read(&["turning_back", "a.committed"]),
         (Stage::TurningBack, Stand::Committed, Stand::Committing)
     );
+    let loses = |key: &str| may_lose(&BTreeMap::from([(key.to_owned(), Value::Bool(true))]));
+    assert_eq!([loses("at_stake"), loses("preparing")], [true, false]);
 }
 
 #[test]
