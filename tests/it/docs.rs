@@ -4,6 +4,7 @@ use crate::support::sources::sources;
 use handover::plan::Plan;
 use handover::problem::Severity;
 use handover::steps::kinds;
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -110,21 +111,27 @@ fn every_plan_and_step_that_is_shown_is_accepted() {
     }
 }
 
+/// The part of a page under a heading of the second rank.
+fn section<'a>(text: &'a str, heading: &str) -> &'a str {
+    let heading = format!("\n## {heading}\n");
+    let at = text.find(&heading).unwrap_or_else(|| panic!("no section `{}`", heading.trim()));
+    text[at + heading.len()..].split("\n## ").next().unwrap_or_default()
+}
+
+/// The name of the definition that a schema refers to.
+fn referred(schema: &Value) -> Option<&str> {
+    schema.get("$ref")?.as_str()?.rsplit('/').next()
+}
+
 /// The schema knows every field of a kind; a field that nobody explains is one that nobody finds.
 #[test]
 fn every_kind_has_a_section_that_names_its_fields() {
     let text = read(Path::new("docs/plans.md"));
     let mut generator = schemars::SchemaGenerator::default();
     for kind in kinds() {
-        let heading = format!("\n## {}\n", kind.name);
-        let at = text.find(&heading).unwrap_or_else(|| panic!("no section `## {}`", kind.name));
-        let section = &text[at + heading.len()..];
-        let section = section.split("\n## ").next().unwrap_or_default();
-        let reference = (kind.schema)(&mut generator);
-        let name = reference
-            .get("$ref")
-            .and_then(|value| value.as_str())
-            .and_then(|path| path.rsplit('/').next())
+        let section = section(&text, kind.name);
+        let reference = Value::from((kind.schema)(&mut generator));
+        let name = referred(&reference)
             .unwrap_or_else(|| panic!("the schema of {} is not a reference", kind.name))
             .to_owned();
         let fields = generator.definitions()[&name]["properties"].as_object().unwrap().clone();
@@ -133,6 +140,75 @@ fn every_kind_has_a_section_that_names_its_fields() {
             assert!(section.contains(&format!("`{field}`")), "`{}` does not explain `{field}`", kind.name);
         }
     }
+}
+
+/// The rows of a text's tables: what each is about, in backticks in its first cell, and what its second cell says.
+fn rows(text: &str) -> Vec<(BTreeSet<&str>, &str)> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .filter_map(|line| line.split_once('|'))
+        .map(|(first, rest)| {
+            let names = first.split('`').skip(1).step_by(2).collect();
+            (names, rest.split('|').next().unwrap_or_default().trim())
+        })
+        .collect()
+}
+
+/// The definitions that a schema leads to, in whatever depth.
+fn reached(schema: &Value, definitions: &serde_json::Map<String, Value>, seen: &mut BTreeSet<String>) {
+    if let Some(name) = referred(schema)
+        && seen.insert(name.to_owned())
+    {
+        reached(&definitions[name], definitions, seen);
+    }
+    match schema {
+        Value::Object(map) => map.values().for_each(|inner| reached(inner, definitions, seen)),
+        Value::Array(items) => items.iter().for_each(|inner| reached(inner, definitions, seen)),
+        _ => {}
+    }
+}
+
+/// Every option that the schema knows is in a table, those of the kind in its own section, and with the default that
+/// the schema has.
+#[test]
+fn every_option_of_every_kind_is_in_a_table() {
+    let text = read(Path::new("docs/plans.md"));
+    let everywhere: BTreeSet<&str> = rows(&text).into_iter().flat_map(|(names, _)| names).collect();
+    let mut generator = schemars::SchemaGenerator::default();
+    let mut missing = Vec::new();
+    let mut defaults = 0;
+    for kind in kinds() {
+        let reference = Value::from((kind.schema)(&mut generator));
+        let definitions = generator.definitions().clone();
+        let table = rows(section(&text, kind.name));
+        let own = referred(&reference).unwrap();
+        for (field, schema) in definitions[own]["properties"].as_object().unwrap() {
+            let Some((_, given)) = table.iter().find(|(names, _)| names.contains(field.as_str())) else {
+                missing.push(format!("`{}`: no row for `{field}`", kind.name));
+                continue;
+            };
+            let default = match schema.get("default") {
+                Some(Value::String(text)) => text.clone(),
+                Some(default @ (Value::Number(_) | Value::Bool(_))) => default.to_string(),
+                _ => continue,
+            };
+            defaults += 1;
+            if !given.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == default) {
+                missing.push(format!("`{}`: `{field}` is {default} unless given, not {given}", kind.name));
+            }
+        }
+        let mut inner = BTreeSet::new();
+        reached(&reference, &definitions, &mut inner);
+        for name in inner {
+            for field in definitions[&name]["properties"].as_object().into_iter().flat_map(|map| map.keys()) {
+                if !everywhere.contains(field.as_str()) {
+                    missing.push(format!("`{}`: no row for `{field}` of `{name}`", kind.name));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(defaults > 30, "{defaults} defaults");
 }
 
 fn markdown() -> Vec<PathBuf> {
