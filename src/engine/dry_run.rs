@@ -198,7 +198,8 @@ pub async fn dry_run(plan: &Plan, emitter: &Emitter) -> Result<DryRun> {
         ));
     }
     let ledger = Arc::new(Frozen {
-        run: out.unfinished.as_ref().map_or_else(RunId::new, |unfinished| unfinished.run),
+        // Names and comments that carry a run's id stand in statements: those of a run that is to come are all zeros.
+        run: out.unfinished.as_ref().map_or(RunId(uuid::Uuid::nil()), |unfinished| unfinished.run),
         state,
         precedents,
     });

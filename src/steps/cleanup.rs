@@ -61,11 +61,14 @@ impl StepKind for Cleanup {
     async fn describe(&self, cx: &Context) -> Result<Description> {
         let session = cx.operator_reader(&self.on).await?;
         if self.action != Action::EndSync {
-            return self.dry_run(&session).await;
+            return self.dry_run(cx, &session).await;
         }
         let (_, of) = synced(self, cx)?;
         let mut out = Description::default();
         out.action(format!("drop the triggers that `{of}` keeps on {}", self.table));
+        for sql in handover_rows::removal(&cx.plan, of) {
+            out.statement(&self.on, &sql);
+        }
         Ok(out)
     }
 

@@ -5,6 +5,7 @@
 //! is dropped and built again, somebody else's is only reported.
 //! (<https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY>)
 
+mod decide;
 mod index;
 mod wanted;
 
@@ -16,13 +17,13 @@ use crate::postgres::index::{Found, definition, find, is_as_wanted, obstacle};
 use crate::postgres::{Session, TableName, blockers};
 use crate::problem::{Problems, Segment};
 use async_trait::async_trait;
+use decide::{Act, Fit, Refusal, decide};
 pub use index::Index;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use wanted::Verdict;
 
 /// How often a wait is reported.
 const REPORT_AGAIN: Duration = Duration::from_secs(15);
@@ -88,44 +89,7 @@ impl StepKind for CreateIndex {
                 out.blocker(format!("{what}; {hint}"));
                 continue;
             }
-            match find(&session, &index.table, &index.name).await? {
-                Found::Absent => match wanted::judge(&session, index, false).await? {
-                    Verdict::Refused(why) => out.blocker(format!("the server refuses index {}: {why}", index.name)),
-                    Verdict::Unknown(why) => out
-                        .action(index.statement())
-                        .warning(format!("index {} could not be tried: {why}", index.name)),
-                    Verdict::Fits | Verdict::Differs => out.action(index.statement()),
-                },
-                Found::Valid => {
-                    let there = definition(&session, &index.table, &index.name).await?;
-                    match wanted::judge(&session, index, true).await? {
-                        Verdict::Fits => {
-                            out.action(format!("nothing: index {} exists already ({there})", index.name))
-                        }
-                        Verdict::Refused(why) => {
-                            out.blocker(format!("the server refuses index {}: {why}", index.name))
-                        }
-                        Verdict::Differs => out.blocker(format!(
-                            "an index {} exists with another definition: {there}; choose another name, or drop or \
-                             rename the one that is there",
-                            index.name
-                        )),
-                        Verdict::Unknown(why) => out
-                            .action(format!("nothing: index {} exists already ({there})", index.name))
-                            .warning(format!(
-                                "index {} could not be compared with the plan's ({why}): the run compares it, and \
-                                 halts if it differs",
-                                index.name
-                            )),
-                    }
-                }
-                Found::Invalid => out.blocker(format!(
-                    "an INVALID index {0} was left by an earlier failed build; drop it: drop index concurrently {1}",
-                    index.name,
-                    index.qualified()
-                )),
-                Found::Other(what) => out.blocker(format!("the name {} belongs to {what}", index.name)),
-            };
+            self.describe_one(cx, &session, index, &mut out).await?;
         }
         let tables: BTreeSet<&TableName> = self.indexes.iter().map(|index| &index.table).collect();
         for table in tables {
@@ -207,62 +171,96 @@ impl CreateIndex {
             return Err(Error::data(what).on_database(&self.on).hint(hint));
         }
         let ours = cx.recall::<bool>(&index.fact())? == Some(true);
-        match find(session, &index.table, &index.name).await? {
-            Found::Valid if self.is_as_wanted(cx, session, index).await? => return Ok(false),
-            Found::Valid if ours => {
-                cx.note(format!(
-                    "index {} was built to another definition before; building it anew",
-                    index.name
-                ));
-                self.drop(cx, session, index).await?;
+        let found = find(session, &index.table, &index.name).await?;
+        let fit = match found {
+            Found::Valid => self.fit(cx, session, index).await?,
+            _ => Fit::Fits,
+        };
+        let acts = decide(index, &found, &fit, ours).map_err(|Refusal { text, hint }| {
+            Error::data(text).on_database(&self.on).hint(format!("{hint}, then `handover resume`"))
+        })?;
+        let mut built = false;
+        for act in acts {
+            match act {
+                Act::Keep => {}
+                Act::Drop { sql, what } => {
+                    cx.note(what);
+                    self.patiently(cx, session, &sql, &index.name).await?;
+                }
+                Act::Build { sql } => {
+                    cx.remember(&index.fact(), &true).await?;
+                    failpoint::at(failpoint::INDEX_BEFORE)?;
+                    if let Err(error) = self.patiently(cx, session, &sql, &index.name).await {
+                        return Err(self.failed(cx, session, index, error).await);
+                    }
+                    cx.unit_done(&index.name);
+                    built = true;
+                }
             }
-            Found::Valid => {
-                let there = definition(session, &index.table, &index.name).await?;
-                return Err(Error::data(format!("an index {} exists with another definition: {there}", index.name))
-                    .on_database(&self.on)
-                    .hint("choose another name for the index, or drop or rename the one that is there, then `handover resume`"));
-            }
-            Found::Other(what) => {
-                return Err(Error::data(format!("the name {} belongs to {what}", index.name))
-                    .on_database(&self.on)
-                    .hint("choose another name for the index, or rename what has it now"));
-            }
-            Found::Invalid if !ours => {
-                return Err(Error::data(format!(
-                    "an INVALID index {} exists that this run did not make",
-                    index.name
-                ))
-                .on_database(&self.on)
-                .hint(format!(
-                    "nobody reads it and every write pays for it; `drop index concurrently {}`, then `handover resume`",
-                    index.qualified()
-                )));
-            }
-            Found::Invalid => {
-                cx.note(format!("dropping what an interrupted build left of index {}", index.name));
-                self.drop(cx, session, index).await?;
-            }
-            Found::Absent => {}
         }
-        cx.remember(&index.fact(), &true).await?;
-        failpoint::at(failpoint::INDEX_BEFORE)?;
-        if let Err(error) = self.patiently(cx, session, &index.statement(), &index.name).await {
-            return Err(self.failed(cx, session, index, error).await);
-        }
-        cx.unit_done(&index.name);
-        Ok(true)
+        Ok(built)
     }
 
-    async fn is_as_wanted(&self, cx: &Context, session: &mut Session, index: &Index) -> Result<bool> {
-        let wanted = |name: &str, table: &str| index.statement_for("", name, table);
-        match is_as_wanted(session, &index.table, &index.name, wanted).await {
-            Ok(Some(same)) => Ok(same),
-            Ok(None) => {
-                cx.warn(format!(
-                    "index {} exists; without the right to create temporary tables its definition cannot be compared",
+    /// What would be done about one index.
+    async fn describe_one(
+        &self,
+        cx: &Context,
+        session: &Session,
+        index: &Index,
+        out: &mut Description,
+    ) -> Result<()> {
+        let ours = cx.recall::<bool>(&index.fact())? == Some(true);
+        let found = find(session, &index.table, &index.name).await?;
+        let there = match found {
+            Found::Valid => Some(definition(session, &index.table, &index.name).await?),
+            _ => None,
+        };
+        let fit = match found {
+            Found::Absent | Found::Valid => wanted::judge(session, index, there.as_deref()).await?,
+            Found::Invalid | Found::Other(_) => Fit::Fits,
+        };
+        let acts = match decide(index, &found, &fit, ours) {
+            Ok(acts) => acts,
+            Err(Refusal { text, hint }) => {
+                out.blocker(format!("{text}; {hint}"));
+                return Ok(());
+            }
+        };
+        match (&fit, &there) {
+            (Fit::Unknown(why), None) => {
+                out.warning(format!("index {} could not be tried: {why}", index.name));
+            }
+            (Fit::Unknown(why), Some(_)) => {
+                out.warning(format!(
+                    "index {} could not be compared with the plan's ({why}): the run compares it, and halts if it differs",
                     index.name
                 ));
-                Ok(true)
+            }
+            _ => {}
+        }
+        for act in &acts {
+            match act.sql() {
+                Some(sql) => out.action(sql),
+                None => out.action(format!(
+                    "nothing: index {} exists already ({})",
+                    index.name,
+                    there.as_deref().unwrap_or("?")
+                )),
+            };
+        }
+        Ok(())
+    }
+
+    /// How the index that is there compares with the plan's.
+    async fn fit(&self, cx: &Context, session: &mut Session, index: &Index) -> Result<Fit> {
+        let wanted = |name: &str, table: &str| index.statement_for("", name, table);
+        match is_as_wanted(session, &index.table, &index.name, wanted).await {
+            Ok(Some(true)) => Ok(Fit::Fits),
+            Ok(Some(false)) => Ok(Fit::Differs(definition(session, &index.table, &index.name).await?)),
+            Ok(None) => {
+                let why = "without the right to create temporary tables its definition cannot be compared";
+                cx.warn(format!("index {} exists; {why}", index.name));
+                Ok(Fit::Unknown(why.into()))
             }
             Err(error) => Err(error.context(format!("index {} as the plan defines it", index.name))),
         }
@@ -270,8 +268,7 @@ impl CreateIndex {
 
     /// Drops an index without locking anybody out.
     async fn drop(&self, cx: &Context, session: &Session, index: &Index) -> Result<()> {
-        let sql = format!("drop index concurrently if exists {}", index.qualified());
-        self.patiently(cx, session, &sql, &index.name).await
+        self.patiently(cx, session, &index.drop_statement(), &index.name).await
     }
 
     /// Executes a statement that may have to wait for others, and says for whom.

@@ -7,11 +7,15 @@ pub use markdown::markdown;
 use crate::engine::dry_run::{DryRun, Outlook, StepLook};
 use crate::event::{Event, StepId};
 use crate::problem::count;
-use crate::steps::Undo;
+use crate::steps::{Description, Undo};
 use console::style;
 use std::fmt::Write;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+/// How many statements of a step are shown.
+const STATEMENTS: usize = 20;
+/// How much of a statement is shown, in characters: one that names each table may be very long.
+const STATEMENT: usize = 1000;
 /// How long a step may be looked at in silence.
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -47,7 +51,7 @@ pub enum Format {
     Json,
 }
 
-/// The whole answer. What can only be looked at later is counted, unless `verbose`.
+/// The whole answer. What can only be looked at later is counted, and statements are left out, unless `verbose`.
 #[must_use]
 pub fn text(run: &DryRun, verbose: bool) -> String {
     let mut out = String::new();
@@ -83,7 +87,7 @@ pub fn text(run: &DryRun, verbose: bool) -> String {
     }
     for (i, step) in run.steps.iter().enumerate() {
         let _ = writeln!(out);
-        one(&mut out, i + 1, step, &folded);
+        one(&mut out, i + 1, step, &folded, verbose);
         if let Some(point) = run.point_of_no_return.as_ref().filter(|point| point.step == step.id) {
             let bar = style("━━ point of no return ".to_owned() + &"━".repeat(40)).yellow().bold();
             let _ = writeln!(out, "   {bar}\n     a rollback from here on {}", point.past_it());
@@ -157,7 +161,7 @@ fn later(run: &DryRun) -> Vec<Later<'_>> {
     out
 }
 
-fn one(out: &mut String, number: usize, step: &StepLook, folded: &[Later<'_>]) {
+fn one(out: &mut String, number: usize, step: &StepLook, folded: &[Later<'_>], verbose: bool) {
     let is_folded = step
         .depends
         .as_ref()
@@ -189,6 +193,9 @@ fn one(out: &mut String, number: usize, step: &StepLook, folded: &[Later<'_>]) {
     }
     let description = &step.description;
     lines(out, "     ", &description.actions, &description.warnings, &description.blockers);
+    if verbose {
+        statements(out, description);
+    }
     if let Some(estimate) = &description.estimate {
         let _ = writeln!(out, "     takes: {estimate}");
     }
@@ -207,6 +214,22 @@ fn lines(out: &mut String, indent: &str, actions: &[String], warnings: &[String]
     }
     for blocker in blockers {
         let _ = writeln!(out, "{indent}{} {}", style("blocker:").red().bold(), indented(blocker, indent));
+    }
+}
+
+/// What is executed, as much of it as people read.
+fn statements(out: &mut String, description: &Description) {
+    for (on, sql) in description.statements().take(STATEMENTS) {
+        let shown = match sql.char_indices().nth(STATEMENT) {
+            Some((end, _)) => format!("{} … ({} characters)", &sql[..end], sql.chars().count()),
+            None => sql.to_owned(),
+        };
+        let _ = writeln!(out, "     SQL on {on}: {}", indented(&shown, "       "));
+    }
+    let more =
+        description.statements().count().saturating_sub(STATEMENTS) as u64 + description.more_statements();
+    if more > 0 {
+        let _ = writeln!(out, "     and {more} more statements");
     }
 }
 

@@ -95,3 +95,26 @@ async fn a_prepared_transaction_that_a_build_waits_for_is_named() {
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("`rollback prepared 'orphan of an index'`"), "{stdout}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_build_left_is_shown_to_be_dropped_and_built_anew() {
+    let world = world().await;
+    world.handover_failing("create_index.before-build", "run", &[]).await.killed();
+    // As a build leaves it that was cut off.
+    world.blue.execute("create index token_subject on token (id)").await;
+    let invalid = "update pg_index set indisvalid = false where indexrelid = 'token_subject'::regclass";
+    world.blue.admin().await.batch_execute(invalid).await.unwrap();
+    let said = world.handover("dry-run", &["--format", "json"]).await.success();
+    let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let acts = [
+        r#"drop index concurrently if exists "public"."token_subject""#,
+        r#"create index concurrently "token_subject" on "public"."token" (subject, created_at desc)"#,
+        r#"create unique index concurrently "token_live" on "public"."token" (id) where active"#,
+    ];
+    assert_eq!(said["steps"][0]["actions"], serde_json::json!(acts));
+    world.handover("resume", &[]).await.success();
+    let valid = "select string_agg(pg_get_indexdef(indexrelid), '; ' order by 1) from pg_index
+                 where indisvalid and indexrelid in ('token_subject'::regclass, 'token_live'::regclass)";
+    let there = world.blue.value(valid).await.unwrap();
+    assert!(there.contains("(subject, created_at DESC)") && there.contains("WHERE active"), "{there}");
+}

@@ -52,6 +52,7 @@ mod replicate_resume;
 mod restore;
 mod secrets;
 mod sessions;
+mod statements;
 mod support;
 mod sync;
 mod terminal;

@@ -40,6 +40,14 @@ impl Sql {
         check_statement(&self.execute, &at, problems);
     }
 
+    /// What is executed.
+    ///
+    /// # Errors
+    /// As [`single`].
+    pub fn statement(&self) -> Result<&str> {
+        single(&self.execute)
+    }
+
     /// Sets the session's limits.
     pub async fn limit(&self, session: &Session) -> Result<()> {
         limits(session, self.timeout, self.lock_timeout).await
@@ -172,7 +180,7 @@ impl Actions<'_> {
         self.port.proceed()?;
         let mut session = self.port.own_databases().for_operator().writer(&sql.on).await?;
         sql.limit(&session).await?;
-        let statement = single(&sql.execute)?;
+        let statement = sql.statement()?;
         if sql.transaction == Some(false) {
             return session.autocommit(statement, &[]).await;
         }

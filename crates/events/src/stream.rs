@@ -7,6 +7,9 @@ use handover_postgres::ours::OURS;
 use handover_postgres::{Session, TableName, Tx, quote_ident};
 use serde::{Deserialize, Serialize};
 
+/// The lowest id that is free in our table of captures.
+const FREE: &str = "coalesce(max(id), 0) + 1";
+
 /// One capture's stream of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
@@ -47,6 +50,33 @@ impl Stream {
         })
     }
 
+    /// The stream that [`Stream::register`] would give now, for who only looks.
+    pub async fn upcoming(
+        blue: &Session,
+        run: RunId,
+        step: &StepId,
+        name: &str,
+        partitions: u32,
+    ) -> Result<Stream> {
+        let readable: bool = blue
+            .query_one(
+                &format!(
+                    "select coalesce(has_table_privilege(to_regclass('{OURS}.capture'), 'select'), false)"
+                ),
+                &[],
+            )
+            .await?
+            .get(0);
+        let mut out = Stream { id: 1, name: name.to_owned(), partitions };
+        if readable {
+            if let Some(there) = Self::find(blue, run, step).await? {
+                return Ok(there);
+            }
+            out.id = blue.query_one(&format!("select {FREE} from {OURS}.capture"), &[]).await?.get(0);
+        }
+        Ok(out)
+    }
+
     /// Records a stream and its partitions; one that is there already is returned as it is.
     pub async fn register(
         tx: &Tx<'_>,
@@ -62,7 +92,7 @@ impl Stream {
         tx.execute(
             &format!(
                 "insert into {OURS}.capture (id, run, step, stream, partitions)
-             select coalesce(max(id), 0) + 1, $1, $2, $3, $4 from {OURS}.capture
+             select {FREE}, $1, $2, $3, $4 from {OURS}.capture
              on conflict (run, step) do nothing"
             ),
             &[&run.0, &step.as_str(), &name, &count],

@@ -98,6 +98,21 @@ pub(crate) struct Spec<'a> {
     pub refuse_truncate: bool,
 }
 
+/// What is executed for one table, in one transaction.
+pub(crate) struct Installation {
+    /// The function, as one batch.
+    pub function: String,
+    /// The triggers, a statement each: a condition is the plan's own SQL.
+    pub triggers: Vec<String>,
+}
+
+impl Installation {
+    /// The statements in their order.
+    pub fn statements(&self) -> impl Iterator<Item = &str> {
+        [&self.function].into_iter().chain(&self.triggers).map(String::as_str)
+    }
+}
+
 impl Spec<'_> {
     fn name(&self) -> String {
         format!("capture_{}_{}", self.capture, self.index)
@@ -201,9 +216,14 @@ impl Spec<'_> {
         )
     }
 
-    /// The statements that make the function, for one batch.
+    /// What makes the function and the triggers.
     #[must_use]
-    pub fn function_sql(&self) -> String {
+    pub fn installation(&self) -> Installation {
+        Installation { function: self.function_sql(), triggers: self.trigger_sql() }
+    }
+
+    /// The statements that make the function, for one batch.
+    fn function_sql(&self) -> String {
         let same: Vec<String> = self
             .key
             .iter()
@@ -249,8 +269,7 @@ impl Spec<'_> {
 
     /// The statements that make the triggers, which fire for every session: also one that applies changes
     /// replicated from elsewhere (`session_replication_role = replica`) writes rows that the new side needs.
-    #[must_use]
-    pub fn trigger_sql(&self) -> Vec<String> {
+    fn trigger_sql(&self) -> Vec<String> {
         let table = self.table.sql();
         let mut out = Vec::new();
         for (operation, condition) in &self.operations {

@@ -33,6 +33,8 @@ pub async fn describe(replicate: &Replicate, port: &Port, copy: &Copy) -> Result
     let (blue, green) = (port.reader(&replicate.from).await?, port.reader(&replicate.to).await?);
     let mut out = Description::default();
     let tables = preflight::look(replicate, copy, &port.databases, &blue, &green, &mut out).await?;
+    let link = Link::new(port.run, &port.step, replicate);
+    origin::describe(port, copy, &link, &blue, &mut out).await?;
     out.action(format!(
         "before the copy: publish {} tables of {}, and make a replication slot, which waits up to {} for transactions that write; the copy reads from the slot's snapshot",
         tables.len(),

@@ -49,7 +49,7 @@ pub use lag::bytes;
 pub use link::Link;
 pub use marker::Token;
 pub use options::Replicate;
-pub use origin::discard;
+pub use origin::{describe_end, discard};
 pub use preflight::look;
 pub use tables::{published, tables};
 pub use watch::{Gauge, stand};

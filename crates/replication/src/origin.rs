@@ -2,13 +2,13 @@
 
 use crate::link::Link;
 use crate::options::Replicate;
-use crate::{emptied, publication, slot, subscription};
+use crate::{publication, slot, subscription};
 use async_trait::async_trait;
 use handover_copy::{Beginning, Copy};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
-use handover_port::Port;
-use handover_postgres::quote_ident;
+use handover_port::{Description, Port};
+use handover_postgres::Session;
 
 /// A point in time of the source that both the copy and the stream begin at.
 #[derive(Debug)]
@@ -58,6 +58,41 @@ pub async fn prepare(port: &Port, replicate: &Replicate, copy: &Copy, link: &Lin
     Ok(Origin { fresh })
 }
 
+/// Says what [`prepare`] executes, and what subscribes.
+///
+/// # Errors
+/// What a server says.
+pub async fn describe(
+    port: &Port,
+    copy: &Copy,
+    link: &Link,
+    blue: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    // Away with what an earlier attempt left.
+    for sql in publication::removal(link) {
+        out.statement(&link.from, &sql);
+    }
+    let (publications, emptied) = publication::statements(port, blue, copy, link).await?;
+    for sql in publications.iter().chain([&slot::creation(link)]) {
+        out.statement(&link.from, sql);
+    }
+    for sql in subscription::creation(link, &publication::names(link, emptied)) {
+        out.statement(&link.to, &sql);
+    }
+    Ok(())
+}
+
+/// Says what [`discard`] executes where all is there.
+pub fn describe_end(link: &Link, out: &mut Description) {
+    for sql in subscription::removal(link) {
+        out.statement(&link.to, &sql);
+    }
+    for sql in [slot::REMOVAL.to_owned()].into_iter().chain(publication::removal(link)) {
+        out.statement(&link.from, &sql);
+    }
+}
+
 /// Refuses unless slot and publication are there.
 ///
 /// # Errors
@@ -104,10 +139,8 @@ pub async fn discard(port: &Port, link: &Link) -> Result<()> {
     let mut blue = port.writer(&link.from).await?;
     blue.set("lock_timeout", "30s").await?;
     let tx = blue.transaction().await?;
-    for name in [&link.name, &emptied::publication(link)] {
-        tx.execute(&format!("drop publication if exists {}", quote_ident(name)), &[])
-            .await
-            .map_err(|e| e.context("dropping the publication"))?;
+    for sql in publication::removal(link) {
+        tx.execute(&sql, &[]).await.map_err(|e| e.context("dropping the publication"))?;
     }
     subscription::forget_marks(&tx, link).await?;
     tx.commit().await?;

@@ -41,6 +41,14 @@ impl Fresh {
     }
 }
 
+/// What makes it, as psql is told. Exporting the snapshot is what every version does unless told otherwise.
+pub fn creation(link: &Link) -> String {
+    format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput;", link.name)
+}
+
+/// What drops it; its name is the parameter.
+pub const REMOVAL: &str = "select pg_drop_replication_slot($1)";
+
 /// Makes it. The server first waits for every transaction that writes; who is in the way is told.
 ///
 /// # Errors
@@ -103,9 +111,7 @@ async fn ask(
     else {
         return Err(Error::internal("a child without its pipes"));
     };
-    // Exporting the snapshot is what every version does unless told otherwise.
-    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput;\n", link.name);
-    input.write_all(sql.as_bytes()).await.map_err(broken)?;
+    input.write_all(format!("{}\n", creation(link)).as_bytes()).await.map_err(broken)?;
     input.flush().await.map_err(broken)?;
     let mut lines = BufReader::new(output).lines();
     let begun = Instant::now();
@@ -179,7 +185,7 @@ pub async fn remove(port: &Port, link: &Link) -> Result<()> {
             let _ = blue.query("select pg_terminate_backend($1)", &[&pid]).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        match blue.autocommit("select pg_drop_replication_slot($1)", &[&link.name]).await {
+        match blue.autocommit(REMOVAL, &[&link.name]).await {
             Ok(_) => return Ok(()),
             Err(e) if e.class() == Class::Contention && begun.elapsed() < PATIENCE => {
                 tokio::time::sleep(Duration::from_millis(200)).await;

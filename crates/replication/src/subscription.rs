@@ -30,7 +30,7 @@ pub async fn create(port: &Port, replicate: &Replicate, link: &Link) -> Result<b
     // It connects to the publisher, which may be slow, and must end some time.
     green.set("statement_timeout", "60s").await?;
     let address = address(port, replicate, link)?;
-    let publications = publication::publications(port, link).await?.join(", ");
+    let publications = publication::publications(port, link).await?;
     let tx = green.transaction().await?;
     forget_marks(&tx, link).await?;
     execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
@@ -48,7 +48,7 @@ pub async fn rehearse(port: &Port, replicate: &Replicate, link: &Link) -> Result
     let mut green = port.writer(&link.to).await?;
     green.set("statement_timeout", "60s").await?;
     let address = address(port, replicate, link)?;
-    let publications = publication::publications(port, link).await?.join(", ");
+    let publications = publication::publications(port, link).await?;
     let tx = green.transaction().await?;
     execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
     tx.rollback().await
@@ -63,16 +63,11 @@ fn address(port: &Port, replicate: &Replicate, link: &Link) -> Result<Secret> {
     connection_string(&address, &link.from, &[("application_name", link.name.as_str())])
 }
 
-/// The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
+/// What creates it, from the quoted names of its publications: a table for the connection string, the COPY that brings
+/// it, and what puts it into the statement. The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
 /// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it. The
 /// context of a warning would, as for a publication that is not there; so there must be nothing to warn of.
-async fn execute(tx: &Tx<'_>, link: &Link, publications: &str, address: &Secret) -> Result<()> {
-    tx.batch("create temporary table handover_address (text text) on commit drop").await?;
-    let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
-    line.push('\n');
-    let mut sink = pin!(tx.copy_in("copy pg_temp.handover_address from stdin").await?);
-    sink.send(Bytes::from(line)).await.map_err(|e| tx.error(&e))?;
-    sink.finish().await.map_err(|e| tx.error(&e))?;
+pub fn creation(link: &Link, publications: &[String]) -> [String; 3] {
     let name = quote_literal(&link.name);
     // No slot is made here, so that this may be part of a transaction; and no rows are copied: they are there.
     let body = format!(
@@ -83,9 +78,24 @@ async fn execute(tx: &Tx<'_>, link: &Link, publications: &str, address: &Secret)
              raise exception using errcode = sqlstate, message = '{PASSED_ON}' || sqlerrm;
          end",
         // Within a format string, within a string.
-        publications.replace('%', "%%").replace('\'', "''")
+        publications.join(", ").replace('%', "%%").replace('\'', "''")
     );
-    tx.batch(&format!("do {}", quote_literal(&body))).await
+    [
+        "create temporary table handover_address (text text) on commit drop".to_owned(),
+        "copy pg_temp.handover_address from stdin".to_owned(),
+        format!("do {}", quote_literal(&body)),
+    ]
+}
+
+async fn execute(tx: &Tx<'_>, link: &Link, publications: &[String], address: &Secret) -> Result<()> {
+    let [table, copy, create] = creation(link, publications);
+    tx.batch(&table).await?;
+    let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
+    line.push('\n');
+    let mut sink = pin!(tx.copy_in(&copy).await?);
+    sink.send(Bytes::from(line)).await.map_err(|e| tx.error(&e))?;
+    sink.finish().await.map_err(|e| tx.error(&e))?;
+    tx.batch(&create).await
 }
 
 fn explain(error: Error, link: &Link) -> Error {
@@ -233,18 +243,23 @@ pub async fn worker(green: &Session, name: &str, major: u32) -> Result<Worker> {
     })
 }
 
+/// What drops it, and leaves its slot.
+pub fn removal(link: &Link) -> [String; 3] {
+    let name = quote_ident(&link.name);
+    [
+        format!("alter subscription {name} disable"),
+        format!("alter subscription {name} set (slot_name = none)"),
+        format!("drop subscription {name}"),
+    ]
+}
+
 /// Drops it if it is there, and leaves its slot to the publisher's side: the publisher may be out of reach.
 pub async fn remove(port: &Port, link: &Link) -> Result<()> {
     let mut green = port.writer(&link.to).await?;
     if find(&green, &link.name).await?.is_some() {
         green.set("lock_timeout", "30s").await?;
-        let name = quote_ident(&link.name);
         let tx = green.transaction().await?;
-        for sql in [
-            format!("alter subscription {name} disable"),
-            format!("alter subscription {name} set (slot_name = none)"),
-            format!("drop subscription {name}"),
-        ] {
+        for sql in removal(link) {
             tx.execute(&sql, &[]).await.map_err(|e| e.context("dropping the subscription"))?;
         }
         tx.commit().await?;

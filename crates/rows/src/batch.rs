@@ -2,7 +2,7 @@
 
 use crate::children;
 use crate::pace::Pace;
-use crate::table::{Column, ForeignKey, Table, key_arrays, object, params};
+use crate::table::{Catalog, Column, ForeignKey, Table, key_arrays, object, params};
 use crate::throttle::Throttle;
 use handover_core::error::{Class, Error, Result};
 use handover_core::event::Measure;
@@ -253,7 +253,6 @@ impl Work<'_> {
     async fn apply(&self, cx: &Port, tx: &Tx<'_>, keys: &[Vec<String>]) -> Result<u64> {
         let arrays = key_arrays(keys, self.table.key.len());
         let mut values = params(&arrays);
-        let n = values.len();
         let step = cx.step.as_str();
         let among = self.table.key_among();
         match &self.effect {
@@ -277,34 +276,21 @@ impl Work<'_> {
                 let arrays = key_arrays(&sure, width);
                 let mut values = params(&arrays);
                 children::take(cx, tx, self.table, &among, &arrays, children.then_some(*action)).await?;
-                let sql = format!(
-                    "with gone as (delete from {} where {among} returning {} as k, {} as r),
-                     kept as (insert into {OURS}.archive (run, step, action, table_name, key, old_row)
-                              select ${}, ${}, '{action}', ${}, k, r from gone)
-                     select count(*) from gone",
-                    self.table.name.sql(),
-                    self.table.key_json(),
-                    self.table.row_json(),
-                    n + 1,
-                    n + 2,
-                    n + 3,
-                );
                 let name = self.table.name.to_string();
                 values.extend([&cx.run.0 as &(dyn ToSql + Sync), &step, &name]);
                 let count: i64 = tx
-                    .query_one(&sql, &values)
+                    .query_one(&self.change(), &values)
                     .await
                     .map_err(|e| explain_foreign_key(e, &self.table.foreign_keys))?
                     .get(0);
                 Ok(count.unsigned_abs())
             }
-            Effect::Update { set } => {
+            Effect::Update { .. } => {
                 let name = self.table.name.to_string();
-                let sql = self.update_sql(set, n);
                 values.extend([&cx.run.0 as &(dyn ToSql + Sync), &step, &name]);
                 // Tells the trigger of a backfill that this is not a client's write.
                 tx.batch("set local handover.batch = 'on'").await?;
-                let count: i64 = tx.query_one(&sql, &values).await?.get(0);
+                let count: i64 = tx.query_one(&self.change(), &values).await?.get(0);
                 // A statement of its own, so that conditions with subqueries see the change too.
                 let unsettled: i64 = tx
                     .query_one(
@@ -327,12 +313,47 @@ impl Work<'_> {
                 }
                 Ok(count.unsigned_abs())
             }
-            Effect::Move { insert, .. } => {
+            Effect::Move { .. } => {
                 tx.batch("set local handover.batch = 'on'").await?;
-                let sql = insert.replace("{among}", &among);
-                tx.execute(&sql, &values).await?;
+                tx.execute(&self.change(), &values).await?;
                 Ok(keys.len() as u64)
             }
+        }
+    }
+
+    /// The statements of a batch that change rows, those of rows that refer to them first. The rows to change are their
+    /// parameters. A run executes no other.
+    pub async fn changes(&self, session: &Session) -> Result<Vec<String>> {
+        let mut out = match &self.effect {
+            Effect::Remove { action, children: true } => {
+                children::removals(Catalog::Session(session), self.table, action).await?
+            }
+            _ => Vec::new(),
+        };
+        out.push(self.change());
+        Ok(out)
+    }
+
+    /// What changes the rows that were picked: their keys are its first parameters, an array for each column.
+    fn change(&self) -> String {
+        let table = self.table;
+        let n = table.key.len();
+        match &self.effect {
+            Effect::Remove { action, .. } => format!(
+                "with gone as (delete from {} where {} returning {} as k, {} as r),
+                 kept as (insert into {OURS}.archive (run, step, action, table_name, key, old_row)
+                          select ${}, ${}, '{action}', ${}, k, r from gone)
+                 select count(*) from gone",
+                table.name.sql(),
+                table.key_among(),
+                table.key_json(),
+                table.row_json(),
+                n + 1,
+                n + 2,
+                n + 3,
+            ),
+            Effect::Update { set } => self.update_sql(set, n),
+            Effect::Move { insert, .. } => insert.replace("{among}", &table.key_among()),
         }
     }
 

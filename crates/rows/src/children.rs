@@ -59,7 +59,7 @@ pub(crate) async fn take(
                 ));
             }
             seen.extend(found.iter().cloned());
-            levels.push((child_table(tx, fk).await?, found));
+            levels.push((child_table(Catalog::Transaction(tx), fk).await?, found));
         }
     }
     for (child, rows) in levels.iter().skip(1).rev() {
@@ -73,10 +73,9 @@ fn refuse(tx: &Tx<'_>, fk: &ForeignKey, count: usize, what: &str) -> Error {
         .on_database(tx.database())
 }
 
-async fn child_table(tx: &Tx<'_>, fk: &ForeignKey) -> Result<Table> {
-    let session = Catalog::Transaction(tx);
-    match Table::load(session, &fk.child, None).await {
-        Err(e) if e.class() == Class::Data => Table::load_without_key(session, &fk.child).await,
+async fn child_table(catalog: Catalog<'_>, fk: &ForeignKey) -> Result<Table> {
+    match Table::load(catalog, &fk.child, None).await {
+        Err(e) if e.class() == Class::Data => Table::load_without_key(catalog, &fk.child).await,
         other => other,
     }
 }
@@ -103,19 +102,40 @@ async fn referring(tx: &Tx<'_>, parent: &Table, fk: &ForeignKey, rows: &[Place])
     places(tx, &sql, &[&tables, &tuples]).await
 }
 
-async fn remove(cx: &Port, tx: &Tx<'_>, child: &Table, rows: &[Place], action: &str) -> Result<()> {
-    let (tables, tuples) = split(rows);
-    let sql = format!(
+/// The statements by which [`take`] takes rows along that refer to rows of `table`, one for each table that has such.
+pub(crate) async fn removals(catalog: Catalog<'_>, table: &Table, action: &str) -> Result<Vec<String>> {
+    let (mut known, mut out) = (BTreeSet::new(), Vec::new());
+    let mut next = vec![table.clone()];
+    while let Some(parent) = next.pop() {
+        for fk in &parent.foreign_keys {
+            // Through the others rows are never taken: they stop the step.
+            if !matches!(fk.on_delete.as_str(), "n" | "d") && known.insert(fk.child.clone()) {
+                let child = child_table(catalog, fk).await?;
+                out.push(removal(&child, action));
+                next.push(child);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// What archives and deletes rows by their place.
+fn removal(child: &Table, action: &str) -> String {
+    format!(
         "with gone as (delete from {} where {BY_PLACE} returning {} as k, {} as r)
          insert into {OURS}.archive (run, step, action, table_name, key, old_row)
          select $3, $4, '{action}', $5, k, r from gone",
         child.name.sql(),
         child.key_json(),
         child.row_json(),
-    );
+    )
+}
+
+async fn remove(cx: &Port, tx: &Tx<'_>, child: &Table, rows: &[Place], action: &str) -> Result<()> {
+    let (tables, tuples) = split(rows);
     let name = child.name.to_string();
     let step = cx.step.as_str();
-    let gone = tx.execute(&sql, &[&tables, &tuples, &cx.run.0, &step, &name]).await?;
+    let gone = tx.execute(&removal(child, action), &[&tables, &tuples, &cx.run.0, &step, &name]).await?;
     if gone != rows.len() as u64 {
         return Err(Error::data(format!(
             "{} of {} child rows of {} were not deleted",

@@ -40,5 +40,5 @@ mod throttle;
 pub use cleanup::Cleanup;
 pub use expected::Expect;
 pub use restore::Restore;
-pub use sync::{MoveTo, trigger_prefix};
+pub use sync::{MoveTo, removal, trigger_prefix};
 pub use throttle::Throttle;

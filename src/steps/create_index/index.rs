@@ -41,8 +41,14 @@ impl Index {
         TableName::new(&self.table.schema, &self.name).to_string()
     }
 
+    /// What builds it without locking anybody out.
     pub(super) fn statement(&self) -> String {
         self.statement_for("concurrently ", &self.name, &self.table.sql())
+    }
+
+    /// What drops it without locking anybody out.
+    pub(super) fn drop_statement(&self) -> String {
+        format!("drop index concurrently if exists {}", self.qualified())
     }
 
     /// `table` is ready for SQL.

@@ -1,6 +1,7 @@
 //! What a dry run can find out about an index before it is built: whether the server understands its columns, and
 //! whether the one that has its name is the same. Only SELECTs are prepared and explained, so that nothing is made.
 
+use super::decide::Fit;
 use super::index::Index;
 use crate::error::{Class, Result};
 use crate::postgres::{Session, TableName, quote_ident};
@@ -18,26 +19,13 @@ struct Element {
     nulls_first: bool,
 }
 
-/// What was found.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The server understands it, and where an index is there, it is the same.
-    Fits,
-    /// The server refuses it; what it says.
-    Refused(String),
-    /// An index of this name has another definition.
-    Differs,
-    /// It cannot be told before it is built; why.
-    Unknown(String),
-}
-
-/// Asks the server. `there`: whether an index of that name and table exists.
+/// Asks the server. `there`: the definition of the index of that name and table, if one exists.
 ///
 /// # Errors
 /// A lost connection.
-pub async fn judge(session: &Session, index: &Index, there: bool) -> Result<Verdict> {
+pub async fn judge(session: &Session, index: &Index, there: Option<&str>) -> Result<Fit> {
     let Some(elements) = index.columns.iter().map(|text| element(text)).collect::<Option<Vec<_>>>() else {
-        return Ok(Verdict::Unknown("its columns are written in a way that only the server reads".into()));
+        return Ok(Fit::Unknown("its columns are written in a way that only the server reads".into()));
     };
     let table = index.table.sql();
     let ordered = index.using.as_deref().is_none_or(|method| method == "btree");
@@ -52,13 +40,23 @@ pub async fn judge(session: &Session, index: &Index, there: bool) -> Result<Verd
         match session.prepare(sql).await {
             Ok(_) => {}
             Err(e) if e.class() == Class::Connection => return Err(e),
-            Err(e) => return Ok(Verdict::Refused(e.message().to_owned())),
+            Err(e) => return Ok(Fit::Refused(e.message().to_owned())),
         }
     }
-    if there { compare(session, index, &elements, &asked).await } else { Ok(Verdict::Fits) }
+    match there {
+        Some(there) => compare(session, index, &elements, &asked, there).await,
+        None => Ok(Fit::Fits),
+    }
 }
 
-async fn compare(session: &Session, index: &Index, wanted: &[Element], asked: &str) -> Result<Verdict> {
+async fn compare(
+    session: &Session,
+    index: &Index,
+    wanted: &[Element],
+    asked: &str,
+    definition: &str,
+) -> Result<Fit> {
+    let differs = || Ok(Fit::Differs(definition.to_owned()));
     let name = TableName::new(&index.table.schema, &index.name).sql();
     let rows = session
         .query(
@@ -78,7 +76,7 @@ async fn compare(session: &Session, index: &Index, wanted: &[Element], asked: &s
             &[&name],
         )
         .await?;
-    let Some(first) = rows.first() else { return Ok(Verdict::Unknown("it went away meanwhile".into())) };
+    let Some(first) = rows.first() else { return Ok(Fit::Unknown("it went away meanwhile".into())) };
     let method = index.using.as_deref().unwrap_or("btree");
     let keys = usize::try_from(first.get::<_, i32>(3)).unwrap_or_default();
     let predicate: Option<String> = first.get(5);
@@ -89,7 +87,7 @@ async fn compare(session: &Session, index: &Index, wanted: &[Element], asked: &s
         && rows.len() == wanted.len() + index.include.len()
         && predicate.is_some() == index.condition.is_some();
     if !alike {
-        return Ok(Verdict::Differs);
+        return differs();
     }
     let mut found = Vec::new();
     for (row, wanted) in rows.iter().zip(wanted) {
@@ -103,14 +101,14 @@ async fn compare(session: &Session, index: &Index, wanted: &[Element], asked: &s
         if !same_class
             || (method == "btree" && (descending, nulls_first) != (wanted.descending, wanted.nulls_first))
         {
-            return Ok(Verdict::Differs);
+            return differs();
         }
         let sql: String = row.get(7);
         let collation: Option<String> = row.get(11);
         if let Some(collation) = collation
             && !same_collation(session, index, &wanted.sql, &format!("({sql}) collate {collation}")).await
         {
-            return Ok(Verdict::Differs);
+            return differs();
         }
         found.push(Element { sql, ..wanted.clone() });
     }
@@ -118,16 +116,16 @@ async fn compare(session: &Session, index: &Index, wanted: &[Element], asked: &s
     let wanted_include: Vec<String> = index.include.iter().map(|name| quote_ident(name)).collect();
     let bare = |name: &String| name.trim_matches('"').to_owned();
     if include.iter().map(bare).ne(wanted_include.iter().map(bare)) {
-        return Ok(Verdict::Differs);
+        return differs();
     }
     // The server words both, so that it doesn't matter how either was written.
     let there = select(&found, &index.include, predicate.as_deref(), &index.table.sql());
     let (asked, there) = (worded(session, asked).await, worded(session, &there).await);
     match (asked, there) {
-        (Ok(asked), Ok(there)) if asked == there => Ok(Verdict::Fits),
-        (Ok(_), Ok(_)) => Ok(Verdict::Differs),
+        (Ok(asked), Ok(there)) if asked == there => Ok(Fit::Fits),
+        (Ok(_), Ok(_)) => differs(),
         (Err(e), _) | (_, Err(e)) if e.class() == Class::Connection => Err(e),
-        (Err(e), _) | (_, Err(e)) => Ok(Verdict::Unknown(e.message().to_owned())),
+        (Err(e), _) | (_, Err(e)) => Ok(Fit::Unknown(e.message().to_owned())),
     }
 }
 

@@ -60,6 +60,17 @@ pub async fn limit(session: &Session, budget: Duration) -> Result<()> {
     Ok(())
 }
 
+/// What locks writers out.
+pub fn locking(tables: &[TableName]) -> String {
+    let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
+    format!("lock table {} in share row exclusive mode", list.join(", "))
+}
+
+/// What records the decision.
+pub fn deciding() -> String {
+    format!("insert into {OURS}.decision (run, step, plan, successor) values ($1, $2, $3, $4)")
+}
+
 /// Locks writers out. One statement takes the locks in turn, and holds those that it has while it waits for the
 /// next: a writer that took its tables in another order then waits for us, and we for it. Whose `deadlock_timeout`
 /// ends first is cancelled, and that must not be the writer: we give up before any writer's can have run out.
@@ -73,10 +84,9 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: In
             .on_database(tx.database())
             .hint("is `freeze:` the right database?"));
     }
-    let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.sql())).collect();
     let patience = tx.wait_for_locks((budget / 2).max(Duration::from_millis(10))).await?;
     tx.batch(&format!("set local statement_timeout = '{}ms'", patience.as_millis())).await?;
-    tx.batch(&format!("lock table {} in share row exclusive mode", list.join(", "))).await.map_err(|e| {
+    tx.batch(&locking(tables)).await.map_err(|e| {
         if e.message().contains("42P01") {
             // Dropped since we looked; the next attempt looks again.
             return e.with_class(Class::Contention).hint("stop schema changes on the old side");
@@ -94,12 +104,7 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: In
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
 pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover, successor: &str) -> Result<()> {
     Gate::of(cx).shut(tx, cutover).await?;
-    tx.execute(
-        &format!("insert into {OURS}.decision (run, step, plan, successor) values ($1, $2, $3, $4)"),
-        &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor],
-    )
-    .await
-    .map(drop)
+    tx.execute(&deciding(), &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor]).await.map(drop)
 }
 
 /// Proves that a durable commit comes back, as the decision's must, which holds writers off until it does. None, or what

@@ -16,143 +16,85 @@
 //! after the decision, when nobody waits any more, each table gets a row trigger of the same function besides.
 //! (A stream back into this side would have to drop those first.)
 
+pub use super::gate_sql::{Gate, triggers};
+use super::gate_sql::{Lacking, Level, PREFIX, SHUT, TOGETHER, batches};
 use super::options::Cutover;
 use crate::error::{Class, Error, Result};
-use crate::event::{RunId, StepId};
 use crate::postgres::ours::OURS;
-use crate::postgres::routine::Routine;
-use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident, quote_literal};
-use crate::steps::Context;
-use crate::value::fingerprint;
+use crate::postgres::{Session, TableName, Tx, blockers, catalog, quote_ident};
+use crate::steps::{Context, Description};
 use std::time::Duration;
 
-/// What the names of our triggers begin with. Digits put them before an application's own.
-const PREFIX: &str = "00_handover_refuse";
-/// Tables whose triggers are made in one transaction, while their writers wait for some milliseconds.
-const TOGETHER: usize = 100;
 /// How long the writers of one table may wait for us when somebody else holds it.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// What a body that refuses begins with.
-const SHUT: &str = "-- shut";
 /// The function behind the triggers of decisions by earlier versions, which were made in the pause.
 const EARLIER: &str = "refuse_write";
 
-/// One cutover's function and the names of its triggers.
-#[derive(Debug, Clone)]
-pub struct Gate {
-    function: String,
-    statement: String,
-    row: String,
-    plan: String,
-}
-
-/// What kind of trigger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    Statement,
-    Row,
-}
-
-fn mark(run: RunId, step: &StepId) -> String {
-    fingerprint(&format!("{run}/{step}"), 4)
-}
-
-/// The names of a cutover's triggers: of statements, and of rows.
-#[must_use]
-pub fn triggers(run: RunId, step: &StepId) -> [String; 2] {
-    let mark = mark(run, step);
-    [format!("{PREFIX}_{mark}"), format!("{PREFIX}_row_{mark}")]
-}
-
 impl Gate {
-    /// The gate of the step `cx` is of.
-    #[must_use]
-    pub fn of(cx: &Context) -> Self {
-        // Of the run and the step: a gate that another cutover shut is never opened by making one's own.
-        let [statement, row] = triggers(cx.run, &cx.step);
-        Gate {
-            function: format!("refuse_{}", mark(cx.run, &cx.step)),
-            statement,
-            row,
-            plan: cx.plan.to_string(),
+    /// Says what [`Gate::raise`] executes as things are now, of the tables whose triggers are made together the first.
+    pub async fn describe_raise(
+        &self,
+        session: &Session,
+        cx: &Context,
+        cutover: &Cutover,
+        out: &mut Description,
+    ) -> Result<()> {
+        if self.found(session).await?.is_none() {
+            for sql in self.making(&cx.step) {
+                out.statement(session.database(), &sql);
+            }
         }
+        self.describe_hang(session, cutover, Level::Statement, out).await
     }
 
-    fn body(&self, shut: bool) -> String {
-        let (head, body) = if shut {
-            let message = format!("this database was handed over to its successor by plan \"{}\"", self.plan);
-            (
-                SHUT,
-                format!(
-                    "raise exception using message = {}, errcode = 'read_only_sql_transaction',
-        hint = 'Connect to the successor. Opening this side again loses what was written on the successor since.';",
-                    quote_literal(&message)
+    /// As [`Gate::describe_raise`], for [`Gate::bolt`].
+    pub async fn describe_bolt(
+        &self,
+        session: &Session,
+        cutover: &Cutover,
+        out: &mut Description,
+    ) -> Result<()> {
+        self.describe_hang(session, cutover, Level::Row, out).await
+    }
+
+    async fn describe_hang(
+        &self,
+        session: &Session,
+        cutover: &Cutover,
+        level: Level,
+        out: &mut Description,
+    ) -> Result<()> {
+        let mut missing = self.missing(session, cutover, level).await?;
+        for (i, some) in batches(&mut missing).into_iter().enumerate() {
+            match i {
+                0 => {
+                    for sql in self.hanging(some, level, "nowait") {
+                        out.statement(session.database(), &sql);
+                    }
+                }
+                _ => drop(out.more(2)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The body of its function, if it is there.
+    async fn found(&self, session: &Session) -> Result<Option<String>> {
+        let row = session
+            .query_opt(
+                &format!(
+                    "select p.prosrc from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                 where n.nspname = '{OURS}' and p.proname = $1"
                 ),
+                &[&self.function],
             )
-        } else {
-            (
-                "-- open",
-                "if tg_level = 'STATEMENT' then return null; end if;
-    if tg_op = 'DELETE' then return old; end if;
-    return new;"
-                    .to_owned(),
-            )
-        };
-        Routine {
-            name: &self.function,
-            definer: false,
-            settings: "set search_path = pg_catalog, pg_temp",
-            head,
-            body: &body,
-            // Its triggers on partitioned tables are for statements, which partitions do not inherit.
-            tables: &[],
-        }
-        .sql()
-    }
-
-    fn trigger_sql(&self, table: &TableName, level: Level) -> String {
-        let (name, events, each) = match level {
-            Level::Statement => (&self.statement, "insert or update or delete or truncate", "statement"),
-            Level::Row => (&self.row, "insert or update or delete", "row"),
-        };
-        let (name, table) = (quote_ident(name), table.sql());
-        format!(
-            "create trigger {name} before {events} on {table} for each {each} execute function {OURS}.{}();
-             alter table {table} enable always trigger {name};",
-            quote_ident(&self.function)
-        )
-    }
-
-    /// What takes function and triggers away.
-    #[must_use]
-    pub fn drop_sql(&self) -> String {
-        format!("drop function {OURS}.{}() cascade", quote_ident(&self.function))
+            .await?;
+        Ok(row.map(|row| row.get(0)))
     }
 
     /// Frozen tables that lack their trigger, or have it in another state than `ENABLE ALWAYS`.
     async fn missing(&self, session: &Session, cutover: &Cutover, level: Level) -> Result<Vec<Lacking>> {
         Ok(lacking(&session.query(&self.lacking_sql(level), &[]).await?, cutover))
-    }
-
-    fn lacking_sql(&self, level: Level) -> String {
-        // Rows are in tables, not in partitioned ones, and those of a table's partitions are looked for by themselves.
-        let (kinds, name) = match level {
-            Level::Statement => ("'r', 'p'", &self.statement),
-            Level::Row => ("'r'", &self.row),
-        };
-        format!(
-            "select n.nspname::text, c.relname::text,
-                    exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = {0})
-             from {1}
-             and not exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-                             join pg_namespace pn on pn.oid = p.pronamespace and pn.nspname = '{OURS}'
-                             where t.tgrelid = c.oid and t.tgname = {0} and t.tgenabled = 'A' and t.tgqual is null
-                               and p.proname = {2})
-             order by n.nspname::text collate \"C\", c.relname::text collate \"C\"",
-            quote_literal(name),
-            catalog::application(kinds),
-            quote_literal(&self.function)
-        )
     }
 
     /// Makes the open gate: function, and a trigger on each frozen table that lacks one. Returns what was in the way,
@@ -164,16 +106,7 @@ impl Gate {
         cx: &Context,
         cutover: &Cutover,
     ) -> Result<Option<String>> {
-        let there = session
-            .query_opt(
-                &format!(
-                    "select p.prosrc from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = '{OURS}' and p.proname = $1"
-                ),
-                &[&self.function],
-            )
-            .await?;
-        match there.map(|row| row.get::<_, String>(0)) {
+        match self.found(session).await? {
             Some(body) if body.starts_with(SHUT) => {
                 return Err(Error::internal("the old side refuses writes, and no decision says so")
                     .on_database(session.database()));
@@ -181,16 +114,9 @@ impl Gate {
             Some(_) => {}
             None => {
                 let tx = session.transaction().await?;
-                tx.batch(&self.body(false)).await?;
-                tx.batch(&format!(
-                    "comment on function {OURS}.{}() is {}",
-                    quote_ident(&self.function),
-                    quote_literal(&format!(
-                        "Behind the triggers by which the cutover {} of plan {} keeps this database from being written to, once it is decided.",
-                        cx.step, self.plan
-                    ))
-                ))
-                .await?;
+                for sql in self.making(&cx.step) {
+                    tx.batch(&sql).await?;
+                }
                 tx.commit().await?;
             }
         }
@@ -214,14 +140,10 @@ impl Gate {
         cutover: &Cutover,
         level: Level,
     ) -> Result<Option<String>> {
-        let missing = self.missing(session, cutover, level).await?;
-        let name = if level == Level::Row { &self.row } else { &self.statement };
-        let (altered, fresh): (Vec<Lacking>, Vec<Lacking>) =
-            missing.into_iter().partition(|one| one.disabled);
-        // One that is to be dropped first takes a stronger lock: each by itself.
-        for some in fresh.chunks(TOGETHER).chain(altered.chunks(1)) {
+        let mut missing = self.missing(session, cutover, level).await?;
+        for some in batches(&mut missing) {
             cx.proceed()?;
-            match self.hang_on(session, some, name, level, "nowait").await {
+            match self.hang_on(session, some, level, "nowait").await {
                 Ok(()) => continue,
                 Err(e) if passes(&e) => {}
                 Err(e) => return Err(e.context("making the triggers that will refuse writes")),
@@ -229,7 +151,7 @@ impl Gate {
             for one in some {
                 cx.proceed()?;
                 let table = &one.table;
-                match self.hang_on(session, std::slice::from_ref(one), name, level, "").await {
+                match self.hang_on(session, std::slice::from_ref(one), level, "").await {
                     Ok(()) => {}
                     Err(e) if passes(&e) => {
                         let holders = blockers::of_table(session, table).await?;
@@ -255,23 +177,14 @@ impl Gate {
         &self,
         session: &mut Session,
         tables: &[Lacking],
-        name: &str,
         level: Level,
         wait: &str,
     ) -> Result<()> {
         let tx = session.transaction().await?;
-        let list: Vec<String> = tables.iter().map(|t| format!("only {}", t.table.sql())).collect();
         tx.wait_for_locks(PATIENCE).await?;
-        let mode = if tables.iter().any(|t| t.disabled) { "access exclusive" } else { "share row exclusive" };
-        tx.batch(&format!("lock table {} in {mode} mode {wait}", list.join(", "))).await?;
-        let mut sql = String::new();
-        for Lacking { table, disabled } in tables {
-            if *disabled {
-                sql.push_str(&format!("drop trigger if exists {} on {};", quote_ident(name), table.sql()));
-            }
-            sql.push_str(&self.trigger_sql(table, level));
+        for sql in self.hanging(tables, level, wait) {
+            tx.batch(&sql).await?;
         }
-        tx.batch(&sql).await?;
         tx.commit().await
     }
 
@@ -297,7 +210,7 @@ impl Gate {
             .on_database(tx.database())
             .hint("stop schema changes on the old side; the next attempt sees to these tables"));
         }
-        tx.batch(&self.body(true)).await
+        tx.batch(&self.shutting()).await
     }
 
     /// Proves that every frozen table refuses writes.
@@ -431,14 +344,6 @@ pub async fn earlier(session: &Session) -> Result<Vec<TableName>> {
         )
         .await?;
     Ok(rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect())
-}
-
-/// A frozen table without its trigger.
-#[derive(Debug, Clone)]
-struct Lacking {
-    table: TableName,
-    /// Whether one by that name is there, disabled or of another function.
-    disabled: bool,
 }
 
 fn lacking(rows: &[tokio_postgres::Row], cutover: &Cutover) -> Vec<Lacking> {

@@ -10,6 +10,7 @@ mod feeds;
 mod forecast;
 mod freeze;
 mod gate;
+mod gate_sql;
 mod large_objects;
 pub(super) mod options;
 mod partial;

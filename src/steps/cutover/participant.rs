@@ -103,6 +103,13 @@ impl Participant {
         format!("participant {}: {}", self.name, parts.join("; "))
     }
 
+    /// What it executes in databases when nothing goes wrong: each with its database's name.
+    pub fn statements(&self) -> Result<Vec<(&str, &str)>> {
+        let forward = self.actions().filter(|(key, _)| !matches!(*key, "abort" | "revert"));
+        let sql = forward.filter_map(|(_, action)| action.sql.as_ref());
+        sql.map(|sql| Ok((sql.on.as_str(), sql.statement()?))).collect()
+    }
+
     fn unit(&self, what: &str) -> String {
         format!("{} {what}", self.name)
     }

@@ -234,10 +234,18 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             "wait up to {} until nothing would make the pause long (backlog at most {} events, no writing transaction older than {})",
             cutover.patience, cutover.max_backlog, cutover.max_transaction_age
         ));
+        let gate = Gate::of(cx);
+        gate.describe_raise(&blue, cx, cutover, &mut out).await?;
+        out.statement(freeze, &freeze::locking(&tables));
+        out.statement(to, &sequences::setting());
+        out.statement(freeze, &gate.shutting()).statement(freeze, &freeze::deciding());
         out.action(format!(
             "lock {} of {freeze} in SHARE ROW EXCLUSIVE mode: readers go on, writers wait at most {}",
             crate::problem::count(tables.len(), "table"),
             cutover.write_pause
+        ));
+        out.action(format!(
+            "make a trigger on each of them before, which lets every write to {freeze} through until the decision",
         ));
         let sequences = catalog::sequences(&blue).await?.len();
         out.action(format!(
@@ -271,6 +279,15 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
     }
     for participant in &cutover.participants {
         out.action(participant.shown());
+        for (on, sql) in participant.statements()? {
+            out.statement(on, sql);
+        }
+    }
+    if let Some(freeze) = &cutover.freeze {
+        Gate::of(cx).describe_bolt(&cx.reader(freeze).await?, cutover, &mut out).await?;
+    }
+    if let Some(link) = feeds::link(cutover, cx) {
+        handover_replication::describe_end(&link, &mut out);
     }
     out.estimate = Some(format!(
         "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times",

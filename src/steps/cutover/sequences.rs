@@ -174,6 +174,16 @@ fn targets() -> String {
     )
 }
 
+/// What sets the new side's sequences. Parameters: as those of [`targets`].
+pub fn setting() -> String {
+    format!(
+        "select count(*) filter (where t.behind or not t.untouched), count(*) filter (where not t.open),
+                count(case when t.open and t.behind then setval(t.oid::regclass, t.target::int8, t.called) end)
+         from ({}) t",
+        targets()
+    )
+}
+
 /// Sets each sequence of the new side that the old side has too, never backwards. Called while writers are held
 /// off: a value that is drawn without a write to a table can still be given out between the look and the flip, which
 /// the margin is for. Returns how many there are.
@@ -185,16 +195,10 @@ pub async fn carry(blue: &Session, green: &mut Session, margin: u32) -> Result<u
     let from = positions(blue, Some(&role)).await?;
     let idle = idle(green, &from).await?;
     let tx = green.transaction().await?;
-    let sql = format!(
-        "select count(*) filter (where t.behind or not t.untouched), count(*) filter (where not t.open),
-                count(case when t.open and t.behind then setval(t.oid::regclass, t.target::int8, t.called) end)
-         from ({}) t",
-        targets()
-    );
     let role: String = tx.query_one("select current_user::text", &[]).await?.get(0);
     let Positions { schemas, names, last, called, untouched } = &from;
     let row = tx
-        .query_one(&sql, &[schemas, names, last, called, untouched, &idle, &i64::from(margin), &role])
+        .query_one(&setting(), &[schemas, names, last, called, untouched, &idle, &i64::from(margin), &role])
         .await?;
     if row.get::<_, i64>(1) > 0 {
         return Err(Error::new(Class::Privilege, "no right to read and set every sequence")

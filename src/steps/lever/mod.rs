@@ -66,8 +66,11 @@ impl StepKind for Lever {
     async fn describe(&self, cx: &Context) -> Result<Description> {
         let mut out = Description::default();
         let (apply, revert) = self.shown();
-        if self.revert.is_some() {
+        if let Some(target) = &self.revert {
             out.action(apply);
+            if let Some(lever) = &find(cx, target)?.1.sql {
+                out.statement(&lever.on, lever.restoring()?);
+            }
             return Ok(out);
         }
         self.describe_needs(&cx.base, &mut out);
@@ -88,6 +91,9 @@ impl StepKind for Lever {
             }
         }
         out.action(apply);
+        if let Some(lever) = &self.sql {
+            out.statement(&lever.on, lever.raising()?);
+        }
         out.action(match released_by(cx, &cx.step) {
             Some(step) => format!("held until step `{step}`: {revert}"),
             None => format!("held also when the run is done; only a rollback would {revert}"),

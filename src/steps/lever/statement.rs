@@ -19,11 +19,21 @@ struct Raised {
 const LOWERED: &str = "lowered";
 
 impl SqlLever {
+    /// What raises it.
+    pub(super) fn raising(&self) -> Result<&str> {
+        sql::single(&self.apply)
+    }
+
+    /// What restores it, with [`sql::PREVIOUS`] in the place of what it was.
+    pub(super) fn restoring(&self) -> Result<&str> {
+        sql::single(&self.revert)
+    }
+
     /// Raises it. `owner` is the lever's own step, which may not be the one that acts.
     pub(super) async fn apply(&self, cx: &Context, owner: &StepId) -> Result<()> {
         let mut session = cx.operator_writer(&self.on).await?;
         self.limit(&session).await?;
-        let statement = sql::single(&self.apply)?;
+        let statement = self.raising()?;
         if !self.in_transaction() {
             cx.proceed()?;
             return session.autocommit(statement, &[]).await.map(drop);
@@ -55,9 +65,8 @@ impl SqlLever {
     pub(super) async fn restore(&self, cx: &Context, hold: &Hold, owner: &StepId) -> Result<()> {
         let mut session = cx.operator_writer(&self.on).await?;
         self.limit(&session).await?;
-        let statement = |previous: Option<&str>| {
-            sql::single(&self.revert).map(|revert| sql::with_previous(revert, previous))
-        };
+        let statement =
+            |previous: Option<&str>| self.restoring().map(|revert| sql::with_previous(revert, previous));
         if !self.in_transaction() {
             cx.proceed()?;
             return session.autocommit(&statement(hold.previous.as_deref())?, &[]).await.map(drop);

@@ -2,11 +2,11 @@
 
 use super::cascades;
 use super::look::{key_of, obstacles};
-use super::options::{Capture, Table, Truncate};
-use crate::catalog::{Form, TableFacts, inspect};
+use super::options::{Capture, Table};
+use crate::catalog::{TableFacts, inspect};
 use crate::connect::connect_queue;
 use crate::stream::Stream;
-use crate::trigger::{Spec, find, function_pattern};
+use crate::trigger::{Installation, Spec, find, function_pattern};
 use handover_core::{Class, Error, Result, failpoint};
 use handover_port::Port;
 use handover_postgres::ours::OURS;
@@ -41,7 +41,7 @@ pub async fn begin(capture: &Capture, port: &Port) -> Result<Stream> {
         let facts = inspect(&session, name).await?;
         let key = capture_key(capture, name, table, facts.as_ref())?;
         let forms = facts.map(|facts| facts.forms).unwrap_or_default();
-        let spec = spec_of(&stream, index, name, table, &key, &forms);
+        let spec = table.spec(&stream, index, name, &key, &forms);
         let begun = Instant::now();
         let mut rest = Duration::from_millis(200);
         while let Err(error) = install(&mut session, &spec, path).await {
@@ -79,7 +79,7 @@ pub async fn verify(capture: &Capture, port: &Port) -> Result<()> {
     let session = port.reader(&capture.from).await?;
     let stream = Stream::get(&session, port.run, &port.step).await?;
     for (index, (name, table)) in capture.tables.iter().enumerate() {
-        let spec = spec_of(&stream, index, name, table, &[], &[]);
+        let spec = table.spec(&stream, index, name, &[], &[]);
         let rows = session.query(&find(), &[&function_pattern(stream.id)]).await?;
         for trigger in spec.triggers() {
             let found = rows.iter().find(|row| {
@@ -147,28 +147,6 @@ pub async fn remove(capture: &Capture, port: &Port) -> Result<usize> {
     Ok(found.len())
 }
 
-/// The triggers of one table.
-fn spec_of<'a>(
-    stream: &Stream,
-    index: usize,
-    name: &'a TableName,
-    table: &'a Table,
-    key: &'a [String],
-    forms: &'a [(String, Form)],
-) -> Spec<'a> {
-    Spec {
-        capture: stream.id,
-        partitions: stream.partitions,
-        index,
-        table: name,
-        key,
-        columns: table.columns.as_deref(),
-        forms,
-        operations: table.operations(),
-        refuse_truncate: table.truncate == Truncate::Refuse,
-    }
-}
-
 /// The key's columns, or why the table cannot be captured.
 fn capture_key(
     capture: &Capture,
@@ -193,11 +171,12 @@ async fn install(session: &mut Session, spec: &Spec<'_>, path: &SearchPath) -> R
         // They were committed together.
         return Ok(());
     }
+    let Installation { function, triggers } = spec.installation();
     let tx = session.transaction().await?;
-    tx.batch(&spec.function_sql()).await?;
+    tx.batch(&function).await?;
     // `when` is the plan's own: its names are looked up here, once.
     tx.execute("select set_config('search_path', $1, true)", &[&path.sql()]).await?;
-    for sql in spec.trigger_sql() {
+    for sql in triggers {
         tx.execute(&sql, &[]).await?;
     }
     tx.commit().await

@@ -3,6 +3,7 @@
 use super::cascades;
 use super::options::{Capture, Table, Truncate, When};
 use crate::catalog::{TableFacts, inspect};
+use crate::stream::Stream;
 use crate::trigger::Operation;
 use handover_core::error::Result;
 use handover_core::problem::{Problems, Segment};
@@ -171,12 +172,21 @@ pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
     let asking = port.operator_reader(&capture.from).await?;
     let mut out = Description::default();
     let role = port.databases.worker(&capture.from)?.role(&session).await?;
-    for (name, table) in &capture.tables {
+    let stream = capture.stream_name(port.run, &port.step);
+    let stream = Stream::upcoming(&session, port.run, &port.step, &stream, capture.partitions).await?;
+    for (index, (name, table)) in capture.tables.iter().enumerate() {
         let facts = inspect(&session, name).await?;
-        for (problem, hint) in obstacles(name, table, facts.as_ref()) {
+        let obstacles = obstacles(name, table, facts.as_ref());
+        for (problem, hint) in &obstacles {
             out.blocker(format!("{problem}; {hint}"));
         }
         let Some(facts) = facts else { continue };
+        if obstacles.is_empty() {
+            let key = key_of(table, Some(&facts));
+            for sql in table.spec(&stream, index, name, &key, &facts.forms).installation().statements() {
+                out.statement(&capture.from, sql);
+            }
+        }
         for (operation, condition) in table.operations() {
             let when = condition.map_or(String::new(), |c| format!(" when {c}"));
             out.action(format!("create a trigger after {operation} on {name} for each row{when}"));

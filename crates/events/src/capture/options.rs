@@ -1,6 +1,8 @@
 //! What a plan says of a capture.
 
-use crate::trigger::Operation;
+use crate::catalog::Form;
+use crate::stream::Stream;
+use crate::trigger::{Operation, Spec};
 use handover_core::event::{RunId, StepId};
 use handover_core::value::Duration;
 use handover_postgres::TableName;
@@ -95,6 +97,28 @@ impl Table {
             None => None,
             Some(When::All(text)) => Some(text),
             Some(When::Each(each)) => each.get(&operation).map(String::as_str),
+        }
+    }
+
+    /// Its triggers, as the table at the place `index` of a stream.
+    pub(crate) fn spec<'a>(
+        &'a self,
+        stream: &Stream,
+        index: usize,
+        name: &'a TableName,
+        key: &'a [String],
+        forms: &'a [(String, Form)],
+    ) -> Spec<'a> {
+        Spec {
+            capture: stream.id,
+            partitions: stream.partitions,
+            index,
+            table: name,
+            key,
+            columns: self.columns.as_deref(),
+            forms,
+            operations: self.operations(),
+            refuse_truncate: self.truncate == Truncate::Refuse,
         }
     }
 

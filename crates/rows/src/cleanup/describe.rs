@@ -5,7 +5,7 @@ use crate::count::{COUNT_LIMIT, Count, SAMPLE_LIMIT, count};
 use crate::expected;
 use crate::table::{Catalog, Table};
 use handover_core::error::{Class, Result};
-use handover_port::Description;
+use handover_port::{Description, Port};
 use handover_postgres::Session;
 
 impl Cleanup {
@@ -13,9 +13,9 @@ impl Cleanup {
     ///
     /// # Errors
     /// A lost connection; what the catalog or the SQL rules out is said.
-    pub async fn dry_run(&self, session: &Session) -> Result<Description> {
+    pub async fn dry_run(&self, cx: &Port, session: &Session) -> Result<Description> {
         let mut out = Description::default();
-        if let Err(e) = fill(self, session, &mut out).await {
+        if let Err(e) = fill(self, cx, session, &mut out).await {
             // What the catalog or the SQL rules out is the finding; a lost connection is not.
             if e.class() != Class::Data {
                 return Err(e);
@@ -26,7 +26,7 @@ impl Cleanup {
     }
 }
 
-async fn fill(step: &Cleanup, session: &Session, out: &mut Description) -> Result<()> {
+async fn fill(step: &Cleanup, cx: &Port, session: &Session, out: &mut Description) -> Result<()> {
     let table = Table::load(Catalog::Session(session), &step.table, step.key.as_deref()).await?;
     step.validate(session, &table).await?;
     if table.row_security {
@@ -72,7 +72,12 @@ async fn fill(step: &Cleanup, session: &Session, out: &mut Description) -> Resul
             format!("an unknown number of rows (the planner guesses {n}, which may be far off)")
         }
     };
-    if moved.is_some() {
+    if let Some(moved) = &moved
+        && !moved.installed(cx, session, &cx.step).await?
+    {
+        for sql in moved.installation(cx, &cx.step, session.database())?.statements() {
+            out.statement(&step.on, sql);
+        }
         out.action(format!("create triggers on {} that keep the moved columns in step", table.name));
         out.warning(format!(
             "CREATE TRIGGER waits for writers of {} and holds new ones up meanwhile, for at most 3 s an attempt",
@@ -89,6 +94,9 @@ async fn fill(step: &Cleanup, session: &Session, out: &mut Description) -> Resul
         step.batch,
         key.join(", ")
     ));
+    for sql in work.changes(session).await? {
+        out.statement(&step.on, &sql);
+    }
     out.action(format!("the rows: select * {}", base.replace('\n', " ")));
     if let (Count::Exact(n @ 1..), true) = (&count, expected::may_surprise(step.meant())) {
         out.action(format!(

@@ -14,7 +14,7 @@ use handover_core::failpoint;
 use handover_port::{Description, Port};
 use handover_postgres::Session;
 use resolve::Resolved;
-use rows::{insert, missing, overwrite};
+use rows::{changes, insert, missing, overwrite};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -217,6 +217,9 @@ impl Restore {
         out.action(format!("bring rows ({count}) from {} to {}", resolved.relation, self.table));
         let names: Vec<&str> = resolved.columns.iter().map(|(c, _)| c.name.as_str()).collect();
         out.action(format!("columns: {}", names.join(", ")));
+        for sql in changes(resolved, self.on_conflict == OnConflict::Overwrite) {
+            out.statement(&self.to, &sql);
+        }
         let (rows, _) = self.read(source, resolved, None).await?;
         let there = rows.len() as u64 - missing(Catalog::Session(target), resolved, &rows).await?;
         let fate = if self.on_conflict == OnConflict::Skip { "left as they are" } else { "overwritten" };

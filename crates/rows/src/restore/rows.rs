@@ -24,12 +24,12 @@ pub(crate) async fn missing(at: Catalog<'_>, resolved: &Resolved, rows: &[Value]
     Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
 }
 
-/// Inserts the rows that are not there; a concurrent insert of the same row is waited for.
-pub(crate) async fn insert(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+/// What inserts rows that are not there.
+fn insertion(resolved: &Resolved) -> String {
     let columns: Vec<&Column> = resolved.columns.iter().map(|(c, _)| c).collect();
     let names: Vec<String> = columns.iter().map(|c| c.ident()).collect();
     let values: Vec<String> = columns.iter().map(|c| c.read_json("u.r")).collect();
-    let sql = format!(
+    format!(
         "with came as (insert into {} ({}) overriding system value
                        select {} from unnest($1::jsonb[]) as u(r) on conflict do nothing
                        returning {} as k, {} as r)
@@ -40,13 +40,26 @@ pub(crate) async fn insert(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[
         values.join(", "),
         resolved.target.key_json(),
         object(columns.iter().copied(), ""),
-    );
-    tx.execute(&sql, &[&rows, &cx.run.0, &cx.step.as_str(), &resolved.target.name.to_string()]).await
+    )
 }
 
-/// Gives rows that were there the source's values, and archives their own. After [`insert`] all of them are
-/// visible, and they are locked before they are read.
-pub(crate) async fn overwrite(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+/// The statements of a batch that change rows, which are its parameters. A run executes no other.
+pub(crate) fn changes(resolved: &Resolved, overwrites: bool) -> Vec<String> {
+    let replacement = replacement(resolved).filter(|_| overwrites);
+    [insertion(resolved)].into_iter().chain(replacement.map(|(_, sql)| sql)).collect()
+}
+
+/// Inserts the rows that are not there; a concurrent insert of the same row is waited for.
+pub(crate) async fn insert(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+    tx.execute(
+        &insertion(resolved),
+        &[&rows, &cx.run.0, &cx.step.as_str(), &resolved.target.name.to_string()],
+    )
+    .await
+}
+
+/// What locks rows that are there, and what gives them the source's values. None where there is nothing but the key.
+fn replacement(resolved: &Resolved) -> Option<(String, String)> {
     let target = &resolved.target;
     let columns: Vec<&Column> = resolved
         .columns
@@ -55,24 +68,20 @@ pub(crate) async fn overwrite(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows:
         .filter(|c| !c.identity_always && !target.key.iter().any(|k| k.name == c.name))
         .collect();
     if columns.is_empty() {
-        return Ok(0);
+        return None;
     }
     let matches = key_matches(resolved, "t", "u.r");
     let table = target.name.sql();
-    tx.execute(
-        &format!(
-            "select 1 from {table} t, unnest($1::jsonb[]) as u(r) where {matches} for no key update of t"
-        ),
-        &[&rows],
-    )
-    .await?;
+    let lock = format!(
+        "select 1 from {table} t, unnest($1::jsonb[]) as u(r) where {matches} for no key update of t"
+    );
     let sets: Vec<String> =
         columns.iter().map(|c| format!("{} = {}", c.ident(), c.read_json("u.r"))).collect();
     let differs: Vec<String> =
         columns.iter().map(|c| c.differs(&format!("t.{}", c.ident()), &c.read_json("u.r"))).collect();
     let all = object(target.columns.iter().filter(|c| !c.generated), "t.");
     let key = object(target.key.iter(), "t.");
-    let changes = |of: &str, other: &str| {
+    let difference = |of: &str, other: &str| {
         format!(
             "(select jsonb_object_agg(e.key, e.value) from jsonb_each({of}) e where e.value is distinct from {other} -> e.key)"
         )
@@ -86,8 +95,16 @@ pub(crate) async fn overwrite(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows:
          where was.r is distinct from changed.r",
         sets.join(", "),
         differs.join(" or "),
-        changes("was.r", "changed.r"),
-        changes("changed.r", "was.r"),
+        difference("was.r", "changed.r"),
+        difference("changed.r", "was.r"),
     );
-    tx.execute(&sql, &[&rows, &cx.run.0, &cx.step.as_str(), &target.name.to_string()]).await
+    Some((lock, sql))
+}
+
+/// Gives rows that were there the source's values, and archives their own. After [`insert`] all of them are
+/// visible, and they are locked before they are read.
+pub(crate) async fn overwrite(cx: &Port, tx: &Tx<'_>, resolved: &Resolved, rows: &[Value]) -> Result<u64> {
+    let Some((lock, sql)) = replacement(resolved) else { return Ok(0) };
+    tx.execute(&lock, &[&rows]).await?;
+    tx.execute(&sql, &[&rows, &cx.run.0, &cx.step.as_str(), &resolved.target.name.to_string()]).await
 }

@@ -25,6 +25,15 @@ fn name(cx: &Port, step: &StepId) -> String {
     trigger_prefix(cx.plan.as_ref(), step)
 }
 
+/// What drops a step's triggers: CASCADE reaches exactly those that call these functions, on tables that may be gone by
+/// now.
+#[must_use]
+pub fn removal(plan: &str, step: &StepId) -> [String; 2] {
+    let name = trigger_prefix(plan, step);
+    [name.clone(), format!("{name}_back")]
+        .map(|name| format!("drop function if exists {OURS}.{}() cascade", quote_ident(&name)))
+}
+
 /// Whether this step has left anything in the database: a checkpoint, an archived row or a trigger.
 pub async fn touched(cx: &Port, session: &Session) -> Result<bool> {
     let row = session
@@ -51,11 +60,9 @@ async fn remove_once(cx: &Port, session: &mut Session, step: &StepId) -> Result<
     let tx = session.transaction().await?;
     let mut patience = Patience::of(&tx, LOCK_TIMEOUT).await?;
     tx.batch("set local client_min_messages = warning").await?;
-    let name = name(cx, step);
-    // CASCADE reaches exactly the triggers that call these functions, on tables that may be gone by now.
-    for name in [name.clone(), format!("{name}_back")] {
+    for sql in removal(&cx.plan, step) {
         patience.apply(&tx).await?;
-        tx.batch(&format!("drop function if exists {OURS}.{}() cascade", quote_ident(&name))).await?;
+        tx.batch(&sql).await?;
         patience.begin();
     }
     tx.execute(
@@ -66,7 +73,35 @@ async fn remove_once(cx: &Port, session: &mut Session, step: &StepId) -> Result<
     tx.commit().await
 }
 
+/// What a step executes to install its triggers.
+pub(crate) struct Installation {
+    /// Writers of the new table wait until the triggers are there; a row that came before them could not be told from
+    /// ours.
+    lock: Option<String>,
+    /// The functions and their triggers, in one batch.
+    triggers: String,
+}
+
+impl Installation {
+    /// The statements, in their order.
+    pub fn statements(&self) -> impl Iterator<Item = &str> {
+        self.lock.iter().chain([&self.triggers]).map(String::as_str)
+    }
+}
+
 impl Move {
+    /// What creates the triggers on the database.
+    pub fn installation(&self, cx: &Port, step: &StepId, database: &str) -> Result<Installation> {
+        let lock = match &self.shape {
+            Shape::Table { target, .. } => {
+                Some(format!("lock table {} in share row exclusive mode", target.name.sql()))
+            }
+            Shape::Columns(_) => None,
+        };
+        let path = cx.databases.search_path(database)?.sql_of_routine();
+        Ok(Installation { lock, triggers: self.triggers(cx, &name(cx, step), &path) })
+    }
+
     /// Creates the triggers, unless the checkpoint says that they are there.
     pub async fn install(&self, cx: &Port, session: &mut Session, step: &StepId) -> Result<()> {
         let mut turns = Turns::new("creating the triggers that keep columns in step");
@@ -82,9 +117,9 @@ impl Move {
             return self.enable_always(cx, tx, step).await;
         }
         let mut patience = Patience::of(&tx, LOCK_TIMEOUT).await?;
-        if let Shape::Table { target, .. } = &self.shape {
-            // Writers wait until the triggers are there; a row that came before them could not be told from ours.
-            tx.batch(&format!("lock table {} in share row exclusive mode", target.name.sql())).await?;
+        let Installation { lock, triggers } = self.installation(cx, step, tx.database())?;
+        if let (Shape::Table { target, .. }, Some(lock)) = (&self.shape, &lock) {
+            tx.batch(lock).await?;
             patience.begin();
             let sql = format!("select exists (select 1 from {})", target.name.sql());
             let resumed: bool = tx.checkpoint::<bool>(cx.run, step, "begun").await?.is_some();
@@ -95,9 +130,8 @@ impl Move {
             }
             tx.save_checkpoint(cx.run, step, "begun", &true).await?;
         }
-        let path = cx.databases.search_path(tx.database())?.sql_of_routine();
         patience.apply(&tx).await?;
-        tx.batch(&self.triggers(cx, &name(cx, step), &path)).await?;
+        tx.batch(&triggers).await?;
         tx.save_checkpoint(cx.run, step, "sync", &json!({ "triggers": name(cx, step) })).await?;
         tx.commit().await?;
         failpoint::at(failpoint::CLEANUP_SYNCED)?;

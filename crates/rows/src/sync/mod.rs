@@ -9,7 +9,7 @@ mod install;
 mod moved;
 mod triggers;
 
-pub use install::trigger_prefix;
+pub use install::{removal, trigger_prefix};
 pub(crate) use install::{remove, touched};
 pub use moved::MoveTo;
 pub(crate) use moved::{Move, Shape};

@@ -91,16 +91,7 @@ impl Move {
             body: &body,
             tables: &[&self.source.name],
         };
-        format!(
-            "{function}
-             comment on function {OURS}.{name}() is {comment};
-             create trigger {name} before insert or update on {table} for each row execute function {OURS}.{name}();
-             alter table {table} enable always trigger {name};",
-            function = function.sql(),
-            name = quote_ident(name),
-            comment = comment(cx),
-            table = self.source.name.sql(),
-        )
+        hung(cx, &function, "before insert or update", &self.source)
     }
 
     /// Old table to new. SECURITY DEFINER: the old code's role need not know the new table.
@@ -142,16 +133,7 @@ impl Move {
             body: &body,
             tables: &[&self.source.name],
         };
-        format!(
-            "{function}
-             comment on function {OURS}.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {source} for each row execute function {OURS}.{name}();
-             alter table {source} enable always trigger {name};",
-            function = function.sql(),
-            name = quote_ident(name),
-            comment = comment(cx),
-            source = self.source.name.sql(),
-        )
+        hung(cx, &function, "after insert or update or delete", &self.source)
     }
 
     /// New table to old. A deleted new row empties the old columns.
@@ -217,20 +199,21 @@ impl Move {
             body: &body,
             tables: &[&target.name],
         };
-        format!(
-            "{function}
-             comment on function {OURS}.{name}() is {comment};
-             create trigger {name} after insert or update or delete on {target} for each row execute function {OURS}.{name}();
-             alter table {target} enable always trigger {name};",
-            function = function.sql(),
-            name = quote_ident(name),
-            comment = comment(cx),
-            target = target.name.sql(),
-        )
+        hung(cx, &function, "after insert or update or delete", target)
     }
 }
 
-/// The marker text by which SQL of ours names a step.
-fn comment(cx: &Port) -> String {
-    quote_literal(&format!("Handover, plan {}, step {}, run {}", cx.plan, cx.step, cx.run))
+/// A function and its trigger on each row of a table, which fires for every writer, also one that applies what is
+/// replicated. The comment is the marker by which SQL of ours names a step.
+fn hung(cx: &Port, function: &Routine<'_>, events: &str, table: &Table) -> String {
+    format!(
+        "{function}
+         comment on function {OURS}.{name}() is {comment};
+         create trigger {name} {events} on {table} for each row execute function {OURS}.{name}();
+         alter table {table} enable always trigger {name};",
+        function = function.sql(),
+        name = quote_ident(function.name),
+        comment = quote_literal(&format!("Handover, plan {}, step {}, run {}", cx.plan, cx.step, cx.run)),
+        table = table.name.sql(),
+    )
 }
