@@ -14,6 +14,7 @@ use handover::problem::Problems;
 use handover::steps::{
     Access, CheckContext, Context, Description, Kind, Links, Midway, Need, StepKind, Undo, add_kinds,
 };
+use handover::table::{Column, Table};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -93,7 +94,11 @@ impl StepKind for Greet {
             tx.commit().await?;
             failpoint::at(GREETED)?;
         }
-        Ok(json!({ "greeted": self.names.len() }))
+        let mut table = Table::new([Column::new("name"), Column::new("letters")]);
+        for name in &self.names {
+            table.row([json!(name), json!(name.chars().count())]);
+        }
+        Ok(json!({ "greeted": self.names.len(), "table": table }))
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {

@@ -10,6 +10,8 @@ pub mod plan;
 pub mod steps;
 pub mod ui;
 
-pub use handover_core::{Class, Error, Result, child, error, event, failpoint, problem, redact, value};
+pub use handover_core::{
+    Class, Error, Result, child, error, event, failpoint, problem, redact, table, value,
+};
 pub use handover_postgres as postgres;
 pub use handover_queue as queue;

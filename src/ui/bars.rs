@@ -5,6 +5,7 @@
 
 use super::listener::{Listener, Places};
 use super::screen::out;
+use super::table;
 use super::words::{duration, of_step, sentence, stopping, summary_words};
 use crate::error::Class;
 use crate::event::{Event, Level, Measure, Record, StepId};
@@ -274,7 +275,13 @@ impl Bars {
 impl Listener for Bars {
     fn on(&mut self, event: &Event) {
         match event {
-            Event::Recorded { entry, .. } => self.recorded(&entry.record, entry.at),
+            Event::Recorded { entry, .. } => {
+                self.recorded(&entry.record, entry.at);
+                for line in table::of_record(&entry.record).iter().flat_map(|(_, table)| table::lines(table))
+                {
+                    self.line(&format!("    {line}"));
+                }
+            }
             Event::Progress { step, unit, done, total, measure } => {
                 self.progress(step, unit, *done, *total, *measure);
             }

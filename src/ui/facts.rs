@@ -36,6 +36,7 @@ pub fn words(key: &str, value: &Value) -> String {
         "begun" => "it has begun".into(),
         "marker" => "it goes on up to the marker".into(),
         "soak" => "what was seen so far is kept".into(),
+        crate::table::KEY => "what was seen is kept as a table".into(),
         "tuned" => "the settings of before are kept".into(),
         "passed" => "its checks passed".into(),
         "differences" => "differences were found".into(),

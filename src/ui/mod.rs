@@ -11,6 +11,7 @@ pub mod plain;
 pub mod report;
 mod screen;
 pub mod status;
+pub mod table;
 pub mod words;
 
 use crate::event::Event;

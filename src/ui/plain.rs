@@ -2,6 +2,7 @@
 
 use super::listener::{Listener, Places};
 use super::screen::out;
+use super::table;
 use super::words::{amount, sentence, stopping};
 use crate::event::{Event, Level, Record, StepId};
 use std::collections::HashMap;
@@ -84,6 +85,10 @@ impl Listener for Plain {
                     let mark =
                         attempt_of(&entry.record).map_or_else(String::new, |step| self.places.mark(step));
                     out(format_args!("{} {mark}{}", entry.at.strftime("%H:%M:%S"), below(&text)));
+                }
+                for line in table::of_record(&entry.record).iter().flat_map(|(_, table)| table::lines(table))
+                {
+                    out(format_args!("           {line}"));
                 }
             }
             Event::Progress { step, unit, done, total, measure } => {

@@ -112,12 +112,15 @@ pub fn amount(done: u64, total: Option<u64>, measure: Measure) -> String {
     }
 }
 
-/// A step's summary as a line: `rows: 1,200, built: a b`. Empty when it says nothing.
+/// A step's summary as a line: `rows: 1,200, built: a b`. Empty when it says nothing. A table is left out
+/// ([`super::table`] shows it).
 #[must_use]
 pub fn summary_words(summary: &Value) -> String {
     let Value::Object(map) = summary else { return one(summary) };
     let parts: Vec<String> = map
         .iter()
+        // It is shown as one.
+        .filter(|(key, _)| *key != crate::table::KEY)
         .filter_map(|(key, value)| {
             // Nobody reads 16,810 ms.
             let (key, text) = match (key.strip_suffix("_ms"), value.as_f64()) {
@@ -151,7 +154,10 @@ fn one(value: &Value) -> String {
                 .collect::<Vec<_>>()
                 .join(if sentences { "; " } else { " " })
         }
-        Value::Object(map) if map.len() > NAMED => format!("{} of them", map.len()),
+        // What is nested deeper is for programs.
+        Value::Object(map) if map.len() > NAMED || map.values().any(Value::is_object) => {
+            format!("{} of them", map.len())
+        }
         Value::Object(_) => format!("({})", summary_words(value)),
     }
 }
@@ -192,6 +198,12 @@ mod tests {
             "write pause: 16.8 s, at: 2026-11-27 02:52:19 UTC"
         );
         assert_eq!(summary_words(&json!({})), "");
+        assert_eq!(
+            summary_words(
+                &json!({ "probes": { "a": { "good": 1 }, "b": { "good": 2 } }, "table": { "rows": [] } })
+            ),
+            "probes: 2 of them"
+        );
         assert_eq!(duration(0.32), "320 ms");
         assert_eq!(duration(4.23), "4.2 s");
         assert_eq!(duration(200.0), "3 min 20 s");

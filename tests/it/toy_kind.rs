@@ -46,7 +46,18 @@ async fn every_command_knows_it() {
     );
     let said = world.handover("doctor", &[]).await;
     assert!(said.stdout.contains("step `hello`: no program is needed for greetings"), "{said}");
-    world.handover("run", &[]).await.success();
+    let said = world.handover("run", &[]).await.success();
+    let table = ["name     letters", "Ada            3", "Grace          5", "Barbara        7"];
+    assert!(said.stdout.contains(&table.map(|line| format!("           {line}\n")).concat()), "{said}");
+    for (format, row) in [
+        ("text", "\n      Grace          5\n"),
+        ("md", "\n| Grace | 5 |\n"),
+        ("html", "<tr><td>Grace</td><td class=\"number\">5</td></tr>"),
+        ("json", "[\"Grace\",5]"),
+    ] {
+        let said = world.handover("report", &["--format", format]).await.success();
+        assert!(said.stdout.contains(row), "{said}");
+    }
     let said = world.handover("status", &[]).await.success();
     assert!(said.stdout.contains("hello") && said.stdout.contains("greet"), "{said}");
     let schema = world.command().arg("schema").output().await.unwrap();

@@ -2,6 +2,7 @@
 //!
 //! - [`error`]: the one error type. It says what happened, where, and what to do next.
 //! - [`event`]: what a run tells whoever watches it, and the names it tells it with.
+//! - [`table`]: a small table that a step gives with its summary.
 //! - [`value`]: values of a plan that are more than text: durations, references to the environment, secrets.
 //! - [`redact`]: takes every secret out of a text before anybody sees it.
 //! - [`problem`]: what is wrong with a plan, all of it at once.
@@ -26,6 +27,7 @@ pub mod failpoint;
 pub mod problem;
 pub mod redact;
 mod secret;
+pub mod table;
 pub mod value;
 
 pub use error::{Class, Error, Result};

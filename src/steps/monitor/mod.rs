@@ -2,54 +2,37 @@
 //! it should be; or records how things usually are, as the baseline of a later monitor.
 //!
 //! How long it has watched is kept in the journal, so that a resumed run watches the rest. Time in which
-//! nobody watched does not count, and after a breach the watch begins anew.
+//! nobody watched does not count, and after a breach the watch begins anew. What a recording monitor saw is in the
+//! journal as well, and so is there for the later one, whoever resumes the run.
 
+mod baseline;
+mod compare;
 pub(super) mod options;
 pub mod probe;
+mod soak;
 pub mod stats;
 
 use super::{Access, CheckContext, Context, Description, Links, Midway, OnFailure, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::{Measure, StepId};
 use crate::failpoint;
-use crate::problem::{Problems, Segment};
+use crate::problem::Problems;
+use crate::table;
 use async_trait::async_trait;
 use futures_util::future::try_join_all;
 use handover_actions::Actions;
 pub use options::{Monitor, OnBreach};
 use probe::{Probe, Reading};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use stats::Stats;
+use serde_json::{Value, json};
+use soak::{SOAK, Soak};
+use stats::{Rules, Stats};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration as Time, Instant};
 
-/// The journal's fact.
-const SOAK: &str = "soak";
 /// How often the journal learns how far the watch is, at most.
 const KEEP_EVERY: Time = Time::from_secs(30);
-/// Bad samples in a row that make a breach.
-const BREACHES: u32 = 3;
-
-/// How far the watch is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-struct Soak {
-    elapsed_ms: u64,
-    done: bool,
-    probes: BTreeMap<String, Stats>,
-}
-
-impl Soak {
-    fn elapsed(&self) -> Time {
-        Time::from_millis(self.elapsed_ms)
-    }
-    fn advance(&mut self, time: Time) {
-        self.elapsed_ms = self.elapsed_ms.saturating_add(u64::try_from(time.as_millis()).unwrap_or(0));
-    }
-}
-
 #[async_trait]
 impl StepKind for Monitor {
     fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
@@ -73,6 +56,7 @@ impl StepKind for Monitor {
         if self.grace.is_some_and(|grace| grace >= self.time) {
             problems.error(["grace"], "no sample would count").hint("make `grace:` shorter than `for:`");
         }
+        self.check_samples(problems);
         let mut names = BTreeSet::new();
         for (i, probe) in self.probes.iter().enumerate() {
             let base = problems.base().join("probes").join(i);
@@ -84,11 +68,6 @@ impl StepKind for Monitor {
                 if let Some(sql) = &probe.sql {
                     let base = problems.base().join("sql");
                     problems.within(base, |problems| cx.database(problems, "on", &sql.on));
-                }
-                if probe.within.is_some() && self.baseline.is_none() {
-                    problems.error(["within"], "there is no baseline to compare with").hint(
-                        "add `baseline: ID` to the step, naming an earlier monitor with `record: true`",
-                    );
                 }
             });
         }
@@ -169,14 +148,15 @@ impl StepKind for Monitor {
 
     async fn run(&self, cx: &Context) -> Result<Value> {
         let mut soak = cx.recall::<Soak>(SOAK)?.unwrap_or_default();
+        let baseline = self.baseline(cx)?;
         if !soak.done {
             if soak.elapsed_ms > 0 {
                 cx.note(format!("watching goes on after {} s", soak.elapsed().as_secs()));
             }
-            self.watch(cx, &mut soak).await?;
+            self.watch(cx, &mut soak, &baseline).await?;
         }
         cx.unit_done(SOAK);
-        Ok(summary(&soak))
+        Ok(soak.summary(&compare::table(&self.probes, &baseline, &soak.probes)))
     }
 
     async fn verify(&self, cx: &Context) -> Result<()> {
@@ -205,81 +185,32 @@ fn never_good(name: &str, last: &str) -> Error {
     )
 }
 
-fn summary(soak: &Soak) -> Value {
-    let probes: Map<String, Value> = soak
-        .probes
-        .iter()
-        .map(|(name, stats)| {
-            let value = json!({
-                "good": stats.good, "bad": stats.bad, "failed": stats.failed, "breaches": stats.breaches,
-                "value": stats.values.summary(), "ms": stats.times.summary(), "last": stats.last,
-            });
-            (name.clone(), value)
-        })
-        .collect();
-    json!({ "seconds": soak.elapsed().as_secs_f64(), "probes": probes })
-}
-
 impl Monitor {
-    fn check_baseline(&self, cx: &CheckContext<'_>, problems: &mut Problems) {
-        let Some(baseline) = &self.baseline else { return };
-        if self.record {
-            problems
-                .error(["record"], "a monitor records a baseline or is compared with one, not both")
-                .at_key();
+    /// Finds what is wrong with the number of samples that a breach needs.
+    fn check_samples(&self, problems: &mut Problems) {
+        if self.min_samples == Some(0) {
+            problems.error(["min_samples"], "a breach is at least one sample");
         }
-        let recording = || cx.links.monitors.before(cx.index).filter(|(_, monitor)| monitor.record);
-        let Some((_, recorded)) = recording().find(|(id, _)| id.as_str() == baseline) else {
-            let names: Vec<&str> = recording().map(|(id, _)| id.as_str()).collect();
-            let hint = match crate::problem::suggest(baseline, names.iter().copied()) {
-                Some(close) => format!("did you mean `{close}`?"),
-                None => "name a monitor step with `record: true` that stands before this one".to_owned(),
-            };
-            problems
-                .error(["baseline"], format!("`{baseline}` is not an earlier monitor that records"))
-                .hint(hint);
+        let (time, every) = (self.time.0, self.every.0);
+        if every.is_zero() || every > time {
             return;
-        };
-        for (i, probe) in self.probes.iter().enumerate().filter(|(_, probe)| probe.within.is_some()) {
-            let path = || [Segment::from("probes"), i.into(), "name".into()];
-            match recorded.probes.iter().find(|other| other.name == probe.name) {
-                None => {
-                    problems
-                        .error(path(), format!("step `{baseline}` records no probe `{}`", probe.name))
-                        .hint("probes are compared with their namesakes");
-                }
-                Some(other) if other.is_timed() != probe.is_timed() => {
-                    problems.error(
-                        path(),
-                        format!("step `{baseline}` records `{}` as something else", probe.name),
-                    );
-                }
-                Some(_) => {}
-            }
         }
-        if self.probes.iter().all(|probe| probe.within.is_none()) {
+        let counts = time.saturating_sub(self.grace.map_or(Time::ZERO, |grace| grace.0));
+        let samples = counts.as_millis() / every.as_millis().max(1) + 1;
+        let enough = self.enough();
+        if samples < enough as u128 {
+            let field = if self.min_samples.is_some() { "min_samples" } else { "for" };
             problems
-                .warning(["baseline"], "no probe is compared with the baseline")
-                .hint("add `within: 20%` to a probe");
+                .warning(
+                    [field],
+                    format!("nothing can be a breach: it needs {enough} samples, and there will be about {samples}"),
+                )
+                .hint("watch for longer or ask more often, or lower `min_samples:`");
         }
     }
 
-    fn baseline(&self, cx: &Context) -> Result<BTreeMap<String, Stats>> {
-        let Some(id) = &self.baseline else { return Ok(BTreeMap::new()) };
-        let fact = cx.ledger.recall(&StepId(id.clone()), SOAK).filter(|value| !value.is_null());
-        let soak: Soak = fact
-            .map(serde_json::from_value)
-            .transpose()
-            .map_err(|e| Error::internal(format!("the baseline cannot be read ({e})")))?
-            .ok_or_else(|| {
-                Error::data(format!("step `{id}` recorded no baseline"))
-                    .hint("roll back to before it and run again")
-            })?;
-        Ok(soak.probes)
-    }
-
-    async fn watch(&self, cx: &Context, soak: &mut Soak) -> Result<()> {
-        let baseline = self.baseline(cx)?;
+    async fn watch(&self, cx: &Context, soak: &mut Soak, baseline: &BTreeMap<String, Stats>) -> Result<()> {
+        self.tell_thin_baseline(cx, baseline);
         let actions = Actions::new(cx);
         let keep_every = (self.time.0 / 20).clamp(Time::from_millis(500), KEEP_EVERY);
         let mut kept = Instant::now();
@@ -287,7 +218,7 @@ impl Monitor {
             cx.proceed()?;
             let begun = Instant::now();
             let samples = try_join_all(self.probes.iter().map(|probe| probe.ask(&actions))).await?;
-            self.take(cx, soak, &samples, &baseline).await?;
+            self.take(cx, soak, &samples, baseline).await?;
             soak.advance(begun.elapsed());
             failpoint::at(failpoint::MONITOR_SAMPLED)?;
             let total = self.time.0.as_secs();
@@ -309,7 +240,7 @@ impl Monitor {
             // A process that was stopped or a machine that slept has not watched meanwhile.
             soak.advance(begun.elapsed().min(pause + Time::from_secs(1)));
         }
-        self.conclude(cx, soak).await?;
+        self.conclude(cx, soak, baseline).await?;
         soak.done = true;
         cx.remember(SOAK, soak).await
     }
@@ -321,66 +252,129 @@ impl Monitor {
         samples: &[Result<Reading, String>],
         baseline: &BTreeMap<String, Stats>,
     ) -> Result<()> {
-        let limit = self.breaches.unwrap_or(BREACHES);
+        let (limit, enough) = (self.limit(), self.enough());
         let grace = self.grace.is_some_and(|grace| soak.elapsed() < grace.0);
+        let mut broken = None;
         for (probe, sample) in self.probes.iter().zip(samples) {
             let stats = soak.probes.entry(probe.name.clone()).or_default();
             let was_bad = stats.streak > 0;
             let sample = sample.as_ref().map_err(String::as_str);
-            let wrong = stats.take(probe, sample, baseline.get(&probe.name));
-            let Some(wrong) = wrong else {
+            let rules = Rules { baseline: baseline.get(&probe.name), enough, grace };
+            let Some(wrong) = stats.take(probe, sample, &rules) else {
                 if was_bad {
                     cx.note(format!("probe `{}` is well again: {}", probe.name, stats.last));
                 }
                 continue;
             };
+            let streak = stats.streak;
             if grace {
-                stats.streak = 0;
                 cx.note(format!("probe `{}`, in its grace time: {wrong}", probe.name));
-            } else if stats.streak == limit {
-                stats.breaches += 1;
-                self.breach(cx, &probe.name, &format!("{wrong} ({limit} times in a row)")).await?;
-            } else if stats.streak < limit {
-                cx.warn(format!("probe `{}`: {wrong} ({} of {limit})", probe.name, stats.streak));
+            } else if stats.breaks(limit, enough) {
+                let wrong = format!("{wrong} ({streak} times in a row)");
+                self.tell_breach(cx, &probe.name, &wrong);
+                broken.get_or_insert((probe.name.clone(), wrong));
+            } else if streak < limit {
+                cx.warn(format!("probe `{}`: {wrong} ({streak} of {limit})", probe.name));
+            } else if streak == limit {
+                let seen = stats.counted();
+                cx.warn(format!(
+                    "probe `{}`: {wrong} ({streak} times in a row), no breach yet: {seen} of the {enough} samples \
+                     that one needs",
+                    probe.name
+                ));
             }
         }
-        Ok(())
+        match broken {
+            Some((name, wrong)) => self.breach(cx, soak, baseline, &name, &wrong).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Tells which baselines are too small to judge by.
+    fn tell_thin_baseline(&self, cx: &Context, baseline: &BTreeMap<String, Stats>) {
+        let enough = self.enough();
+        for probe in self.probes.iter().filter(|probe| probe.within.is_some()) {
+            let Some(usual) = baseline.get(&probe.name) else { continue };
+            let samples = if probe.is_timed() { usual.times.len() } else { usual.values.len() };
+            if samples < enough {
+                cx.warn(format!(
+                    "probe `{}` is not judged by `within`: its baseline has {} of the {enough} samples that a breach \
+                     needs",
+                    probe.name,
+                    samples
+                ));
+            }
+        }
     }
 
     /// Judges the whole: what a single sample cannot show, and what began too late to become a breach.
-    async fn conclude(&self, cx: &Context, soak: &mut Soak) -> Result<()> {
-        let mut breaches = Vec::new();
+    async fn conclude(
+        &self,
+        cx: &Context,
+        soak: &mut Soak,
+        baseline: &BTreeMap<String, Stats>,
+    ) -> Result<()> {
+        let enough = self.enough();
+        let mut broken = None;
         for probe in &self.probes {
             let stats = soak.probes.entry(probe.name.clone()).or_default();
             if stats.good == 0 {
-                cx.forget(SOAK).await?;
-                return Err(never_good(&probe.name, &stats.last));
+                let error = never_good(&probe.name, &stats.last);
+                self.give_up(cx, soak, baseline).await?;
+                return Err(error);
             }
-            let counted = stats.streak >= self.breaches.unwrap_or(BREACHES);
-            let wrong = match stats.slow(probe.latency.as_ref(), 1) {
+            if stats.counted() < enough {
+                cx.warn(format!(
+                    "probe `{}` has {} of the {enough} samples that a breach needs: too few to judge it by",
+                    probe.name,
+                    stats.counted()
+                ));
+                continue;
+            }
+            let wrong = match stats.slow(probe.latency.as_ref(), enough) {
                 None if stats.streak > 0 => Some(format!("it ends badly: {}", stats.last)),
                 slow => slow,
             };
-            if let Some(wrong) = wrong.filter(|_| !counted) {
+            if let Some(wrong) = wrong.filter(|_| !stats.told) {
                 stats.breaches += 1;
-                breaches.push((probe.name.clone(), wrong));
+                self.tell_breach(cx, &probe.name, &wrong);
+                broken.get_or_insert((probe.name.clone(), wrong));
             }
         }
-        for (name, wrong) in breaches {
-            self.breach(cx, &name, &wrong).await?;
+        match broken {
+            Some((name, wrong)) => self.breach(cx, soak, baseline, &name, &wrong).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    async fn breach(&self, cx: &Context, name: &str, wrong: &str) -> Result<()> {
+    fn tell_breach(&self, cx: &Context, name: &str, wrong: &str) {
         if self.on_breach == Some(OnBreach::Warn) {
             cx.warn(format!("breach of probe `{name}`: {wrong}"));
+        }
+    }
+
+    /// Ends the watch for a breach, unless breaches are only told.
+    async fn breach(
+        &self,
+        cx: &Context,
+        soak: &Soak,
+        baseline: &BTreeMap<String, Stats>,
+        name: &str,
+        wrong: &str,
+    ) -> Result<()> {
+        if self.on_breach == Some(OnBreach::Warn) {
             return Ok(());
         }
-        // What was watched before a breach says nothing of the time after it.
-        cx.forget(SOAK).await?;
+        self.give_up(cx, soak, baseline).await?;
         Err(Error::new(Class::Invariant, format!("breach of probe `{name}`: {wrong}")).hint(
             "mend it, then `handover resume` watches again from the start; or `handover rollback` takes the plan back",
         ))
+    }
+
+    /// Forgets what was seen, because what was watched before a breach says nothing of the time after it; then leaves
+    /// it as a table for people.
+    async fn give_up(&self, cx: &Context, soak: &Soak, baseline: &BTreeMap<String, Stats>) -> Result<()> {
+        cx.forget(SOAK).await?;
+        cx.remember(table::KEY, &compare::table(&self.probes, baseline, &soak.probes)).await
     }
 }

@@ -18,10 +18,11 @@ pub struct Monitor {
     /// What is asked, all of them at once each time.
     #[schemars(length(min = 1))]
     pub probes: Vec<Probe>,
-    /// Keeps medians and percentiles as the baseline for a later monitor.
+    /// Keeps what is seen as the baseline of later monitors.
     #[serde(default)]
     pub record: bool,
-    /// The id of an earlier monitor with `record: true`, for probes with `within:`.
+    /// The id of the earlier monitor with `record: true` that this one is compared with; the last one before it
+    /// unless given.
     pub baseline: Option<String>,
     /// What a breach leads to; without it, the step's `on_failure`.
     pub on_breach: Option<OnBreach>,
@@ -29,8 +30,28 @@ pub struct Monitor {
     /// taken is a bad one.
     #[schemars(range(min = 1))]
     pub breaches: Option<u32>,
-    /// How long after the start bad samples do not count yet.
+    /// How many samples of a probe there must be before anything of it is a breach: samples of this watch, without
+    /// those in its grace time, and samples of the baseline that it is compared with. As many as `breaches` unless
+    /// given. Too few are told, and are never a breach.
+    #[schemars(range(min = 1))]
+    pub min_samples: Option<u32>,
+    /// How long after the start samples do not count yet.
     pub grace: Option<Duration>,
+}
+
+/// Bad samples in a row that make a breach, unless the plan says otherwise.
+const BREACHES: u32 = 3;
+
+impl Monitor {
+    /// Bad samples in a row that make a breach.
+    pub(super) fn limit(&self) -> u32 {
+        self.breaches.unwrap_or(BREACHES)
+    }
+
+    /// The samples that a breach needs.
+    pub(super) fn enough(&self) -> usize {
+        self.min_samples.unwrap_or_else(|| self.limit()).try_into().unwrap_or(usize::MAX)
+    }
 }
 
 fn five_seconds() -> Duration {

@@ -57,8 +57,10 @@ pub struct SqlProbe {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Latency {
-    /// For the median of the last 500 answers, once there are 20, and at the end.
+    /// For the median of the last 500 answers, once there are 20 (or `min_samples`, if that is more), and at the end.
     pub p50: Option<Duration>,
+    /// For their 95th percentile.
+    pub p95: Option<Duration>,
     /// For their 99th percentile.
     pub p99: Option<Duration>,
     /// For each answer.
@@ -180,11 +182,9 @@ impl Probe {
             problems.error(["equals"], "a value is compared with a number, a string or a boolean");
         }
         if let Some(latency) = &self.latency
-            && latency.p50.is_none()
-            && latency.p99.is_none()
-            && latency.max.is_none()
+            && [latency.p50, latency.p95, latency.p99, latency.max].iter().all(Option::is_none)
         {
-            problems.error(["latency"], "there is no limit here").hint("give `p50`, `p99` or `max`");
+            problems.error(["latency"], "there is no limit here").hint("give `p50`, `p95`, `p99` or `max`");
         }
     }
 

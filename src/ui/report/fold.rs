@@ -199,6 +199,11 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId, acts: bool
         close(&mut attempts, last.at, Outcome::Interrupted, None);
     }
     let known = plan.step(&id);
+    let table = entries
+        .iter()
+        .rev()
+        .filter_map(|entry| crate::ui::table::of_record(&entry.record))
+        .find_map(|(of, table)| (*of == id).then_some(table));
     let seconds = attempts.iter().filter_map(|attempt| attempt.seconds).reduce(|all, one| all + one);
     StepReport {
         title: known.and_then(|step| step.title.clone()),
@@ -206,6 +211,7 @@ fn step(plan: &Plan, state: &RunState, entries: &[Entry], id: StepId, acts: bool
         status: state.status(&id).clone(),
         summary: state.steps.get(&id).map_or(Value::Null, |s| s.summary.clone()),
         attempts,
+        table,
         seconds,
         id,
     }

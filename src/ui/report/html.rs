@@ -2,6 +2,7 @@
 
 use super::shape::{Moment, Outcome, Report, What};
 use crate::journal::Status;
+use crate::ui::table;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
 
@@ -18,6 +19,7 @@ code, dd.id { font: .9em ui-monospace, monospace; }
 .kind, time, .took { color: var(--soft); font-size: .9rem; font-weight: 400; }
 .good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
 .bar { height: .35rem; background: var(--line); border-radius: .2rem; } .bar i { display: block; height: 100%; min-width: 2px; max-width: 100%; background: currentColor; border-radius: .2rem; }
+.figures { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th { text-align: left; font-weight: 400; } th, td { padding: .1rem .8rem .1rem 0; } .number { text-align: right; }
 ul { list-style: none; margin: 0; padding: 0; } li { padding: .2rem 0; }
 @media print { body { max-width: none; } .step { break-inside: avoid; } }
 ";
@@ -106,6 +108,9 @@ fn one(out: &mut String, step: &super::shape::StepReport) {
             let class = if attempt.outcome == Outcome::Failed { "bad" } else { "" };
             more(&format!("{} {}", time(attempt.started), attempt.words()), class);
         }
+    }
+    if let Some(table) = &step.table {
+        let _ = write!(out, "<div class=\"more figures\">{}</div>", table::html(table, escape));
     }
     out.push_str("</section>\n");
 }

@@ -1,6 +1,7 @@
 //! A report as Markdown.
 
 use super::shape::{Report, What};
+use crate::ui::table;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
 
@@ -47,6 +48,12 @@ pub fn markdown(report: &Report) -> String {
                 let _ =
                     writeln!(out, "- {} `{}`: {}", time(attempt.started), step.id, escape(&attempt.words()));
             }
+        }
+    }
+    for step in &report.steps {
+        if let Some(table) = &step.table {
+            let table = table::markdown(table, escape);
+            let _ = writeln!(out, "\n## Table of step `{}`\n\n{}", step.id, table.trim_end());
         }
     }
     let _ = writeln!(out, "\n## Who acted\n");

@@ -4,6 +4,7 @@ use crate::engine::decide::Loss;
 use crate::error::Class;
 use crate::event::{Failure, Holder, RunId, StepId};
 use crate::journal::{Phase, RequestRow, Status};
+use crate::table::Table;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -90,6 +91,8 @@ pub struct StepReport {
     pub attempts: Vec<Attempt>,
     /// What it said of itself.
     pub summary: Value,
+    /// The table of its summary; of a step that is not done, the one that its last attempt left.
+    pub table: Option<Table>,
     /// The time of all its attempts; none where it is not known of any.
     pub seconds: Option<f64>,
 }

@@ -1,6 +1,7 @@
 //! A report for a terminal.
 
 use super::shape::Report;
+use crate::ui::table;
 use crate::ui::words::{duration, summary_words, time};
 use std::fmt::Write;
 
@@ -51,6 +52,9 @@ pub fn text(report: &Report) -> String {
                 let words = attempt.words().replace('\n', "\n                               ");
                 let _ = writeln!(out, "      {}  {words}", time(attempt.started));
             }
+        }
+        for line in step.table.iter().flat_map(table::lines) {
+            let _ = writeln!(out, "      {line}");
         }
     }
     let _ = writeln!(out, "\nWhat happened");
