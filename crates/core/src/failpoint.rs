@@ -168,6 +168,8 @@ failpoints! {
     REPLICATE_UNDO_UNSUBSCRIBED = "replicate.undo-unsubscribed";
     /// A replication slot is dropped; its publication is still there.
     REPLICATE_UNDO_SLOT_DROPPED = "replicate.undo-slot-dropped";
+    /// A session in the way of a cutover was told to end.
+    GATE_SESSION_ENDED = "gate.session-ended";
     /// All participants are prepared; nothing is frozen.
     CUTOVER_PREPARED = "cutover.prepared";
     /// Writers on the old side are held off.

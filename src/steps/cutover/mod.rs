@@ -5,11 +5,14 @@
 //! serves on; after it, there is only forward. Where the old side stays (an upgrade in place, without
 //! `freeze:`), the decision is the journal's own record.
 
+mod account;
+mod blockers;
 mod book;
 mod feeds;
 mod forecast;
 mod freeze;
 mod gate;
+pub(super) mod gates;
 mod large_objects;
 pub(super) mod options;
 mod partial;
@@ -80,6 +83,14 @@ impl StepKind for Cutover {
                         .at_key()
                         .hint("put a `replay` step before this one: then nothing that was revoked is honoured by the new side, not even for a moment");
                 }
+            }
+        }
+        for (i, exception) in self.blockers.rule().except.iter().enumerate() {
+            if exception.is_empty() {
+                let at = ["blockers".into(), "except".into(), crate::problem::Segment::from(i)];
+                problems
+                    .error(at, "this exception names nobody")
+                    .hint("give `application_name`, `role` or both");
             }
         }
         if self.write_pause.0 < std::time::Duration::from_millis(50) {

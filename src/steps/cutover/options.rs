@@ -1,5 +1,6 @@
 //! What a plan says of a cutover.
 
+use super::gates::Blockers;
 use crate::postgres::TableName;
 use crate::value::Duration;
 use handover_actions::{Action, FileWrite};
@@ -61,6 +62,10 @@ pub struct Cutover {
     /// Whether the new side may hold what was written on it while an earlier decision stood, which was taken back.
     #[serde(default)]
     pub allow_served: bool,
+    /// What becomes of clients' sessions that are in the way of the freeze: `wait` (the default), `cancel`, `terminate`, or
+    /// a rule.
+    #[serde(default)]
+    pub blockers: Blockers,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,

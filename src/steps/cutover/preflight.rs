@@ -4,13 +4,14 @@ use super::feeds;
 use super::gate::Gate;
 use super::options::Cutover;
 use super::{
-    forecast, freeze, large_objects, quarantine, sequences, served, subscriptions, uncaptured, watched,
+    blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served, subscriptions,
+    uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
-use crate::postgres::{Session, TableName, blockers, fingerprint};
+use crate::postgres::{Session, TableName, blockers, fingerprint, quote_literal};
 use crate::problem::few;
 use crate::steps::{Context, Description};
 use handover_actions::Actions;
@@ -125,6 +126,7 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
         format!("`except` has {top}, and a write to it reaches rows of {below}, which is frozen: except {below} too, or neither")
     }));
     out.extend(served::before(cutover, cx, blue, green).await?);
+    out.extend(sessions::rights(&cutover.blockers.rule(), blue, there.as_deref()).await?);
     Ok(out)
 }
 
@@ -202,8 +204,17 @@ async fn obstacle(
     }
     let age = cutover.max_transaction_age.0;
     if let Some(prepared) = blockers::prepared_of_freeze(blue, age).await?.into_iter().next() {
+        // No session is behind it, so nobody can be ended: somebody has to say what becomes of it.
+        if let blockers::Blocker::Prepared { gid, owner, .. } = &prepared {
+            let gid = quote_literal(gid);
+            cx.warn(format!(
+                "waits for a transaction that {owner} prepared: `rollback prepared {gid}` (or `commit prepared {gid}`) as {owner} on {}",
+                blue.database()
+            ));
+        }
         return Ok(Some(prepared.to_string()));
     }
+    sessions::clear(&cutover.blockers.rule(), cx, blue).await?;
     let Some(first) = blockers::of_freeze(blue, age).await?.into_iter().next() else { return Ok(None) };
     if let Some(pid) = first.autovacuum() {
         // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
@@ -239,6 +250,9 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             crate::problem::count(tables.len(), "table"),
             cutover.write_pause
         ));
+        if let Some(text) = sessions::words(&cutover.blockers.rule()) {
+            out.action(text);
+        }
         let sequences = catalog::sequences(&blue).await?.len();
         out.action(format!(
             "drain what was captured into {to}, and set its sequences (there are {sequences} on {freeze}) {} steps beyond where the old ones stand",

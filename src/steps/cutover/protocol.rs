@@ -6,7 +6,8 @@ use super::options::{Cutover, Participant};
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    freeze, large_objects, partial, preflight, quarantine, sequences, statements, uncaptured, watched,
+    account, blockers, freeze, large_objects, partial, preflight, quarantine, sequences, statements,
+    uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -126,6 +127,7 @@ async fn finish(
             summary["large_objects_in_the_pause"] = json!(round);
         }
     }
+    account::add(cx, &mut summary)?;
     Ok(summary)
 }
 
@@ -145,6 +147,7 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if let Some(pause) = pause {
         summary["write_pause_ms"] = json!(millis(pause));
     }
+    account::add(cx, &mut summary)?;
     Ok(summary)
 }
 
@@ -300,6 +303,7 @@ async fn decide(
     }
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
+    let (rule, freezer_pid) = (cutover.blockers.rule(), freezer.backend_pid().await?);
     // Should the old side lose the decision, it is still known to whom it was.
     cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
     // From here on a decision may have fallen, whatever is heard of it.
@@ -317,9 +321,12 @@ async fn decide(
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
-        freeze::lock(&tx, &tables, budget, frozen)
-            .await
-            .map_err(|e| e.context("writers could not be held off"))?;
+        tokio::select! {
+            locked = freeze::lock(&tx, &tables, budget, frozen) => {
+                locked.map_err(|e| e.context("writers could not be held off"))?;
+            }
+            failed = blockers::while_waiting(&rule, cx, &watcher, freezer_pid) => return Err(failed),
+        }
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
         let arrived = async {
             if let Some(gauge) = &mut gauge {

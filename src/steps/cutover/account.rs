@@ -1,0 +1,18 @@
+//! What a cutover's summary says of its gates, whichever attempt came through them: all of it is in the journal.
+
+use super::blockers;
+use crate::error::Result;
+use crate::steps::Context;
+use serde_json::{Value, json};
+
+/// Adds it to the step's summary.
+///
+/// # Errors
+/// A fact of another version.
+pub fn add(cx: &Context, summary: &mut Value) -> Result<()> {
+    let ended: Vec<String> = blockers::told(cx)?.iter().map(ToString::to_string).collect();
+    if !ended.is_empty() {
+        summary["ended_sessions"] = json!(ended);
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What a plan says of a cutover's gates: what must hold, or be waited for, before the pause may begin.
+
+use crate::value::Duration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What becomes of clients' sessions that are in the way of the freeze, before the pause and while its locks are waited
+/// for: one word, or a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Blockers {
+    /// The same for all of them.
+    Word(Ending),
+    /// For some of them.
+    Rule(Rule),
+}
+
+impl Default for Blockers {
+    fn default() -> Self {
+        Blockers::Word(Ending::Wait)
+    }
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// They are waited for.
+    #[default]
+    Wait,
+    /// The statement that runs is cancelled. One that is idle in its transaction is waited for.
+    Cancel,
+    /// The session is ended, and with it its transaction.
+    Terminate,
+}
+
+/// Which sessions, and what is done with them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What is done.
+    #[serde(rename = "do")]
+    pub ending: Ending,
+    /// Only with those whose transaction has been open for longer; 30 seconds unless given.
+    #[serde(default = "default_older_than")]
+    pub older_than: Duration,
+    /// Not with these. Dumps by `pg_dump` and `pg_dumpall` unless given; base backups and replication never are.
+    #[serde(default = "backups")]
+    pub except: Vec<Exception>,
+}
+
+fn default_older_than() -> Duration {
+    Duration::secs(30)
+}
+
+fn backups() -> Vec<Exception> {
+    let dump = |name: &str| Exception { application_name: Some(name.to_owned()), role: None };
+    vec![dump("pg_dump"), dump("pg_dumpall")]
+}
+
+/// Sessions that are let be. All that is given must be so.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exception {
+    /// What they call themselves; with a `*` at its end, what that begins with.
+    pub application_name: Option<String>,
+    /// Their role.
+    pub role: Option<String>,
+}
+
+impl Exception {
+    /// Whether it says nothing, and so would be for everybody.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.application_name.is_none() && self.role.is_none()
+    }
+
+    fn covers(&self, role: &str, application: &str) -> bool {
+        let called = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(beginning) => application.starts_with(beginning),
+            None => pattern == application,
+        };
+        !self.is_empty()
+            && self.application_name.as_ref().is_none_or(called)
+            && self.role.as_ref().is_none_or(|name| name == role)
+    }
+}
+
+impl Blockers {
+    /// As a rule.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        match self {
+            Blockers::Word(ending) => {
+                Rule { ending: *ending, older_than: default_older_than(), except: backups() }
+            }
+            Blockers::Rule(rule) => rule.clone(),
+        }
+    }
+}
+
+impl Rule {
+    /// Whether sessions by this role and name are let be.
+    #[must_use]
+    pub fn lets_be(&self, role: &str, application: &str) -> bool {
+        self.except.iter().any(|exception| exception.covers(role, application))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rule(value: serde_json::Value) -> Rule {
+        serde_json::from_value::<Blockers>(value).unwrap().rule()
+    }
+
+    #[test]
+    fn a_word_ends_all_but_dumps() {
+        let rule = rule(json!("terminate"));
+        assert_eq!((rule.ending, rule.older_than), (Ending::Terminate, Duration::secs(30)));
+        assert!(rule.lets_be("backup", "pg_dump") && !rule.lets_be("backup", "psql"));
+        assert_eq!(Blockers::default().rule().ending, Ending::Wait);
+    }
+
+    #[test]
+    fn an_exception_needs_all_that_it_says() {
+        let rule = rule(json!({ "do": "cancel", "older_than": "5s", "except": [
+            { "application_name": "pgBackRest*" }, { "role": "batch", "application_name": "night" }] }));
+        assert_eq!((rule.ending, rule.older_than), (Ending::Cancel, Duration::secs(5)));
+        assert!(rule.lets_be("x", "pgBackRest [backup]") && rule.lets_be("batch", "night"));
+        assert!(
+            !rule.lets_be("batch", "day") && !rule.lets_be("app", "night") && !rule.lets_be("x", "pg_dump")
+        );
+        assert!(serde_json::from_value::<Blockers>(json!({ "do": "cancel", "older": "5s" })).is_err());
+    }
+}
