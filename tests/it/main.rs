@@ -25,6 +25,7 @@ mod cutover;
 mod cutover_blockers;
 mod cutover_durable;
 mod cutover_edges;
+mod cutover_forecast;
 mod cutover_gates;
 mod cutover_scale;
 mod decide;

@@ -1,6 +1,6 @@
 //! What a cutover's summary says of its gates, whichever attempt came through them: all of it is in the journal.
 
-use super::blockers;
+use super::{blockers, forecast};
 use crate::error::Result;
 use crate::steps::Context;
 use serde_json::{Value, json};
@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 /// # Errors
 /// A fact of another version.
 pub fn add(cx: &Context, summary: &mut Value) -> Result<()> {
+    if let Some(forecast) = forecast::kept(cx)? {
+        summary["write_pause_forecast_ms"] = json!(forecast.ms().round());
+        summary["forecast_largest"] = json!(forecast.largest());
+    }
     let ended: Vec<String> = blockers::told(cx)?.iter().map(ToString::to_string).collect();
     if !ended.is_empty() {
         summary["ended_sessions"] = json!(ended);

@@ -1,6 +1,7 @@
 //! Everything that can be found out before anybody is paused.
 
 use super::feeds;
+use super::forecast::Measured;
 use super::gate::Gate;
 use super::options::Cutover;
 use super::{
@@ -66,11 +67,12 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
     large_objects::catch_up(cutover, cx).await?;
     let begun = Instant::now();
     let mut waited = false;
+    let mut measured = Measured::default();
     loop {
-        let obstacle = match late(cx, gauge.as_mut()).await? {
+        let obstacle = match late(cx, gauge.as_mut(), &mut measured).await? {
             None => match obstacle(cutover, cx, &blue, &green).await? {
                 None => match Gate::of(cx).raise(&mut blue, cx, cutover).await? {
-                    None => unconfirmed(cutover, cx, [&mut blue, &mut successor]).await?,
+                    None => unconfirmed(cutover, cx, [&mut blue, &mut successor], &mut measured).await?,
                     some => some,
                 },
                 some => some,
@@ -78,7 +80,15 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
             late => late,
         };
         let Some(obstacle) = obstacle else {
-            forecast::rehearse(cutover, cx, &mut blue, &green).await?;
+            let sides = (&mut blue, &green, &mut successor);
+            let forecast = forecast::rehearse(cutover, cx, sides, &measured).await?;
+            // What is slow for the moment only. What grows with the schema was refused.
+            if let Some(text) = forecast.exceeds(cutover.write_pause) {
+                wait(cutover, cx, begun, &text).await?;
+                measured = Measured::default();
+                waited = true;
+                continue;
+            }
             // Last of all, and all of it: what was written, made or altered while we waited counts as well.
             if std::mem::take(&mut waited) {
                 proof = prove(cutover, cx, &blue, &green).await?;
@@ -93,6 +103,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
             if begun.elapsed() > Duration::from_secs(1) {
                 large_objects::catch_up(cutover, cx).await?;
             }
+            forecast::keep(&forecast, cx).await?;
             return Ok(proof);
         };
         wait(cutover, cx, begun, &obstacle).await?;
@@ -158,10 +169,12 @@ pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Opti
 }
 
 /// Whether changes arrive too late by replication, in words.
-async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>> {
+async fn late(cx: &Context, gauge: Option<&mut Gauge>, measured: &mut Measured) -> Result<Option<String>> {
     let Some(gauge) = gauge else { return Ok(None) };
     let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
+    let begun = Instant::now();
     if gauge.mark(cx, feeds::MARK, patience).await? {
+        measured.arrived(begun.elapsed());
         return Ok(None);
     }
     let behind = handover_replication::bytes(gauge.behind().await?);
@@ -169,12 +182,21 @@ async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>>
 }
 
 /// Which side's commits wait for a standby that does not answer, in words.
-async fn unconfirmed(cutover: &Cutover, cx: &Context, sides: [&mut Session; 2]) -> Result<Option<String>> {
+async fn unconfirmed(
+    cutover: &Cutover,
+    cx: &Context,
+    sides: [&mut Session; 2],
+    measured: &mut Measured,
+) -> Result<Option<String>> {
     let limit = (cutover.write_pause.0 / 4).max(Duration::from_millis(200));
+    measured.commit = None;
     for session in sides {
+        let begun = Instant::now();
         if let Some(obstacle) = freeze::confirms(session, cx, limit).await? {
             return Ok(Some(obstacle));
         }
+        // The old side's, which comes first, is the one that the pause waits for.
+        measured.commit.get_or_insert(begun.elapsed());
     }
     Ok(None)
 }
@@ -238,6 +260,7 @@ async fn never_analyzed(green: &Session) -> Result<Vec<TableName>> {
 /// What a dry run says.
 pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
     let mut out = Description::default();
+    let mut forecast = None;
     if let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) {
         let blue = cx.reader(freeze).await?;
         let tables = freeze::tables(&blue, cutover).await?;
@@ -261,6 +284,12 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         let green = cx.reader(to).await?;
         for text in look(cutover, cx, &blue, &green).await? {
             out.blocker(text);
+        }
+        if out.blockers.is_empty() {
+            let there = cx.databases.worker(blue.database())?.role(&blue).await?;
+            let here = cx.databases.worker(green.database())?.role(&green).await?;
+            let roles = (there.as_deref(), here.as_deref());
+            forecast = Some(forecast::describe(cutover, (&blue, &green), roles, &mut out).await?);
         }
         for text in blockers::prepared_of_freeze(&blue, cutover.max_transaction_age.0).await? {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
@@ -287,8 +316,10 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         out.action(participant.shown());
     }
     out.estimate = Some(format!(
-        "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times",
-        cutover.write_pause, cutover.attempts
+        "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times{}",
+        cutover.write_pause,
+        cutover.attempts,
+        forecast.map_or_else(String::new, |words| format!("; {words}"))
     ));
     Ok(out)
 }
