@@ -28,6 +28,7 @@ mod cutover_edges;
 mod cutover_forecast;
 mod cutover_gates;
 mod cutover_scale;
+mod cutover_window;
 mod decide;
 mod demo;
 mod docs;

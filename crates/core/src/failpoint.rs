@@ -170,6 +170,8 @@ failpoints! {
     REPLICATE_UNDO_SLOT_DROPPED = "replicate.undo-slot-dropped";
     /// A session in the way of a cutover was told to end.
     GATE_SESSION_ENDED = "gate.session-ended";
+    /// All gates before a cutover's pause are open; no participant was asked anything.
+    GATE_PASSED = "gate.passed";
     /// All participants are prepared; nothing is frozen.
     CUTOVER_PREPARED = "cutover.prepared";
     /// Writers on the old side are held off.

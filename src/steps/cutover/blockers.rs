@@ -60,9 +60,26 @@ pub async fn clear(rule: &Rule, cx: &Context, blue: &Session) -> Result<()> {
     end(rule, cx, blue, found).await
 }
 
-/// Ends those who keep a backend of ours waiting for its locks. Returns only when the lease is lost or the journal fails;
-/// what else goes wrong is told, and the wait goes on as it would without this.
-pub async fn while_waiting(rule: &Rule, cx: &Context, watcher: &Session, pid: i32) -> Error {
+/// Waits for locks, and ends those who keep the backend that asks for them waiting.
+///
+/// # Errors
+/// The wait's own; the lease lost or the journal failing.
+pub async fn beside<T>(
+    locks: impl Future<Output = Result<T>>,
+    rule: &Rule,
+    cx: &Context,
+    watcher: &Session,
+    pid: i32,
+) -> Result<T> {
+    tokio::select! {
+        locked = locks => locked,
+        failed = while_waiting(rule, cx, watcher, pid) => Err(failed),
+    }
+}
+
+/// Returns only when the lease is lost or the journal fails; what else goes wrong is told, and the wait goes on as it would
+/// without this.
+async fn while_waiting(rule: &Rule, cx: &Context, watcher: &Session, pid: i32) -> Error {
     if rule.ending == Ending::Wait {
         return std::future::pending().await;
     }

@@ -3,6 +3,7 @@
 use crate::value::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// What becomes of clients' sessions that are in the way of the freeze, before the pause and while its locks are waited
 /// for: one word, or a rule.
@@ -107,6 +108,90 @@ impl Rule {
     }
 }
 
+/// When the pause may begin. Outside of it the cutover waits, with nothing held.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// Days on which it opens; every day unless given.
+    #[serde(default)]
+    pub days: BTreeSet<Day>,
+    /// When it opens, as `02:00`; at midnight unless given.
+    pub from: Option<Clock>,
+    /// When it closes; at midnight unless given. What is not later than `from` is on the next day.
+    pub to: Option<Clock>,
+    /// The time zone of days and times, as `Europe/Zurich`.
+    pub zone: Option<String>,
+    /// How many transactions per second the old side may have, counted by its server over five seconds.
+    #[schemars(range(min = 0))]
+    pub max_transactions_per_second: Option<f64>,
+}
+
+/// A day of the week.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Day {
+    /// Monday.
+    Mon,
+    /// Tuesday.
+    Tue,
+    /// Wednesday.
+    Wed,
+    /// Thursday.
+    Thu,
+    /// Friday.
+    Fri,
+    /// Saturday.
+    Sat,
+    /// Sunday.
+    Sun,
+}
+
+impl Day {
+    /// As the calendar knows it.
+    #[must_use]
+    pub fn weekday(self) -> jiff::civil::Weekday {
+        use jiff::civil::Weekday as W;
+        match self {
+            Day::Mon => W::Monday,
+            Day::Tue => W::Tuesday,
+            Day::Wed => W::Wednesday,
+            Day::Thu => W::Thursday,
+            Day::Fri => W::Friday,
+            Day::Sat => W::Saturday,
+            Day::Sun => W::Sunday,
+        }
+    }
+}
+
+/// A time of day: `02:00`, `23:30:15`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Clock(pub jiff::civil::Time);
+
+impl<'de> Deserialize<'de> for Clock {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Clock).map_err(|_| {
+            serde::de::Error::custom(format!(
+                "`{text}` is not a time of day; write e.g. `02:00` or `23:30:15`"
+            ))
+        })
+    }
+}
+
+impl JsonSchema for Clock {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Clock".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$",
+            "description": "A time of day: `02:00`, `23:30:15`."
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +207,17 @@ mod tests {
         assert_eq!((rule.ending, rule.older_than), (Ending::Terminate, Duration::secs(30)));
         assert!(rule.lets_be("backup", "pg_dump") && !rule.lets_be("backup", "psql"));
         assert_eq!(Blockers::default().rule().ending, Ending::Wait);
+    }
+
+    #[test]
+    fn a_time_of_day_is_read_as_people_write_it() {
+        let clock =
+            |text: &str| serde_json::from_value::<Clock>(json!(text)).map(|clock| clock.0.to_string());
+        assert_eq!(clock("02:00").unwrap(), "02:00:00");
+        assert_eq!(clock("23:30:15").unwrap(), "23:30:15");
+        for text in ["24:00", "2 o'clock", "02.00", ""] {
+            assert!(clock(text).unwrap_err().to_string().contains("write e.g. `02:00`"), "{text}");
+        }
     }
 
     #[test]

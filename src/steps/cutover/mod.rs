@@ -6,13 +6,16 @@
 //! `freeze:`), the decision is the journal's own record.
 
 mod account;
+mod before;
 mod blockers;
 mod book;
+mod check;
 mod feeds;
 mod forecast;
 mod freeze;
 mod gate;
 pub(super) mod gates;
+mod hours;
 mod large_objects;
 pub(super) mod options;
 mod partial;
@@ -28,6 +31,7 @@ mod subscriptions;
 mod turn_back;
 mod uncaptured;
 mod watched;
+mod window;
 
 use super::{
     Access, AtStake, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Undo,
@@ -85,13 +89,9 @@ impl StepKind for Cutover {
                 }
             }
         }
-        for (i, exception) in self.blockers.rule().except.iter().enumerate() {
-            if exception.is_empty() {
-                let at = ["blockers".into(), "except".into(), crate::problem::Segment::from(i)];
-                problems
-                    .error(at, "this exception names nobody")
-                    .hint("give `application_name`, `role` or both");
-            }
+        check::blockers(&self.blockers, problems);
+        if let Some(window) = &self.window {
+            check::window(window, self.freeze.is_some(), problems);
         }
         if self.write_pause.0 < std::time::Duration::from_millis(50) {
             problems.error(["write_pause"], "no pause can be this short").hint("one or two seconds is usual");

@@ -1,6 +1,6 @@
 //! What a plan says of a cutover.
 
-use super::gates::Blockers;
+use super::gates::{Blockers, Window};
 use crate::postgres::TableName;
 use crate::value::Duration;
 use handover_actions::{Action, FileWrite};
@@ -66,6 +66,8 @@ pub struct Cutover {
     /// a rule.
     #[serde(default)]
     pub blockers: Blockers,
+    /// When the pause may begin: days and times, and how busy the old side may be. Always unless given.
+    pub window: Option<Window>,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,

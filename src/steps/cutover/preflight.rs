@@ -4,6 +4,7 @@ use super::feeds;
 use super::forecast::Measured;
 use super::gate::Gate;
 use super::options::Cutover;
+use super::window::Watch;
 use super::{
     blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served, subscriptions,
     uncaptured, watched,
@@ -261,6 +262,7 @@ async fn never_analyzed(green: &Session) -> Result<Vec<TableName>> {
 pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
     let mut out = Description::default();
     let mut forecast = None;
+    out.actions.extend(Watch::new(cutover.window.as_ref(), cutover.freeze.as_deref()).words()?);
     if let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) {
         let blue = cx.reader(freeze).await?;
         let tables = freeze::tables(&blue, cutover).await?;

@@ -1,5 +1,6 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
+use super::before::{self, Gates};
 use super::book::Book;
 use super::feeds;
 use super::options::{Cutover, Participant};
@@ -25,7 +26,8 @@ use std::time::{Duration, Instant};
 const TAKEN_BACK: Duration = Duration::from_secs(2);
 
 /// How an attempt went, as far as it came.
-struct Attempt {
+struct Attempt<'g, 'a> {
+    gates: &'g mut Gates<'a>,
     /// What the look before the pause found.
     proof: Proof,
     prepared: Instant,
@@ -46,7 +48,7 @@ enum Outcome {
 /// Runs the cutover, from wherever an earlier attempt left it.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     let book = Book::open(cutover, cx)?;
-    let mut number = 0;
+    let (mut number, mut gates) = (0, Gates::new(cutover));
     loop {
         match book.way(look(cutover, cx).await?).await {
             Way::Attempt => {}
@@ -62,7 +64,8 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         }
         number += 1;
         let mut attempt = Attempt {
-            proof: preflight::ready(cutover, cx).await?,
+            proof: before::pass(cutover, cx, &mut gates).await?,
+            gates: &mut gates,
             prepared: Instant::now(),
             frozen: None,
             decided: None,
@@ -86,6 +89,8 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
                 (error, passes)
             }
         };
+        // One that the window ended is none.
+        number -= u32::from(gates.window.take_late());
         if !passes || number >= cutover.attempts {
             // Its own attempts are spent: another five times as many pauses would help nobody.
             let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
@@ -104,7 +109,7 @@ async fn finish(
     cutover: &Cutover,
     cx: &Context,
     attempts: u32,
-    attempt: &Attempt,
+    attempt: &Attempt<'_, '_>,
     participants: Value,
 ) -> Result<Value> {
     // Until writers can write again, which is when the participants have followed.
@@ -200,7 +205,7 @@ async fn try_to_flip(
     cutover: &Cutover,
     outer: &Context,
     book: &Book<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_, '_>,
 ) -> Result<Outcome> {
     outer.proceed()?;
     let section = outer.critical("an attempt to flip");
@@ -272,12 +277,13 @@ async fn decide(
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_, '_>,
 ) -> Result<()> {
     attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
     prepare(cutover, outer, cx, book).await?;
     failpoint::at(failpoint::CUTOVER_PREPARED)?;
+    attempt.gates.window.assert_open(cx).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         book.note(Event::Prepared).await?;
         outer.proceed()?;
@@ -321,12 +327,10 @@ async fn decide(
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
-        tokio::select! {
-            locked = freeze::lock(&tx, &tables, budget, frozen) => {
-                locked.map_err(|e| e.context("writers could not be held off"))?;
-            }
-            failed = blockers::while_waiting(&rule, cx, &watcher, freezer_pid) => return Err(failed),
-        }
+        let locks = freeze::lock(&tx, &tables, budget, frozen);
+        blockers::beside(locks, &rule, cx, &watcher, freezer_pid)
+            .await
+            .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
         let arrived = async {
             if let Some(gauge) = &mut gauge {
