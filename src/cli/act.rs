@@ -194,8 +194,9 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let step = StepId(args.step);
     let waits = plan.links.approvals.all();
-    known_step(waits.clone().map(|(id, _)| id), &step)
-        .map_err(|e| e.context(format!("plan `{}` has no `approve` step of that name", plan.name)))?;
+    known_step(waits.clone().map(|(id, _)| id), &step).map_err(|e| {
+        e.context(format!("plan `{}` has no step of that name that waits for one", plan.name))
+    })?;
     let by = args.by.unwrap_or_else(|| this_process().user);
     if let Some((_, asked)) = waits.clone().find(|(id, asked)| **id == step && !asked.may(&by)) {
         return Err(Error::usage(format!(
@@ -219,8 +220,9 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let state = RunState::fold(&journal.entries(run.run).await?)?;
     // A word given before the step began would not count: what it spoke of may look different by then.
     let hint = format!("`handover status {}` shows where the run stands", args.plan.display());
+    let asks = plan.step(&step).is_some_and(|known| known.kind.asks_now(state.facts.get(&step)));
     match state.status(&step) {
-        Status::Running | Status::Failed { .. } => {}
+        Status::Running | Status::Failed { .. } if asks => {}
         Status::Done => return Err(Error::usage(format!("step `{step}` is approved already")).hint(hint)),
         _ => return Err(Error::usage(format!("step `{step}` does not wait for an approval yet")).hint(hint)),
     }

@@ -3,7 +3,8 @@
 use crate::cutover_blockers::TABLE;
 use crate::support::scenario::Scenario;
 
-/// The first step starts somebody whose transaction is in the way.
+/// The first step starts somebody whose transaction is in the way, and somebody who approves again and again, until the
+/// folder goes with the test.
 const SCENARIO: &str = r#"
 handover: 1
 name: gates
@@ -11,7 +12,7 @@ databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
 control: ${CONTROL_URL}
 steps:
   - id: intruder
-    lever: { command: { apply: [sh, intruder.sh], revert: [rm, -f, intruded], check: [test, -e, intruded], env: { BLUE_URL: '${BLUE_URL}' } } }
+    lever: { command: { apply: [sh, intruder.sh], revert: [rm, -f, intruded], check: [test, -e, intruded], env: { BLUE_URL: '${BLUE_URL}', CONTROL_URL: '${CONTROL_URL}', GREEN_URL: '${GREEN_URL}' } } }
   - id: flip
     retry: { attempts: 1 }
     cutover:
@@ -23,6 +24,10 @@ steps:
       max_transaction_age: 100ms
       allow_served: true
       blockers: { do: terminate, older_than: 100ms }
+      approve: before_freeze
+      invariants:
+        - { name: tokens, before: select count(*) from token }
+        - { name: active tokens, before: select count(*) from token where active, quick: true }
       participants:
         - name: config
           file: { path: switch.conf, content: "database = green\n" }
@@ -32,6 +37,8 @@ const INTRUDER: &str = r#"PGAPPNAME=intruder psql "$BLUE_URL" -c "begin; update 
 holds="select 1 from pg_stat_activity where application_name = 'intruder' and datname = current_database() and wait_event = 'PgSleep'"
 until [ "$(psql "$BLUE_URL" -Atc "$holds")" = 1 ]; do sleep 0.05; done
 touch intruded
+exe=$(readlink /proc/$PPID/exe)
+(i=0; while [ -e intruded ] && [ $i -lt 5000 ]; do "$exe" approve plan.yaml flip --by alice; i=$((i+1)); sleep 0.2; done) >/dev/null 2>&1 &
 "#;
 
 pub fn scenario() -> Scenario {

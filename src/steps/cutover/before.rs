@@ -1,6 +1,8 @@
-//! All gates before the pause, in their order: the window, the preflight, the window once more, for the preflight may have
-//! waited long. What is proven is proven for the moment in which the last of them opened.
+//! All gates before the pause, in their order: the window, queries that must survive, the preflight, a person's word, and all of it again where that
+//! took its time. What is proven is proven for the moment in which the last of them opened.
 
+use super::approval;
+use super::invariants;
 use super::options::Cutover;
 use super::preflight::{self, Proof};
 use super::window::Watch;
@@ -29,7 +31,11 @@ impl<'a> Gates<'a> {
 pub async fn pass(cutover: &Cutover, cx: &Context, gates: &mut Gates<'_>) -> Result<Proof> {
     loop {
         gates.window.wait(cx).await?;
+        invariants::prove(cutover, cx).await?;
         let proof = preflight::ready(cutover, cx).await?;
+        if approval::obtain(cutover.approve.as_ref(), cx).await? {
+            continue;
+        }
         if gates.window.is_open(cx).await? {
             failpoint::at(failpoint::GATE_PASSED)?;
             return Ok(proof);

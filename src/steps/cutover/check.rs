@@ -1,8 +1,10 @@
 //! What can be found wrong with a cutover's gates without connecting to anything.
 
-use super::gates::{Blockers, Window};
+use super::gates::{Ask, Blockers, Survives, Window};
 use super::hours;
+use crate::postgres::sql;
 use crate::problem::{Problems, Segment};
+use std::collections::BTreeSet;
 
 /// Finds what is wrong with the rule for sessions in the way.
 pub fn blockers(blockers: &Blockers, problems: &mut Problems) {
@@ -10,6 +12,56 @@ pub fn blockers(blockers: &Blockers, problems: &mut Problems) {
         if exception.is_empty() {
             let at = [Segment::from("blockers"), "except".into(), i.into()];
             problems.error(at, "this exception names nobody").hint("give `application_name`, `role` or both");
+        }
+    }
+}
+
+/// Finds what is wrong with whose word is asked for.
+pub fn approval(ask: &Ask, problems: &mut Problems) {
+    let Ask::Whose(whose) = ask else { return };
+    if whose.message.as_ref().is_some_and(|message| message.trim().is_empty()) {
+        problems
+            .error(["approve", "message"], "the message is empty")
+            .hint("say what is to be approved, or leave it out");
+    }
+    for (i, name) in whose.by.iter().enumerate().filter(|(_, name)| name.trim().is_empty()) {
+        let at = [Segment::from("approve"), "by".into(), i.into()];
+        problems.error(at, format!("the name `{name}` is empty")).hint("name who may approve");
+    }
+}
+
+/// Finds what is wrong with queries whose answers must survive. `frozen`: whether there are two sides.
+pub fn invariants(invariants: &[Survives], frozen: bool, problems: &mut Problems) {
+    if !invariants.is_empty() && !frozen {
+        problems
+            .error(["invariants"], "without `freeze:` and `to:` there are no two sides to ask")
+            .at_key()
+            .hint("use a `verify` step with a recorded baseline");
+    }
+    let mut names = BTreeSet::new();
+    for (i, invariant) in invariants.iter().enumerate() {
+        let at = |field: &str| [Segment::from("invariants"), i.into(), field.into()];
+        if !names.insert(&invariant.name) {
+            problems
+                .error(at("name"), format!("there are two invariants `{}`", invariant.name))
+                .hint("give each its own name");
+        }
+        let queries = [("before", Some(&invariant.before)), ("after", invariant.after.as_ref())];
+        for (field, text) in queries.into_iter().filter_map(|(field, text)| Some((field, text?))) {
+            let statements = sql::statements(text);
+            let first = statements.first().map(|s| s.trim_start().to_lowercase()).unwrap_or_default();
+            let query = ["select", "with", "table", "values", "("].iter().any(|w| first.starts_with(w));
+            if statements.len() != 1 || !query {
+                problems.error(at(field), "an invariant is one query").hint("write one SELECT");
+            }
+        }
+        if invariant.ordered && !invariant.key.is_empty() {
+            problems
+                .error(at("ordered"), "rows are found either by their key or by their place")
+                .hint("remove `key` or `ordered`");
+        }
+        if invariant.tolerance.is_some_and(|t| !t.is_finite() || t < 0.0) {
+            problems.error(at("tolerance"), "a tolerance is 0 or more").hint("write a number such as 0.01");
         }
     }
 }

@@ -9,6 +9,7 @@
 use super::feeds;
 use super::freeze;
 use super::gate::Gate;
+use super::invariants;
 use super::options::Cutover;
 use super::sequences;
 use crate::error::{Class, Error, Result};
@@ -144,6 +145,9 @@ pub async fn rehearse(
     let mut out = Forecast::default();
     out.add("locks", Some(tables), locking, false);
     out.add("round trips", None, BESIDE, false);
+    if let Some((count, asking)) = invariants::rehearse(cutover, cx).await? {
+        out.add("invariants", Some(count), asking, false);
+    }
     if let Some(commit) = measured.commit {
         out.add("commit", None, commit, false);
     }

@@ -1,6 +1,7 @@
 //! What a plan says of a cutover's gates: what must hold, or be waited for, before the pause may begin.
 
 use crate::value::Duration;
+use handover_compare::Invariant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -189,6 +190,80 @@ impl JsonSchema for Clock {
             "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$",
             "description": "A time of day: `02:00`, `23:30:15`."
         })
+    }
+}
+
+/// Asks a person before the freeze: a word, or whose and for what.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Ask {
+    /// Anybody's approval.
+    When(When),
+    /// Somebody's.
+    Whose(Whose),
+}
+
+/// When it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// When everything slow is done and proven, just before participants prepare.
+    BeforeFreeze,
+}
+
+/// Whose approval is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Whose {
+    /// When.
+    pub when: When,
+    /// What is to be approved, in words for whoever does it.
+    pub message: Option<String>,
+    /// Whose approval counts; anybody's unless given. As in an `approve` step.
+    #[serde(default)]
+    pub by: Vec<String>,
+}
+
+/// A query whose answer must survive the flip.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Survives {
+    /// What it says, e.g. `live sessions per subject`.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// The query on the old side: one SELECT.
+    pub before: String,
+    /// The query on the new side; the one before unless given.
+    pub after: Option<String>,
+    /// Columns that identify a row, so that a changed row is shown as such.
+    #[serde(default)]
+    pub key: Vec<String>,
+    /// Whether the order of rows matters; else results are compared as multisets.
+    #[serde(default)]
+    pub ordered: bool,
+    /// How far numbers of rows with the same key (or place) may lie apart.
+    pub tolerance: Option<f64>,
+    /// Whether results without rows on both sides are fine.
+    #[serde(default)]
+    pub allow_empty: bool,
+    /// Whether it is asked within the pause, when nothing is written any more. Else it is asked before.
+    #[serde(default)]
+    pub quick: bool,
+}
+
+impl Survives {
+    /// As a `verify` step has it.
+    #[must_use]
+    pub fn invariant(&self) -> Invariant {
+        Invariant {
+            name: self.name.clone(),
+            before: Some(self.before.clone()),
+            after: self.after.clone(),
+            key: self.key.clone(),
+            ordered: self.ordered,
+            tolerance: self.tolerance,
+            allow_empty: self.allow_empty,
+        }
     }
 }
 

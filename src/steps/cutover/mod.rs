@@ -6,6 +6,7 @@
 //! `freeze:`), the decision is the journal's own record.
 
 mod account;
+mod approval;
 mod before;
 mod blockers;
 mod book;
@@ -16,6 +17,7 @@ mod freeze;
 mod gate;
 pub(super) mod gates;
 mod hours;
+mod invariants;
 mod large_objects;
 pub(super) mod options;
 mod partial;
@@ -45,11 +47,15 @@ use handover_actions::Actions;
 pub use options::{Allowed, Cutover, Participant};
 use serde_json::Value;
 pub use state::{FACT, Flip};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Cutover {
     fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        if let Some(ask) = &self.approve {
+            links.approvals.add(id, place, Arc::new(approval::as_step(ask)));
+        }
         links.cutovers.add(id, place, self);
     }
 
@@ -93,6 +99,10 @@ impl StepKind for Cutover {
         if let Some(window) = &self.window {
             check::window(window, self.freeze.is_some(), problems);
         }
+        if let Some(ask) = &self.approve {
+            check::approval(ask, problems);
+        }
+        check::invariants(&self.invariants, self.freeze.is_some(), problems);
         if self.write_pause.0 < std::time::Duration::from_millis(50) {
             problems.error(["write_pause"], "no pause can be this short").hint("one or two seconds is usual");
         }
@@ -117,6 +127,14 @@ impl StepKind for Cutover {
 
     fn locks_every_table(&self) -> Option<Locks> {
         Some(Locks { what: "a cutover", each: 1 })
+    }
+
+    fn asks_a_person(&self) -> bool {
+        self.approve.is_some()
+    }
+
+    fn asks_now(&self, facts: Option<&BTreeMap<String, Value>>) -> bool {
+        approval::is_asked(facts)
     }
 
     fn midway(&self, _links: &Links, _place: usize) -> Midway {

@@ -6,8 +6,8 @@ use super::gate::Gate;
 use super::options::Cutover;
 use super::window::Watch;
 use super::{
-    blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served, subscriptions,
-    uncaptured, watched,
+    approval, blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served,
+    subscriptions, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -313,6 +313,18 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         for stream in feeds::replayed(cutover, cx) {
             out.action(format!("go on only when replay of step `{stream}` has passed the fence marker"));
         }
+    }
+    for invariant in &cutover.invariants {
+        let when = if invariant.quick { "within the pause" } else { "before the pause" };
+        out.action(format!("compare `{}` on both sides {when}", invariant.name));
+    }
+    if let Some(ask) = &cutover.approve {
+        let asked = approval::as_step(ask);
+        out.action(format!(
+            "when all of that is proven, wait for the approval of {}: {}",
+            asked.whose(),
+            asked.message
+        ));
     }
     for participant in &cutover.participants {
         out.action(participant.shown());

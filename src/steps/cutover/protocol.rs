@@ -7,8 +7,8 @@ use super::options::{Cutover, Participant};
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    account, blockers, freeze, large_objects, partial, preflight, quarantine, sequences, statements,
-    uncaptured, watched,
+    account, approval, blockers, freeze, invariants, large_objects, partial, preflight, quarantine,
+    sequences, statements, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -92,6 +92,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         // One that the window ended is none.
         number -= u32::from(gates.window.take_late());
         if !passes || number >= cutover.attempts {
+            approval::spend(cx).await?;
             // Its own attempts are spent: another five times as many pauses would help nobody.
             let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
             return Err(spent.exhausted());
@@ -307,6 +308,7 @@ async fn decide(
     if let Some(synchronizer) = &synchronizer {
         synchronizer.limit(budget).await?;
     }
+    let quick = invariants::open(cutover, cx).await?;
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
     let (rule, freezer_pid) = (cutover.blockers.rule(), freezer.backend_pid().await?);
@@ -363,6 +365,7 @@ async fn decide(
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
+        invariants::prove_in_pause(quick.as_ref()).await?;
         Ok::<_, Error>((sequences, round))
     };
     let (sequences, round) = match tokio::time::timeout(budget, drain).await {
