@@ -22,6 +22,7 @@ mod copy_zoo;
 mod crash;
 mod create_index;
 mod cutover;
+mod cutover_abort;
 mod cutover_approval;
 mod cutover_blockers;
 mod cutover_durable;

@@ -368,9 +368,10 @@ async fn decide(
         invariants::prove_in_pause(quick.as_ref()).await?;
         Ok::<_, Error>((sequences, round))
     };
-    let (sequences, round) = match tokio::time::timeout(budget, drain).await {
-        Ok(result) => result?,
-        Err(_) => return Err(over_budget()),
+    let (sequences, round) = tokio::select! {
+        result = tokio::time::timeout(budget, drain) => result.map_err(|_| over_budget())??,
+        // Nothing is decided, and writers wait.
+        () = outer.stop.cancelled() => return Err(Error::cancelled()),
     };
     failpoint::at(failpoint::CUTOVER_DRAINED)?;
     outer.proceed()?;
