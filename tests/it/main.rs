@@ -31,6 +31,7 @@ mod cutover_forecast;
 mod cutover_gates;
 mod cutover_invariants;
 mod cutover_scale;
+mod cutover_stillness;
 mod cutover_window;
 mod decide;
 mod demo;

@@ -1,6 +1,7 @@
 //! What a cutover's summary says of its gates, whichever attempt came through them: all of it is in the journal.
 
-use super::{approval, blockers, forecast};
+use super::options::Cutover;
+use super::{approval, blockers, forecast, stillness};
 use crate::error::Result;
 use crate::steps::Context;
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// A fact of another version.
-pub fn add(cx: &Context, summary: &mut Value) -> Result<()> {
+pub async fn add(cutover: &Cutover, cx: &Context, summary: &mut Value) -> Result<()> {
     if let Some(forecast) = forecast::kept(cx)? {
         summary["write_pause_forecast_ms"] = json!(forecast.ms().round());
         summary["forecast_largest"] = json!(forecast.largest());
@@ -23,6 +24,9 @@ pub fn add(cx: &Context, summary: &mut Value) -> Result<()> {
     let ended: Vec<String> = blockers::told(cx)?.iter().map(ToString::to_string).collect();
     if !ended.is_empty() {
         summary["ended_sessions"] = json!(ended);
+    }
+    if let Some(words) = stillness::words(cutover, cx).await {
+        summary["old_side"] = json!(words);
     }
     Ok(())
 }

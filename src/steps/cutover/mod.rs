@@ -29,6 +29,7 @@ mod sequences;
 mod served;
 mod state;
 mod statements;
+mod stillness;
 mod subscriptions;
 mod turn_back;
 mod uncaptured;
@@ -191,7 +192,10 @@ impl StepKind for Cutover {
         for participant in &self.participants {
             participant.verify(&actions).await?;
         }
-        Ok(())
+        match (&self.freeze, stillness::look(self, cx).await?) {
+            (Some(freeze), Some(look)) => look.assert_still(freeze),
+            _ => Ok(()),
+        }
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
@@ -201,6 +205,9 @@ impl StepKind for Cutover {
 
     async fn finish(&self, cx: &Context) -> Result<()> {
         // The old side stays closed: a late writer must not believe that it still counts.
+        if let Some(words) = stillness::written(self, cx).await {
+            cx.warn(words);
+        }
         let actions = Actions::new(cx);
         self.participants.iter().try_for_each(|p| p.forget(cx, &actions))
     }

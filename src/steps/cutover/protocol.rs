@@ -8,7 +8,7 @@ use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
     account, approval, blockers, freeze, invariants, large_objects, partial, preflight, quarantine,
-    sequences, statements, uncaptured, watched,
+    sequences, statements, stillness, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -133,7 +133,7 @@ async fn finish(
             summary["large_objects_in_the_pause"] = json!(round);
         }
     }
-    account::add(cx, &mut summary)?;
+    account::add(cutover, cx, &mut summary).await?;
     Ok(summary)
 }
 
@@ -153,7 +153,7 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if let Some(pause) = pause {
         summary["write_pause_ms"] = json!(millis(pause));
     }
-    account::add(cx, &mut summary)?;
+    account::add(cutover, cx, &mut summary).await?;
     Ok(summary)
 }
 
@@ -377,6 +377,7 @@ async fn decide(
     outer.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
+    stillness::mark(&tx, cx).await?;
     freeze::decide(&tx, cx, cutover, &attempt.proof.successor).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());
