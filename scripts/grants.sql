@@ -108,8 +108,9 @@ begin
         execute format('grant pg_signal_autovacuum_worker to %I', engine);
     end if;
 
-    -- Not granted, because nothing asks for it: MAINTAIN (Postgres 17; ownership of the tables includes it) and
-    -- pg_signal_backend (sessions of Handover's own role and of the owner's may be ended without it).
+    -- Not granted: MAINTAIN (Postgres 17; ownership of the tables includes it), which nothing asks for, and
+    -- pg_signal_backend. Sessions of Handover's own role and of the owner's may be ended without it; a cutover that is to
+    -- end those of other roles (`blockers`) asks for it.
 
     if replicate then
         -- Replication slots ask for the REPLICATION attribute, which only a superuser gives before Postgres 16.

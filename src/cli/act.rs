@@ -4,8 +4,8 @@ use super::load::load;
 use super::which::{Which, quoted};
 use crate::engine::decide::known_step;
 use crate::engine::{self, Ended, Options, Outcome, advice};
-use crate::error::{Error, Result};
-use crate::event::{Emitter, Event, Level, StepId};
+use crate::error::{Class, Error, Result};
+use crate::event::{Emitter, Event, Level, Record, RunId, StepId};
 use crate::journal::{Journal, RunState, Status, this_process};
 use crate::plan::Plan;
 use crate::postgres::ours::OURS;
@@ -45,7 +45,8 @@ pub const APPROVE_EXAMPLES: &str = "Examples:
 pub const ABORT_EXAMPLES: &str = "Examples:
   handover abort plan.yaml
 
-A living runner stops at the next safe place. `handover rollback` then undoes the run, `handover finish` leaves it
+A living runner stops at the next safe place; a cutover is called off as long as it is not decided. After that only
+forward or rollback is left, which is the answer then. `handover rollback` then undoes the run, `handover finish` leaves it
 as it is.";
 
 /// Shown under `--help`.
@@ -53,6 +54,9 @@ pub const FINISH_EXAMPLES: &str = "Examples:
   handover finish plan.yaml
 
 After this there is no rollback.";
+
+/// How long `abort` waits for the runner's answer.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What every command that takes the lease has in common.
 #[derive(Debug, clap::Args)]
@@ -177,16 +181,49 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
         && !lease.expired
         && !lease.holder_is_dead()
     {
+        let entries = journal.entries(run).await?;
+        let state = RunState::fold(&entries)?;
+        if let (Some(_), Some(step)) = (engine::status::outage(&plan, &state), &state.no_return) {
+            return Err(advice::overtaken(step).with_class(Class::Usage));
+        }
         journal.request(run, "abort", None, &this_process().to_string(), None).await?;
-        out(match format {
-            Format::Text => {
-                format!("asked {holder} to abort run {run}; it stops within {:?}", args.common.lease_ttl / 3)
+        let ended = answer(&journal, run, state.seq).await?;
+        out(match (format, ended) {
+            (Format::Text, true) => format!("{holder} has aborted run {run}"),
+            (Format::Text, false) => {
+                format!("asked {holder} to abort run {run}; it stops at its next safe place")
             }
-            Format::Json => serde_json::json!({ "run": run, "asked": holder }).to_string(),
+            (Format::Json, _) => {
+                let ended = ended.then_some("aborted");
+                serde_json::json!({ "run": run, "asked": holder, "ended": ended }).to_string()
+            }
         });
         return Ok(ExitCode::SUCCESS);
     }
     act(format, args.common, engine::Command::Abort).await
+}
+
+/// Waits for a moment for what the runner makes of a request to abort: true when it aborted.
+///
+/// # Errors
+/// Its refusal, where a decision had fallen before; the control database failing.
+async fn answer(journal: &Journal, run: RunId, seq: i64) -> Result<bool> {
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < ANSWER {
+        let mut decided = None;
+        for entry in journal.entries_after(run, seq).await? {
+            match entry.record {
+                Record::RunAborted { .. } => return Ok(true),
+                Record::PointOfNoReturn { step } => decided = Some(step),
+                _ => {}
+            }
+        }
+        if let Some(step) = decided {
+            return Err(advice::overtaken(&step).with_class(Class::Usage));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(false)
 }
 
 /// `handover approve`.
@@ -194,8 +231,9 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let Some(plan) = load(format, &args.plan)? else { return Ok(ExitCode::from(2)) };
     let step = StepId(args.step);
     let waits = plan.links.approvals.all();
-    known_step(waits.clone().map(|(id, _)| id), &step)
-        .map_err(|e| e.context(format!("plan `{}` has no `approve` step of that name", plan.name)))?;
+    known_step(waits.clone().map(|(id, _)| id), &step).map_err(|e| {
+        e.context(format!("plan `{}` has no step of that name that waits for one", plan.name))
+    })?;
     let by = args.by.unwrap_or_else(|| this_process().user);
     if let Some((_, asked)) = waits.clone().find(|(id, asked)| **id == step && !asked.may(&by)) {
         return Err(Error::usage(format!(
@@ -219,8 +257,9 @@ pub async fn approve(format: Format, args: ApproveArgs) -> Result<ExitCode> {
     let state = RunState::fold(&journal.entries(run.run).await?)?;
     // A word given before the step began would not count: what it spoke of may look different by then.
     let hint = format!("`handover status {}` shows where the run stands", args.plan.display());
+    let asks = plan.step(&step).is_some_and(|known| known.kind.asks_now(state.facts.get(&step)));
     match state.status(&step) {
-        Status::Running | Status::Failed { .. } => {}
+        Status::Running | Status::Failed { .. } if asks => {}
         Status::Done => return Err(Error::usage(format!("step `{step}` is approved already")).hint(hint)),
         _ => return Err(Error::usage(format!("step `{step}` does not wait for an approval yet")).hint(hint)),
     }

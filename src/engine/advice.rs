@@ -2,7 +2,7 @@
 
 use super::loss::Loss;
 use crate::error::{Class, Error};
-use crate::event::Reviewed;
+use crate::event::{Reviewed, StepId};
 use crate::plan::differences;
 
 /// Commands that are about a run: they are told a plan's file, or its name and the journal's place.
@@ -87,6 +87,16 @@ pub fn changed(what: &str, then: Option<&Reviewed>, now: &Reviewed) -> Error {
     let words = if differences.is_empty() { String::new() } else { format!(": {}", differences.join("; ")) };
     Error::new(Class::Changed, format!("{what}{words}"))
         .hint("put it back, or review it and go on with what is there now: add `--accept-changes`")
+}
+
+/// What is answered to a request to abort that came after the decision of a cutover.
+#[must_use]
+pub fn overtaken(step: &StepId) -> Error {
+    Error::new(
+        Class::Cancelled,
+        format!("nothing was aborted: the decision of step `{step}` has fallen, and only forward or rollback is left"),
+    )
+    .hint("`handover resume` goes forward, `handover rollback --accept-loss` back; `handover status` says what that loses")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::journal::Journal;
 use crate::postgres::Lease;
 use crate::postgres::clock::Moment;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// The longest time between two looks at the clock. A timer does not run while a machine is suspended; the
@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How long the journal has to say why a lease ended.
 const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How often it is asked whether somebody wants the run aborted: before a cutover's decision every second counts.
+const LISTEN: Duration = Duration::from_millis(500);
 
 /// The rest after a renewal that failed.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -65,23 +68,28 @@ async fn watch(lease: &Lease) {
     }
 }
 
-/// Renews ten times in a lifetime, so that the journal may be away for nearly all of it; returns when somebody
-/// else has the lease.
+/// Renews ten times in a lifetime, so that the journal may be away for nearly all of it, and listens more often; returns
+/// when somebody else has the lease.
 async fn renew(journal: &Journal, lease: &Lease, run: RunId, ttl: Duration, abort: &CancellationToken) {
-    let mut rest = ttl / 10;
+    let mut due = Instant::now() + ttl / 10;
     loop {
-        tokio::time::sleep(rest).await;
-        let asked_at = Moment::now();
-        match journal.renew(lease.plan(), lease.token(), ttl).await {
-            Ok(true) => lease.renewed(asked_at, ttl),
-            Ok(false) => return lease.lose(),
-            // Again at once: whether the lease still holds is decided by the clock.
-            Err(_) => {
-                rest = AGAIN;
-                continue;
+        tokio::time::sleep(due.saturating_duration_since(Instant::now()).min(LISTEN)).await;
+        if Instant::now() >= due {
+            let asked_at = Moment::now();
+            match journal.renew(lease.plan(), lease.token(), ttl).await {
+                Ok(true) => lease.renewed(asked_at, ttl),
+                Ok(false) => return lease.lose(),
+                // Again at once: whether the lease still holds is decided by the clock.
+                Err(_) => {
+                    due = Instant::now() + AGAIN;
+                    continue;
+                }
             }
+            due = Instant::now() + ttl / 10;
         }
-        rest = ttl / 10;
+        if abort.is_cancelled() {
+            continue;
+        }
         // A request made of an earlier runner was answered by it, and must not end what came after.
         if let Ok(Some(row)) = journal.lease(lease.plan()).await
             && let Ok(requests) = journal.requests(run).await

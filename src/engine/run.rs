@@ -81,6 +81,7 @@ pub async fn execute(
             options,
             stop,
             abort,
+            overtaken: None,
             failed,
             failures,
         };
@@ -286,6 +287,9 @@ async fn begin(
         }
         (Command::Rollback { .. }, _) if state.finishing => {
             refuse("`handover finish` has begun to drop what a rollback needs: let it go on".into())
+        }
+        (Command::Abort, Phase::Forward) if outage(plan, &state).is_some() => {
+            Err(state.no_return.as_ref().map_or_else(Error::cancelled, advice::overtaken).with_class(Class::Usage))
         }
         (Command::Abort, Phase::Done | Phase::Aborted) => {
             refuse(format!("{}; `handover finish {called}` leaves it as it is", way_back(&state)))

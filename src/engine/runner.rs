@@ -1,5 +1,6 @@
 //! The loop: fence the databases, then do what `decide` says until there is nothing left.
 
+use super::advice;
 use super::command::{Command, Ended, Options};
 use super::compare::{Begun, Compared, compare};
 use super::decide::{Next, Outline, decide, plan_fits, rollback_is_accepted};
@@ -33,6 +34,8 @@ pub(super) struct Runner<'a> {
     pub(super) options: Options,
     pub(super) stop: CancellationToken,
     pub(super) abort: CancellationToken,
+    /// The step whose decision had fallen when a request to abort was heard.
+    pub(super) overtaken: Option<StepId>,
     pub(super) failed: mpsc::UnboundedSender<(StepId, Error)>,
     pub(super) failures: mpsc::UnboundedReceiver<(StepId, Error)>,
 }
@@ -277,6 +280,7 @@ impl Runner<'_> {
     /// One attempt, ended by its own result, the operator, a timeout, a lost lease or a failed standing task.
     async fn attempt(&mut self, step: &Step, way: Way) -> Result<Value> {
         let cx = self.context(step);
+        let no_return = self.recorder.with(|state| state.no_return.clone());
         let work = async {
             match way {
                 Way::Forward => {
@@ -311,7 +315,12 @@ impl Runner<'_> {
         };
         cx.stop.cancel();
         let whole = cx.critical.is_active();
-        match self.ended(&mut work, &cx.critical, GRACE).await {
+        let ended = self.ended(&mut work, &cx.critical, GRACE).await;
+        let now = self.recorder.with(|state| state.no_return.clone());
+        if self.abort.is_cancelled() && way == Way::Forward && now != no_return {
+            self.overtaken = now;
+        }
+        match ended {
             // It was quicker than the interruption.
             Some(Ok(summary)) => return Ok(summary),
             Some(Err(error)) if error.class() == Class::LeaseLost => return Err(error),
@@ -408,6 +417,10 @@ impl Runner<'_> {
     }
 
     async fn stopped(&self) -> Result<Ended> {
+        if let Some(step) = &self.overtaken {
+            // Giving up would leave it to nobody to tell the participants, or to go back.
+            return Err(self.halt(Failure::from(&advice::overtaken(step))).await);
+        }
         if self.abort.is_cancelled() {
             self.recorder.append(Record::RunAborted { reason: "aborted on request".into() }).await?;
             return Ok(Ended::Aborted);

@@ -362,7 +362,8 @@ fn next(
     let (called, file) = (plan.called(), plan.file.display().to_string());
     if acts {
         let waits = state.steps.iter().find(|(id, s)| {
-            s.status == Status::Running && plan.step(id).is_some_and(|step| step.kind.asks_a_person())
+            s.status == Status::Running
+                && plan.step(id).is_some_and(|step| step.kind.asks_now(state.facts.get(id)))
         });
         return match (waits, refusing) {
             (Some((id, _)), _) => format!("it waits for an approval: `handover approve {file} {id}`"),
@@ -387,7 +388,7 @@ fn next(
     let asks = plan.steps.iter().find(|step| {
         let waits =
             matches!(state.status(&step.id), Status::Failed { failure } if failure.class == Class::Waiting);
-        step.kind.asks_a_person() && waits
+        step.kind.asks_now(state.facts.get(&step.id)) && waits
     });
     let way_back = |what: &str| advice::way_back(&called, what, losses);
     let text = match (&state.phase, asks) {

@@ -5,6 +5,7 @@
 
 pub(super) mod options;
 
+use super::context::Request;
 use super::{Access, CheckContext, Context, Description, Links, Need, StepKind, Undo};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
@@ -22,11 +23,15 @@ const GRANTED: &str = "granted";
 /// How often the control database is asked.
 const POLL: Duration = Duration::from_secs(1);
 
+/// An approval that counted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Granted {
-    by: String,
-    note: Option<String>,
-    at: jiff::Timestamp,
+pub struct Granted {
+    /// Who gave it.
+    pub by: String,
+    /// In their words.
+    pub note: Option<String>,
+    /// When, by the control database's clock.
+    pub at: jiff::Timestamp,
 }
 
 #[async_trait]
@@ -73,7 +78,7 @@ impl StepKind for Approve {
             return Ok(summary(&granted));
         }
         failpoint::at(failpoint::APPROVE_ASKED)?;
-        let granted = self.wait(cx).await?;
+        let granted = self.wait(cx, None).await?;
         failpoint::at(failpoint::APPROVE_FOUND)?;
         cx.remember(GRANTED, &granted).await?;
         cx.note(format!("approved by {}", granted.by));
@@ -110,12 +115,17 @@ impl Approve {
         .hint(format!("`{}`, then `handover resume`", Self::command(cx)))
     }
 
-    async fn wait(&self, cx: &Context) -> Result<Granted> {
+    /// Waits for the word of somebody that it counts of, given later than `after`.
+    ///
+    /// # Errors
+    /// [`Class::Waiting`] where nobody is there to wait for; a stop that was asked for, or the control database failing.
+    pub async fn wait(&self, cx: &Context, after: Option<jiff::Timestamp>) -> Result<Granted> {
         let mut told = false;
         let mut refused = None;
         loop {
             cx.proceed()?;
-            match cx.ledger.approval(&cx.step).await? {
+            let later = |request: &Request| after.is_none_or(|after| request.at > after);
+            match cx.ledger.approval(&cx.step).await?.filter(later) {
                 Some(request) if self.may(&request.by) => {
                     return Ok(Granted { by: request.by, note: request.note, at: request.at });
                 }

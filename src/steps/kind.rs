@@ -240,6 +240,11 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether it waits for that word now, by its facts in the journal, while it runs or is stopped where it does.
+    fn asks_now(&self, _facts: Option<&BTreeMap<String, Value>>) -> bool {
+        self.asks_a_person()
+    }
+
     /// Whether it may make tables, so that a later step finds what is not there yet.
     fn makes_tables(&self) -> bool {
         false

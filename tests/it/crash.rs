@@ -35,6 +35,7 @@ proofs! {
     capture_and_replay => crate::replay::scenario(),
     quarantine => crate::quarantine::scenario(),
     cutover => crate::cutover::scenario(),
+    gates => crate::cutover_gates::scenario(),
     replicate => crate::replicate::scenario(),
 }
 

@@ -168,6 +168,18 @@ failpoints! {
     REPLICATE_UNDO_UNSUBSCRIBED = "replicate.undo-unsubscribed";
     /// A replication slot is dropped; its publication is still there.
     REPLICATE_UNDO_SLOT_DROPPED = "replicate.undo-slot-dropped";
+    /// A session in the way of a cutover was told to end.
+    GATE_SESSION_ENDED = "gate.session-ended";
+    /// The invariants of a cutover that are asked before its pause hold.
+    GATE_INVARIANTS_HELD = "gate.invariants-held";
+    /// Those that are asked within it hold; nothing is decided.
+    GATE_QUICK_HELD = "gate.quick-held";
+    /// A cutover is about to wait for an approval.
+    GATE_APPROVAL_ASKED = "gate.approval-asked";
+    /// The approval of a cutover is in the journal; what was proven before it is not proven again yet.
+    GATE_APPROVED = "gate.approved";
+    /// All gates before a cutover's pause are open; no participant was asked anything.
+    GATE_PASSED = "gate.passed";
     /// All participants are prepared; nothing is frozen.
     CUTOVER_PREPARED = "cutover.prepared";
     /// Writers on the old side are held off.

@@ -161,8 +161,15 @@ pub async fn of_snapshots(session: &Session) -> Result<Vec<Blocker>> {
 
 /// Sessions that have held, for longer than that, a lock which a freeze of the application's tables would wait for.
 pub async fn of_freeze(session: &Session, older_than: Duration) -> Result<Vec<Blocker>> {
-    let held = format!(
-        "where a.datname = current_database() and a.pid <> pg_backend_pid()
+    let held = format!("where {}", holding_against_freeze());
+    sessions(session, &held, &[&older_than.as_secs_f64()]).await
+}
+
+/// As a condition on `pg_stat_activity a`: others in this database whose transaction is older than `$1` seconds, and
+/// holds a lock which a freeze would wait for.
+pub(crate) fn holding_against_freeze() -> String {
+    format!(
+        "a.datname = current_database() and a.pid <> pg_backend_pid()
            and a.xact_start < clock_timestamp() - make_interval(secs => $1)
            and exists (
                select from pg_locks l join pg_class c on c.oid = l.relation join pg_namespace n on n.oid = c.relnamespace
@@ -171,8 +178,7 @@ pub async fn of_freeze(session: &Session, older_than: Duration) -> Result<Vec<Bl
                                 'ExclusiveLock', 'AccessExclusiveLock')
                  and ({} or c.oid = 'pg_largeobject'::regclass and a.backend_xid is not null))",
         catalog::is_application("'r', 'p'")
-    );
-    sessions(session, &held, &[&older_than.as_secs_f64()]).await
+    )
 }
 
 /// Prepared transactions of that kind.

@@ -22,6 +22,7 @@ pub mod clock;
 pub mod connect;
 mod connection_string;
 pub mod creators;
+pub mod ending;
 pub mod error;
 pub mod fence;
 pub mod fingerprint;

@@ -5,12 +5,20 @@
 //! serves on; after it, there is only forward. Where the old side stays (an upgrade in place, without
 //! `freeze:`), the decision is the journal's own record.
 
+mod account;
+mod approval;
+mod before;
+mod blockers;
 mod book;
+mod check;
 mod feeds;
 mod forecast;
 mod freeze;
 mod gate;
 mod gate_sql;
+pub(super) mod gates;
+mod hours;
+mod invariants;
 mod large_objects;
 pub(super) mod options;
 mod partial;
@@ -22,10 +30,12 @@ mod sequences;
 mod served;
 mod state;
 mod statements;
+mod stillness;
 mod subscriptions;
 mod turn_back;
 mod uncaptured;
 mod watched;
+mod window;
 
 use super::{
     Access, CheckContext, Context, Description, Links, Locks, MayLose, Midway, Need, StepKind, Undo,
@@ -39,11 +49,15 @@ use handover_actions::Actions;
 pub use options::{Allowed, Cutover, Participant};
 use serde_json::Value;
 pub use state::{FACT, Flip};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[async_trait]
 impl StepKind for Cutover {
     fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
+        if let Some(ask) = &self.approve {
+            links.approvals.add(id, place, Arc::new(approval::as_step(ask)));
+        }
         links.cutovers.add(id, place, self);
     }
 
@@ -83,6 +97,14 @@ impl StepKind for Cutover {
                 }
             }
         }
+        check::blockers(&self.blockers, problems);
+        if let Some(window) = &self.window {
+            check::window(window, self.freeze.is_some(), problems);
+        }
+        if let Some(ask) = &self.approve {
+            check::approval(ask, problems);
+        }
+        check::invariants(&self.invariants, self.freeze.is_some(), problems);
         if self.write_pause.0 < std::time::Duration::from_millis(50) {
             problems.error(["write_pause"], "no pause can be this short").hint("one or two seconds is usual");
         }
@@ -107,6 +129,14 @@ impl StepKind for Cutover {
 
     fn locks_every_table(&self) -> Option<Locks> {
         Some(Locks { what: "a cutover", each: 1 })
+    }
+
+    fn asks_a_person(&self) -> bool {
+        self.approve.is_some()
+    }
+
+    fn asks_now(&self, facts: Option<&BTreeMap<String, Value>>) -> bool {
+        approval::is_asked(facts)
     }
 
     fn midway(&self, _links: &Links, _place: usize) -> Midway {
@@ -163,7 +193,10 @@ impl StepKind for Cutover {
         for participant in &self.participants {
             participant.verify(&actions).await?;
         }
-        Ok(())
+        match (&self.freeze, stillness::look(self, cx).await?) {
+            (Some(freeze), Some(look)) => look.assert_still(freeze),
+            _ => Ok(()),
+        }
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
@@ -173,6 +206,9 @@ impl StepKind for Cutover {
 
     async fn finish(&self, cx: &Context) -> Result<()> {
         // The old side stays closed: a late writer must not believe that it still counts.
+        if let Some(words) = stillness::written(self, cx).await {
+            cx.warn(words);
+        }
         let actions = Actions::new(cx);
         self.participants.iter().try_for_each(|p| p.forget(cx, &actions))
     }

@@ -1,5 +1,6 @@
 //! What a plan says of a cutover.
 
+use super::gates::{Ask, Blockers, Survives, Window};
 use crate::postgres::TableName;
 use crate::value::Duration;
 use handover_actions::{Action, FileWrite};
@@ -61,6 +62,17 @@ pub struct Cutover {
     /// Whether the new side may hold what was written on it while an earlier decision stood, which was taken back.
     #[serde(default)]
     pub allow_served: bool,
+    /// What becomes of clients' sessions that are in the way of the freeze: `wait` (the default), `cancel`, `terminate`, or
+    /// a rule.
+    #[serde(default)]
+    pub blockers: Blockers,
+    /// When the pause may begin: days and times, and how busy the old side may be. Always unless given.
+    pub window: Option<Window>,
+    /// Waits for `handover approve` when everything is proven, just before the freeze.
+    pub approve: Option<Ask>,
+    /// Queries whose answers must be the same on both sides: before the pause, or within it if they are `quick`.
+    #[serde(default)]
+    pub invariants: Vec<Survives>,
     /// The systems that flip.
     #[schemars(length(min = 1))]
     pub participants: Vec<Participant>,

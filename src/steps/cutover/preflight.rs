@@ -1,16 +1,19 @@
 //! Everything that can be found out before anybody is paused.
 
 use super::feeds;
+use super::forecast::Measured;
 use super::gate::Gate;
 use super::options::Cutover;
+use super::window::Watch;
 use super::{
-    forecast, freeze, large_objects, quarantine, sequences, served, subscriptions, uncaptured, watched,
+    approval, blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served,
+    subscriptions, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::catalog::{self, application};
 use crate::postgres::locks::Room;
-use crate::postgres::{Session, TableName, blockers, fingerprint};
+use crate::postgres::{Session, TableName, blockers, fingerprint, quote_literal};
 use crate::problem::few;
 use crate::steps::{Context, Description};
 use handover_actions::Actions;
@@ -65,11 +68,12 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
     large_objects::catch_up(cutover, cx).await?;
     let begun = Instant::now();
     let mut waited = false;
+    let mut measured = Measured::default();
     loop {
-        let obstacle = match late(cx, gauge.as_mut()).await? {
+        let obstacle = match late(cx, gauge.as_mut(), &mut measured).await? {
             None => match obstacle(cutover, cx, &blue, &green).await? {
                 None => match Gate::of(cx).raise(&mut blue, cx, cutover).await? {
-                    None => unconfirmed(cutover, cx, [&mut blue, &mut successor]).await?,
+                    None => unconfirmed(cutover, cx, [&mut blue, &mut successor], &mut measured).await?,
                     some => some,
                 },
                 some => some,
@@ -77,7 +81,15 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
             late => late,
         };
         let Some(obstacle) = obstacle else {
-            forecast::rehearse(cutover, cx, &mut blue, &green).await?;
+            let sides = (&mut blue, &green, &mut successor);
+            let forecast = forecast::rehearse(cutover, cx, sides, &measured).await?;
+            // What is slow for the moment only. What grows with the schema was refused.
+            if let Some(text) = forecast.exceeds(cutover.write_pause) {
+                wait(cutover, cx, begun, &text).await?;
+                measured = Measured::default();
+                waited = true;
+                continue;
+            }
             // Last of all, and all of it: what was written, made or altered while we waited counts as well.
             if std::mem::take(&mut waited) {
                 proof = prove(cutover, cx, &blue, &green).await?;
@@ -92,6 +104,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
             if begun.elapsed() > Duration::from_secs(1) {
                 large_objects::catch_up(cutover, cx).await?;
             }
+            forecast::keep(&forecast, cx).await?;
             return Ok(proof);
         };
         wait(cutover, cx, begun, &obstacle).await?;
@@ -125,6 +138,7 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
         format!("`except` has {top}, and a write to it reaches rows of {below}, which is frozen: except {below} too, or neither")
     }));
     out.extend(served::before(cutover, cx, blue, green).await?);
+    out.extend(sessions::rights(&cutover.blockers.rule(), blue, there.as_deref()).await?);
     Ok(out)
 }
 
@@ -156,10 +170,12 @@ pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Opti
 }
 
 /// Whether changes arrive too late by replication, in words.
-async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>> {
+async fn late(cx: &Context, gauge: Option<&mut Gauge>, measured: &mut Measured) -> Result<Option<String>> {
     let Some(gauge) = gauge else { return Ok(None) };
     let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
+    let begun = Instant::now();
     if gauge.mark(cx, feeds::MARK, patience).await? {
+        measured.arrived(begun.elapsed());
         return Ok(None);
     }
     let behind = handover_replication::bytes(gauge.behind().await?);
@@ -167,12 +183,21 @@ async fn late(cx: &Context, gauge: Option<&mut Gauge>) -> Result<Option<String>>
 }
 
 /// Which side's commits wait for a standby that does not answer, in words.
-async fn unconfirmed(cutover: &Cutover, cx: &Context, sides: [&mut Session; 2]) -> Result<Option<String>> {
+async fn unconfirmed(
+    cutover: &Cutover,
+    cx: &Context,
+    sides: [&mut Session; 2],
+    measured: &mut Measured,
+) -> Result<Option<String>> {
     let limit = (cutover.write_pause.0 / 4).max(Duration::from_millis(200));
+    measured.commit = None;
     for session in sides {
+        let begun = Instant::now();
         if let Some(obstacle) = freeze::confirms(session, cx, limit).await? {
             return Ok(Some(obstacle));
         }
+        // The old side's, which comes first, is the one that the pause waits for.
+        measured.commit.get_or_insert(begun.elapsed());
     }
     Ok(None)
 }
@@ -202,8 +227,17 @@ async fn obstacle(
     }
     let age = cutover.max_transaction_age.0;
     if let Some(prepared) = blockers::prepared_of_freeze(blue, age).await?.into_iter().next() {
+        // No session is behind it, so nobody can be ended: somebody has to say what becomes of it.
+        if let blockers::Blocker::Prepared { gid, owner, .. } = &prepared {
+            let gid = quote_literal(gid);
+            cx.warn(format!(
+                "waits for a transaction that {owner} prepared: `rollback prepared {gid}` (or `commit prepared {gid}`) as {owner} on {}",
+                blue.database()
+            ));
+        }
         return Ok(Some(prepared.to_string()));
     }
+    sessions::clear(&cutover.blockers.rule(), cx, blue).await?;
     let Some(first) = blockers::of_freeze(blue, age).await?.into_iter().next() else { return Ok(None) };
     if let Some(pid) = first.autovacuum() {
         // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
@@ -227,6 +261,8 @@ async fn never_analyzed(green: &Session) -> Result<Vec<TableName>> {
 /// What a dry run says.
 pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
     let mut out = Description::default();
+    let mut forecast = None;
+    out.actions.extend(Watch::new(cutover.window.as_ref(), cutover.freeze.as_deref()).words()?);
     if let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) {
         let blue = cx.reader(freeze).await?;
         let tables = freeze::tables(&blue, cutover).await?;
@@ -247,6 +283,9 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         out.action(format!(
             "make a trigger on each of them before, which lets every write to {freeze} through until the decision",
         ));
+        if let Some(text) = sessions::words(&cutover.blockers.rule()) {
+            out.action(text);
+        }
         let sequences = catalog::sequences(&blue).await?.len();
         out.action(format!(
             "drain what was captured into {to}, and set its sequences (there are {sequences} on {freeze}) {} steps beyond where the old ones stand",
@@ -255,6 +294,12 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         let green = cx.reader(to).await?;
         for text in look(cutover, cx, &blue, &green).await? {
             out.blocker(text);
+        }
+        if out.blockers.is_empty() {
+            let there = cx.databases.worker(blue.database())?.role(&blue).await?;
+            let here = cx.databases.worker(green.database())?.role(&green).await?;
+            let roles = (there.as_deref(), here.as_deref());
+            forecast = Some(forecast::describe(cutover, (&blue, &green), roles, &mut out).await?);
         }
         for text in blockers::prepared_of_freeze(&blue, cutover.max_transaction_age.0).await? {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
@@ -277,6 +322,18 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             out.action(format!("go on only when replay of step `{stream}` has passed the fence marker"));
         }
     }
+    for invariant in &cutover.invariants {
+        let when = if invariant.quick { "within the pause" } else { "before the pause" };
+        out.action(format!("compare `{}` on both sides {when}", invariant.name));
+    }
+    if let Some(ask) = &cutover.approve {
+        let asked = approval::as_step(ask);
+        out.action(format!(
+            "when all of that is proven, wait for the approval of {}: {}",
+            asked.whose(),
+            asked.message
+        ));
+    }
     for participant in &cutover.participants {
         out.action(participant.shown());
         for (on, sql) in participant.statements()? {
@@ -290,8 +347,10 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         handover_replication::describe_end(&link, &mut out);
     }
     out.estimate = Some(format!(
-        "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times",
-        cutover.write_pause, cutover.attempts
+        "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times{}",
+        cutover.write_pause,
+        cutover.attempts,
+        forecast.map_or_else(String::new, |words| format!("; {words}"))
     ));
     Ok(out)
 }

@@ -1,12 +1,14 @@
 //! The protocol: prepare, freeze, drain, decide, commit.
 
+use super::before::{self, Gates};
 use super::book::Book;
 use super::feeds;
 use super::options::{Cutover, Participant};
 use super::preflight::Proof;
 use super::state::{Event, Stage, Stand, Way};
 use super::{
-    freeze, large_objects, partial, preflight, quarantine, sequences, statements, uncaptured, watched,
+    account, approval, blockers, freeze, invariants, large_objects, partial, preflight, quarantine,
+    sequences, statements, stillness, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -24,7 +26,8 @@ use std::time::{Duration, Instant};
 const TAKEN_BACK: Duration = Duration::from_secs(2);
 
 /// How an attempt went, as far as it came.
-struct Attempt {
+struct Attempt<'g, 'a> {
+    gates: &'g mut Gates<'a>,
     /// What the look before the pause found.
     proof: Proof,
     prepared: Instant,
@@ -45,7 +48,7 @@ enum Outcome {
 /// Runs the cutover, from wherever an earlier attempt left it.
 pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     let book = Book::open(cutover, cx)?;
-    let mut number = 0;
+    let (mut number, mut gates) = (0, Gates::new(cutover));
     loop {
         match book.way(look(cutover, cx).await?).await {
             Way::Attempt => {}
@@ -61,7 +64,8 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         }
         number += 1;
         let mut attempt = Attempt {
-            proof: preflight::ready(cutover, cx).await?,
+            proof: before::pass(cutover, cx, &mut gates).await?,
+            gates: &mut gates,
             prepared: Instant::now(),
             frozen: None,
             decided: None,
@@ -85,7 +89,10 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
                 (error, passes)
             }
         };
+        // One that the window ended is none.
+        number -= u32::from(gates.window.take_late());
         if !passes || number >= cutover.attempts {
+            approval::spend(cx).await?;
             // Its own attempts are spent: another five times as many pauses would help nobody.
             let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
             return Err(spent.exhausted());
@@ -103,7 +110,7 @@ async fn finish(
     cutover: &Cutover,
     cx: &Context,
     attempts: u32,
-    attempt: &Attempt,
+    attempt: &Attempt<'_, '_>,
     participants: Value,
 ) -> Result<Value> {
     // Until writers can write again, which is when the participants have followed.
@@ -126,6 +133,7 @@ async fn finish(
             summary["large_objects_in_the_pause"] = json!(round);
         }
     }
+    account::add(cutover, cx, &mut summary).await?;
     Ok(summary)
 }
 
@@ -145,6 +153,7 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if let Some(pause) = pause {
         summary["write_pause_ms"] = json!(millis(pause));
     }
+    account::add(cutover, cx, &mut summary).await?;
     Ok(summary)
 }
 
@@ -197,7 +206,7 @@ async fn try_to_flip(
     cutover: &Cutover,
     outer: &Context,
     book: &Book<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_, '_>,
 ) -> Result<Outcome> {
     outer.proceed()?;
     let section = outer.critical("an attempt to flip");
@@ -269,12 +278,13 @@ async fn decide(
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
-    attempt: &mut Attempt,
+    attempt: &mut Attempt<'_, '_>,
 ) -> Result<()> {
     attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
     prepare(cutover, outer, cx, book).await?;
     failpoint::at(failpoint::CUTOVER_PREPARED)?;
+    attempt.gates.window.assert_open(cx).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         book.note(Event::Prepared).await?;
         outer.proceed()?;
@@ -298,8 +308,10 @@ async fn decide(
     if let Some(synchronizer) = &synchronizer {
         synchronizer.limit(budget).await?;
     }
+    let quick = invariants::open(cutover, cx).await?;
     let tables = freeze::tables(&blue, cutover).await?;
     freeze::limit(&freezer, budget).await?;
+    let (rule, freezer_pid) = (cutover.blockers.rule(), freezer.backend_pid().await?);
     // Should the old side lose the decision, it is still known to whom it was.
     cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
     // From here on a decision may have fallen, whatever is heard of it.
@@ -317,7 +329,8 @@ async fn decide(
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
-        freeze::lock(&tx, &tables, budget, frozen)
+        let locks = freeze::lock(&tx, &tables, budget, frozen);
+        blockers::beside(locks, &rule, cx, &watcher, freezer_pid)
             .await
             .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::CUTOVER_FROZEN)?;
@@ -352,16 +365,19 @@ async fn decide(
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
+        invariants::prove_in_pause(quick.as_ref()).await?;
         Ok::<_, Error>((sequences, round))
     };
-    let (sequences, round) = match tokio::time::timeout(budget, drain).await {
-        Ok(result) => result?,
-        Err(_) => return Err(over_budget()),
+    let (sequences, round) = tokio::select! {
+        result = tokio::time::timeout(budget, drain) => result.map_err(|_| over_budget())??,
+        // Nothing is decided, and writers wait.
+        () = outer.stop.cancelled() => return Err(Error::cancelled()),
     };
     failpoint::at(failpoint::CUTOVER_DRAINED)?;
     outer.proceed()?;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
+    stillness::mark(&tx, cx).await?;
     freeze::decide(&tx, cx, cutover, &attempt.proof.successor).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());

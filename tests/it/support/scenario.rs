@@ -65,7 +65,7 @@ impl Scenario {
 
     /// Whether failures are tried everywhere, and not only kills: what takes too long for each change.
     fn fails(&self) -> bool {
-        let always = ["engine", "cutover", "checkpoint"];
+        let always = ["engine", "cutover", "gate", "checkpoint"];
         std::env::var_os("HANDOVER_PROVE_ERRORS").is_some()
             || self.prefixes.iter().any(|p| always.contains(p))
     }
