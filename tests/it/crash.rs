@@ -36,6 +36,7 @@ proofs! {
     quarantine => crate::quarantine::scenario(),
     cutover => crate::cutover::scenario(),
     replicate => crate::replicate::scenario(),
+    pooler => crate::pooler::scenario(),
 }
 
 macro_rules! checkpoints {

@@ -41,6 +41,8 @@ mod monitor;
 mod ours;
 mod peers;
 mod plans;
+mod pooler;
+mod pooler_refused;
 mod quarantine;
 mod queue;
 mod readers;

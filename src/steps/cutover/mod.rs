@@ -22,6 +22,7 @@ mod served;
 mod state;
 mod statements;
 mod subscriptions;
+mod switch;
 mod turn_back;
 mod uncaptured;
 mod watched;
@@ -160,7 +161,7 @@ impl StepKind for Cutover {
         }
         let actions = Actions::new(cx);
         for participant in &self.participants {
-            participant.verify(&actions).await?;
+            participant.verify(cx, &actions).await?;
         }
         Ok(())
     }

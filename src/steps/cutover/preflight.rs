@@ -1,10 +1,12 @@
 //! Everything that can be found out before anybody is paused.
 
+use super::book::Book;
 use super::feeds;
 use super::gate::Gate;
 use super::options::Cutover;
 use super::{
-    forecast, freeze, large_objects, quarantine, sequences, served, subscriptions, uncaptured, watched,
+    forecast, freeze, large_objects, quarantine, sequences, served, subscriptions, switch, uncaptured,
+    watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -42,10 +44,10 @@ async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session)
 }
 
 /// Waits until a pause would be short, or fails with what is in the way.
-pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
+pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Proof> {
     let actions = Actions::new(cx);
     for participant in &cutover.participants {
-        participant.check(&actions).await?;
+        participant.check(cx, book, &actions, cutover.freeze.as_deref()).await?;
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(Proof::default()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
@@ -271,6 +273,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
     }
     for participant in &cutover.participants {
         out.action(participant.shown());
+        switch::Flipping::of(participant, cx).describe(cutover.freeze.as_deref(), &mut out).await;
     }
     out.estimate = Some(format!(
         "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times",
