@@ -42,6 +42,7 @@ mod ours;
 mod peers;
 mod plans;
 mod pooler;
+mod pooler_guard;
 mod pooler_refused;
 mod quarantine;
 mod queue;
