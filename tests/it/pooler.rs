@@ -197,6 +197,49 @@ async fn a_transaction_that_does_not_end_calls_the_attempt_off() {
     shop.close().await;
 }
 
+/// The asking is broken off while PAUSE is under way: it must not take effect after clients were let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_is_broken_off_leaves_nobody_held() {
+    let world = world(PLAN, "transaction", 1).await;
+    let pooler = &world.poolers[0];
+    let long = pooler.client().await;
+    long.batch_execute("begin; insert into sale (who) values (0)").await.unwrap();
+    let shop = Shop::open(pooler, 2).await;
+    world.write(
+        "plan.yaml",
+        &PLAN.replace("      attempts: 2\n", "      attempts: 2\n      prepare_timeout: 400ms\n"),
+    );
+    let ended = world.handover("run", &[]).await.code(1);
+    assert!(ended.stderr.contains("participants did not prepare within 400ms"), "{ended}");
+    assert!(pooler.process.log().contains("PAUSE 'shop'"), "{}", pooler.process.log());
+    assert!(!pooler.is_paused().await);
+    long.batch_execute("commit").await.unwrap();
+    shop.sell(10).await;
+    assert!(!pooler.is_paused().await);
+    shop.close().await;
+}
+
+/// Two processes read one file, which is written once.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_may_share_a_file() {
+    let mut world = world(PLAN, "transaction", 1).await;
+    let config = world.poolers[0].process.config().to_owned();
+    let second = TestPooler::start(&world.blue, "transaction", Some(config)).await;
+    world.poolers.push(second);
+    let both = "      - { admin: \"${POOLER_2}\", config: pooler-1.ini }\n            to: green\n";
+    world.write("plan.yaml", &PLAN.replace("            to: green\n", &format!("        {both}")));
+    let before = world.poolers[0].config();
+    world.handover("run", &[]).await.success();
+    for pooler in &world.poolers {
+        assert!(pooler.leads_to(&world.green).await && !pooler.is_paused().await);
+    }
+    world.handover("rollback", &[]).await.success();
+    for pooler in &world.poolers {
+        assert!(pooler.leads_to(&world.blue).await && !pooler.is_paused().await);
+    }
+    assert_eq!(world.poolers[0].config(), before);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn session_pooling_is_refused_unless_clients_may_be_disconnected() {
     let world = world(PLAN, "session", 1).await;
