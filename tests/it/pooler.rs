@@ -219,6 +219,37 @@ async fn a_pause_that_is_broken_off_leaves_nobody_held() {
     shop.close().await;
 }
 
+/// With an old side that decides, killed wherever a cutover can be: forward from there, and from there back.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_around_the_decision_it_goes_where_the_decision_says() {
+    let frozen = "      attempts: 2\n      freeze: blue\n      to: green\n      write_pause: 5s\n      allow_served: true\n";
+    let plan = PLAN.replace("      attempts: 2\n", frozen);
+    for failpoint in [
+        "cutover.prepared",
+        "cutover.frozen",
+        "cutover.drained",
+        "cutover.decided",
+        "cutover.participant-answered",
+        "cutover.committed",
+    ] {
+        let world = world(&plan, "transaction", 1).await;
+        let pooler = &world.poolers[0];
+        let before = pooler.config();
+        world.handover_failing(failpoint, "run", &[]).await.killed();
+        world.handover("resume", &[]).await.success();
+        assert!(pooler.leads_to(&world.green).await && !pooler.is_paused().await, "{failpoint}");
+        world.handover("rollback", &["--accept-loss"]).await.success();
+        assert!(pooler.leads_to(&world.blue).await && !pooler.is_paused().await, "{failpoint}");
+        assert_eq!(pooler.config(), before, "{failpoint}");
+        world.handover_failing(failpoint, "run", &[]).await.killed();
+        world.handover("rollback", &["--accept-loss"]).await.success();
+        assert!(pooler.leads_to(&world.blue).await && !pooler.is_paused().await, "{failpoint}");
+        assert_eq!(pooler.config(), before, "{failpoint}");
+        let client = pooler.client().await;
+        client.batch_execute("insert into sale (who) values (1)").await.unwrap();
+    }
+}
+
 /// Two processes read one file, which is written once.
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_may_share_a_file() {
