@@ -9,6 +9,7 @@ mod doctor;
 mod dry_run;
 mod events;
 mod exit;
+mod guard;
 mod load;
 mod man;
 mod report;
@@ -97,6 +98,9 @@ enum Command {
     /// Look at everything a plan needs: connections, versions, privileges, settings, programs, clocks
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(With<doctor::Args>),
+    /// Beside a PgBouncer: let its clients go on when a cutover that holds them is gone
+    #[command(after_help = guard::EXAMPLES)]
+    Guard(With<guard::Args>),
     /// Upgrade a live OAuth service twice, on servers of its own, and count what went wrong
     #[cfg(feature = "lab")]
     #[command(after_help = demo::EXAMPLES)]
@@ -126,7 +130,11 @@ impl Command {
             Command::Status(with) => ("status", with.args.plan.words()?),
             Command::Events(with) => ("events", with.args.plan.words()?),
             Command::Report(args) => ("report", args.plan.words()?),
-            Command::Check(_) | Command::Schema | Command::Completions(_) | Command::Man(_) => return None,
+            Command::Check(_)
+            | Command::Schema
+            | Command::Guard(_)
+            | Command::Completions(_)
+            | Command::Man(_) => return None,
             #[cfg(feature = "lab")]
             Command::Demo(_) => return None,
         };
@@ -155,6 +163,7 @@ impl Command {
             Command::Runs(with) => with.format,
             Command::Events(with) => with.format,
             Command::Doctor(with) => with.format,
+            Command::Guard(with) => with.format,
             #[cfg(feature = "lab")]
             Command::Demo(with) => with.format,
             Command::Report(args) => args.error_format(),
@@ -258,6 +267,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Report(args) => report::run(&args).await,
         Command::Schema => schema::run(),
         Command::Doctor(with) => doctor::run(with.format, &with.args).await,
+        Command::Guard(with) => guard::run(with.format, &with.args).await,
         #[cfg(feature = "lab")]
         Command::Demo(with) => demo::run(with.format, with.args).await,
         Command::Completions(args) => completions::run(<Cli as clap::CommandFactory>::command(), &args),

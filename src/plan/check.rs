@@ -180,8 +180,22 @@ fn literal_passwords(value: &Value, path: &Path, problems: &mut Problems) {
 }
 
 /// Keys below which `${NAME}` is filled in, or has a warning of its own (`run`, `apply` and others of a command).
-const FILLED: &[&str] =
-    &["url", "headers", "body", "json", "env", "content", "connection", "command", "file", "http", "title"];
+const FILLED: &[&str] = &[
+    "url",
+    "headers",
+    "body",
+    "json",
+    "env",
+    "content",
+    "connection",
+    "admin",
+    "through",
+    "connect",
+    "command",
+    "file",
+    "http",
+    "title",
+];
 
 /// `${NAME}` where nothing is filled in: SQL, names, paths. It may be meant as it is, which `$${` says.
 fn literal_references(value: &Value, path: &Path, problems: &mut Problems) {

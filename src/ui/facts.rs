@@ -46,11 +46,19 @@ pub fn words(key: &str, value: &Value) -> String {
         },
         "successor" => "which database takes over is kept".into(),
         "flip" => "nobody is asked anything; the old side serves".into(),
+        _ if key.ends_with(".paused") => {
+            let participant = key.trim_end_matches(".paused");
+            match value {
+                Value::Bool(true) => format!("clients of {participant} are about to be held"),
+                _ => format!("clients of {participant} go on"),
+            }
+        }
         _ if *value == Value::Bool(true) => format!("{key} is about to be made"),
         _ => match key.split_once('.') {
             Some(("agreed", _)) => "what agreed so far is kept".into(),
             Some(("boundaries", table)) => format!("how {table} is cut into pieces is kept"),
             Some((participant, "original")) => format!("the file of {participant} is kept as it was"),
+            Some((participant, "entries")) => format!("where {participant} led before is kept"),
             _ => format!("`{key}` is kept, for when it is resumed"),
         },
     }

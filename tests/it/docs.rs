@@ -84,7 +84,7 @@ fn problems(text: &str) -> Vec<String> {
 fn every_plan_and_step_that_is_shown_is_accepted() {
     let mut shown = BTreeSet::new();
     let mut failures = Vec::new();
-    for file in ["docs/plans.md", "README.md"] {
+    for file in ["docs/plans.md", "docs/participants.md", "README.md"] {
         for block in blocks(&read(Path::new(file))) {
             let text = match block.info.as_str() {
                 "yaml plan" => block.text.clone(),

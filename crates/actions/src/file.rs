@@ -64,18 +64,25 @@ impl FileWrite {
     /// The file itself: relative paths start at `base`, and links are followed also where they lead to nothing.
     #[must_use]
     pub fn target(&self, base: &Path) -> PathBuf {
-        let mut path = base.join(&self.path);
-        // Bounded like the system's own limit, for links that lead in a circle.
-        for _ in 0..40 {
-            let Ok(link) = fs::read_link(&path) else { break };
-            path = path.parent().unwrap_or(Path::new("/")).join(link);
-        }
-        path
+        target(base, &self.path)
     }
 
     fn bits(&self) -> u32 {
         self.mode.as_deref().and_then(parse_mode).unwrap_or(0o600)
     }
+}
+
+/// The file that a plan's path means: relative paths start at `base`, and links are followed also where they lead to
+/// nothing.
+#[must_use]
+pub fn target(base: &Path, path: &Path) -> PathBuf {
+    let mut path = base.join(path);
+    // Bounded like the system's own limit, for links that lead in a circle.
+    for _ in 0..40 {
+        let Ok(link) = fs::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("/")).join(link);
+    }
+    path
 }
 
 fn parse_mode(text: &str) -> Option<u32> {
@@ -101,7 +108,10 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Error {
 
 /// Replaces `path` in one step, durably: whoever reads sees the old content or the new, never a part.
 /// Permissions and owner come from `like`, or are `bits` and ours.
-fn replace(path: &Path, content: &[u8], like: Option<&fs::Metadata>, bits: u32) -> io::Result<()> {
+///
+/// # Errors
+/// The folder cannot be written to, or the file not be given to its owner.
+pub fn replace(path: &Path, content: &[u8], like: Option<&fs::Metadata>, bits: u32) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = tempfile::Builder::new().prefix(".handover-").tempfile_in(folder)?;
     temporary.write_all(content)?;

@@ -192,6 +192,20 @@ failpoints! {
     CUTOVER_PARTICIPANT_ANSWERED = "cutover.participant-answered";
     /// A participant is committed, others may not be.
     CUTOVER_COMMITTED = "cutover.committed";
+    /// An entry that tries a pooler out is in its file; the pooler was not told.
+    POOLER_PROBED = "pooler.probed";
+    /// A pooler holds its clients; nobody was told.
+    POOLER_PAUSED = "pooler.paused";
+    /// A pooler's file says where it is to lead; the pooler was not told.
+    POOLER_WRITTEN = "pooler.written";
+    /// An instance of a pooler leads to the new side, and still holds its clients.
+    POOLER_RELOADED = "pooler.reloaded";
+    /// A pooler's clients go on with the new side; nobody was told.
+    POOLER_RESUMED = "pooler.resumed";
+    /// A pooler's file says where it led before; the pooler was not told.
+    POOLER_UNDO_WRITTEN = "pooler.undo-written";
+    /// An instance of a pooler leads to the old side again, and still holds its clients.
+    POOLER_UNDO_RELOADED = "pooler.undo-reloaded";
     /// The old side is open again; no participant was turned back.
     CUTOVER_UNDO_OPENED = "cutover.undo-opened";
     /// A participant is turned back; the journal does not know yet.

@@ -1,4 +1,4 @@
-//! Postgres servers and a RabbitMQ node of our own, on this machine, for the demo and for the tests.
+//! Postgres servers, PgBouncers and a RabbitMQ node of our own, on this machine, for the demo and for the tests.
 //!
 //! Every server has its own folder and free ports on the loopback address, and runs as an unprivileged account
 //! when we are root. None outlives the process that started it, not even when that is killed,
@@ -25,6 +25,7 @@ mod blocking;
 mod guardian;
 pub mod oauth;
 mod password;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod programs;
@@ -32,6 +33,7 @@ mod rabbitmq;
 mod roles;
 mod volume;
 
+pub use pgbouncer::{PGBOUNCER_VARIABLE, PgBouncer, PgBouncerOptions};
 pub use postgres::{PostgresOptions, PostgresServer};
 pub use programs::{CACHE_VARIABLE, Pair, Programs, Version};
 pub use rabbitmq::{RABBITMQ_VARIABLE, RabbitServer};

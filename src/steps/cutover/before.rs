@@ -1,7 +1,8 @@
-//! All gates before the pause, in their order: the window, queries that must survive, the preflight, a person's word, and all of it again where that
-//! took its time. What is proven is proven for the moment in which the last of them opened.
+//! All gates before the pause, in their order: the window, queries that must survive, the preflight, a person's word, and
+//! all of it again where that took its time. What is proven is proven for the moment in which the last of them opened.
 
 use super::approval;
+use super::book::Book;
 use super::invariants;
 use super::options::Cutover;
 use super::preflight::{self, Proof};
@@ -28,11 +29,16 @@ impl<'a> Gates<'a> {
 ///
 /// # Errors
 /// What no waiting mends, a wait that took too long, or a stop that was asked for.
-pub async fn pass(cutover: &Cutover, cx: &Context, gates: &mut Gates<'_>) -> Result<Proof> {
+pub async fn pass(
+    cutover: &Cutover,
+    cx: &Context,
+    book: &Book<'_>,
+    gates: &mut Gates<'_>,
+) -> Result<Proof> {
     loop {
         gates.window.wait(cx).await?;
         invariants::prove(cutover, cx).await?;
-        let proof = preflight::ready(cutover, cx).await?;
+        let proof = preflight::ready(cutover, cx, book).await?;
         if approval::obtain(cutover.approve.as_ref(), cx).await? {
             continue;
         }

@@ -4,9 +4,10 @@ use super::options::Cutover;
 use super::state::{Event, FACT, Flip, Stage, Stand, Way};
 use crate::error::{Error, Result};
 use crate::steps::Context;
+use handover_pooler::{Hold, PgBouncer};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
-use std::sync::PoisonError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::Mutex;
 
@@ -16,6 +17,8 @@ pub struct Book<'a> {
     flip: Mutex<Flip>,
     /// Participants that were asked something of which nothing more is heard: the asking was broken off.
     asked: std::sync::Mutex<BTreeSet<String>>,
+    /// Poolers that see this process beat, by participant.
+    holds: std::sync::Mutex<BTreeMap<String, Arc<Hold>>>,
 }
 
 impl<'a> Book<'a> {
@@ -27,7 +30,12 @@ impl<'a> Book<'a> {
         let flip = read(cutover, cx)?;
         let asking = [Stand::Preparing, Stand::Aborting, Stand::Committing, Stand::Reverting];
         let asked = asking.iter().flat_map(|stand| flip.those(*stand)).map(str::to_owned).collect();
-        Ok(Book { cx, flip: Mutex::new(flip), asked: std::sync::Mutex::new(asked) })
+        Ok(Book {
+            cx,
+            flip: Mutex::new(flip),
+            asked: std::sync::Mutex::new(asked),
+            holds: Default::default(),
+        })
     }
 
     /// Writes down that something happened, or is about to, and then holds it for true.
@@ -82,6 +90,30 @@ impl<'a> Book<'a> {
         let until = self.flip.lock().await.late.get(name).copied()?;
         let left = Duration::try_from(until.duration_since(Timestamp::now())).ok()?;
         (!left.is_zero()).then_some(left)
+    }
+
+    /// Beats for a participant's pooler, from now on if it did not.
+    ///
+    /// # Errors
+    /// A console that cannot be reached.
+    pub async fn hold(&self, name: &str, options: &PgBouncer) -> Result<Arc<Hold>> {
+        if let Some(hold) = self.held(name).filter(|hold| hold.is_beating()) {
+            return Ok(hold);
+        }
+        let hold = Arc::new(Hold::open(options).await?);
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.insert(name.to_owned(), Arc::clone(&hold));
+        Ok(hold)
+    }
+
+    /// The beat for a participant's pooler, if there is one.
+    pub fn held(&self, name: &str) -> Option<Arc<Hold>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Ends it: the pooler holds nobody any more.
+    pub fn let_go(&self, name: &str) {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// What to do next; see [`Flip::way`].

@@ -32,6 +32,7 @@ mod state;
 mod statements;
 mod stillness;
 mod subscriptions;
+mod switch;
 mod turn_back;
 mod uncaptured;
 mod watched;
@@ -191,7 +192,7 @@ impl StepKind for Cutover {
         }
         let actions = Actions::new(cx);
         for participant in &self.participants {
-            participant.verify(&actions).await?;
+            participant.verify(cx, &actions).await?;
         }
         match (&self.freeze, stillness::look(self, cx).await?) {
             (Some(freeze), Some(look)) => look.assert_still(freeze),

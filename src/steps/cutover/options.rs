@@ -4,6 +4,7 @@ use super::gates::{Ask, Blockers, Survives, Window};
 use crate::postgres::TableName;
 use crate::value::Duration;
 use handover_actions::{Action, FileWrite};
+use handover_pooler::PgBouncer;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -106,7 +107,7 @@ fn default_transaction_age() -> Duration {
     Duration::secs(1)
 }
 
-/// One system of the cutover. `commit` and `file` exclude each other.
+/// One system of the cutover. `commit`, `file` and `pgbouncer` exclude each other.
 ///
 /// Every action must be safe to repeat: after a crash nobody knows whether it took effect. A `prepare` that makes
 /// a system hold its requests needs a time limit of its own there, for a runner that dies cannot release it.
@@ -130,6 +131,8 @@ pub struct Participant {
     pub verify: Option<Action>,
     /// A file that is its switch: replaced on commit, and what it was comes back when it is turned back.
     pub file: Option<FileWrite>,
+    /// A PgBouncer that is its switch: held from prepare on, and its entry turned to the new side on commit.
+    pub pgbouncer: Option<PgBouncer>,
 }
 
 /// How many captured events may be set aside when the new side takes over.

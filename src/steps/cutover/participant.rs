@@ -2,10 +2,11 @@
 
 use super::book::Book;
 use super::options::Participant;
+use super::switch::Flipping;
 use crate::error::{Class, Error, Result};
 use crate::problem::{Problems, Segment};
 use crate::steps::{CheckContext, Context};
-use handover_actions::{Action, Actions, Original};
+use handover_actions::{Action, Actions};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -41,10 +42,12 @@ pub fn check(participants: &[Participant], cx: &CheckContext<'_>, problems: &mut
                     .at_key()
                     .hint("keep either `file` or `commit`");
             }
-            (None, None) => {
-                problems.error(whole, "a participant needs `commit` or `file`").hint("say what flips it");
+            (None, None) if participant.pgbouncer.is_none() => {
+                problems
+                    .error(whole, "a participant needs `commit`, `file` or `pgbouncer`")
+                    .hint("say what flips it");
             }
-            (Some(_), None) if participant.revert.is_none() => {
+            (Some(_), None) if participant.revert.is_none() && participant.pgbouncer.is_none() => {
                 problems
                     .warning(
                         whole,
@@ -59,6 +62,22 @@ pub fn check(participants: &[Participant], cx: &CheckContext<'_>, problems: &mut
         }
         if let Some(file) = &participant.file {
             file.check(&at("file"), problems);
+        }
+        if let Some(pooler) = &participant.pgbouncer {
+            pooler.check(&at("pgbouncer"), cx.databases, problems);
+            let acts = [
+                ("prepare", participant.prepare.is_some()),
+                ("commit", participant.commit.is_some()),
+                ("abort", participant.abort.is_some()),
+                ("revert", participant.revert.is_some()),
+                ("file", participant.file.is_some()),
+            ];
+            for (key, _) in acts.into_iter().filter(|(_, given)| *given) {
+                problems
+                    .error(at(key), format!("`pgbouncer` brings its own `{key}`"))
+                    .at_key()
+                    .hint(format!("leave `{key}` out, or make it another participant"));
+            }
         }
         if participant.prepare.is_some() && participant.abort.is_none() {
             problems
@@ -90,7 +109,7 @@ impl Participant {
 
     /// Whether it can be turned back.
     pub fn can_revert(&self) -> bool {
-        self.revert.is_some() || self.file.is_some()
+        self.revert.is_some() || self.file.is_some() || self.pgbouncer.is_some()
     }
 
     /// What it would do, in lines.
@@ -99,6 +118,9 @@ impl Participant {
             self.actions().map(|(key, action)| format!("{key}: {}", action.shown())).collect();
         if let Some(file) = &self.file {
             parts.push(format!("commit: replace {}", file.path.display()));
+        }
+        if let Some(pooler) = &self.pgbouncer {
+            parts.push(pooler.shown());
         }
         format!("participant {}: {}", self.name, parts.join("; "))
     }
@@ -112,10 +134,6 @@ impl Participant {
 
     fn unit(&self, what: &str) -> String {
         format!("{} {what}", self.name)
-    }
-
-    fn fact(&self, what: &str) -> String {
-        format!("{}.{what}", self.name)
     }
 
     /// Performs one of its actions, when every command that an interrupted runner may have left of any of them has
@@ -137,8 +155,15 @@ impl Participant {
         Ok(())
     }
 
-    /// Proves that it is able to flip.
-    pub async fn check(&self, actions: &Actions<'_>) -> Result<()> {
+    /// Proves that it is able to flip; `from` is the plan's old side.
+    pub async fn check(
+        &self,
+        cx: &Context,
+        book: &Book<'_>,
+        actions: &Actions<'_>,
+        from: Option<&str>,
+    ) -> Result<()> {
+        Flipping::of(self, cx).check(book, from).await?;
         self.perform(actions, "check", self.check.as_ref()).await
     }
 
@@ -184,7 +209,13 @@ impl Participant {
     /// Readies it.
     pub async fn prepare(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
         let _section = cx.critical(format!("participant {} prepares", self.name));
+        Flipping::of(self, cx).prepare(book).await?;
         self.ask(book, actions, "prepare", self.prepare.as_ref()).await
+    }
+
+    /// Requires that it still holds its clients, where it can be asked.
+    pub async fn still_held(&self, cx: &Context, book: &Book<'_>) -> Result<()> {
+        Flipping::of(self, cx).still_held(book).await
     }
 
     /// Lets it go on with the old side. Tried a few times: a system left holding its clients is an outage.
@@ -194,7 +225,11 @@ impl Participant {
         let mut last = Ok(());
         for wait in [0, 200, 1000] {
             tokio::time::sleep(Duration::from_millis(wait)).await;
-            last = self.ask(book, actions, "abort", self.abort.as_ref()).await;
+            last = async {
+                Flipping::of(self, cx).abort(book).await?;
+                self.ask(book, actions, "abort", self.abort.as_ref()).await
+            }
+            .await;
             if last.is_ok() || is_over(&last) {
                 break;
             }
@@ -216,39 +251,20 @@ impl Participant {
     /// Flips it.
     pub async fn commit(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
         self.await_orphans(actions).await?;
-        if let Some(file) = &self.file {
-            if cx.recall::<Original>(&self.fact("original"))?.is_none() {
-                let tag = format!("{}-{}", cx.run, cx.step);
-                cx.remember(&self.fact("original"), &actions.file_keep(file, &tag)?).await?;
-            }
-            actions.file_write(&self.unit("commit"), file).await?;
-        }
+        Flipping::of(self, cx).commit(book, actions).await?;
         self.ask(book, actions, "commit", self.commit.as_ref()).await
     }
 
     /// Proves that it flipped.
-    pub async fn verify(&self, actions: &Actions<'_>) -> Result<()> {
-        if let Some(file) = &self.file
-            && !actions.file_is(file)?
-        {
-            return Err(Error::external(format!(
-                "participant {}: {} is not what was written",
-                self.name,
-                file.path.display()
-            ))
-            .hint("see who else writes it, then `handover resume`"));
-        }
+    pub async fn verify(&self, cx: &Context, actions: &Actions<'_>) -> Result<()> {
+        Flipping::of(self, cx).verify(actions).await?;
         self.perform(actions, "verify", self.verify.as_ref()).await
     }
 
     /// Turns it back. What the file was is kept until that is written down; see [`Participant::forget`].
     pub async fn revert(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
         self.await_orphans(actions).await?;
-        if let Some(file) = &self.file
-            && let Some(original) = cx.recall::<Original>(&self.fact("original"))?
-        {
-            actions.file_restore(&self.unit("revert"), file, &original).await?;
-        }
+        Flipping::of(self, cx).revert(book, actions).await?;
         book.breaks_off(&self.name, self.limit()).await?;
         self.ask(book, actions, "revert", self.revert.as_ref()).await?;
         self.outlast(cx, book, actions, "revert", self.revert.as_ref()).await
@@ -256,10 +272,7 @@ impl Participant {
 
     /// Drops what was kept for turning it back.
     pub fn forget(&self, cx: &Context, actions: &Actions<'_>) -> Result<()> {
-        match cx.recall::<Original>(&self.fact("original"))? {
-            Some(original) => actions.file_forget(&original),
-            None => Ok(()),
-        }
+        Flipping::of(self, cx).forget(actions)
     }
 }
 

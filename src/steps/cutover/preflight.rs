@@ -1,5 +1,6 @@
 //! Everything that can be found out before anybody is paused.
 
+use super::book::Book;
 use super::feeds;
 use super::forecast::Measured;
 use super::gate::Gate;
@@ -7,7 +8,7 @@ use super::options::Cutover;
 use super::window::Watch;
 use super::{
     approval, blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served,
-    subscriptions, uncaptured, watched,
+    subscriptions, switch, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -45,10 +46,10 @@ async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session)
 }
 
 /// Waits until a pause would be short, or fails with what is in the way.
-pub async fn ready(cutover: &Cutover, cx: &Context) -> Result<Proof> {
+pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Proof> {
     let actions = Actions::new(cx);
     for participant in &cutover.participants {
-        participant.check(&actions).await?;
+        participant.check(cx, book, &actions, cutover.freeze.as_deref()).await?;
     }
     let (Some(freeze), Some(to)) = (&cutover.freeze, &cutover.to) else { return Ok(Proof::default()) };
     let (mut blue, green) = (cx.writer(freeze).await?, cx.reader(to).await?);
@@ -339,6 +340,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         for (on, sql) in participant.statements()? {
             out.statement(on, sql);
         }
+        switch::Flipping::of(participant, cx).describe(cutover.freeze.as_deref(), &mut out).await;
     }
     if let Some(freeze) = &cutover.freeze {
         Gate::of(cx).describe_bolt(&cx.reader(freeze).await?, cutover, &mut out).await?;

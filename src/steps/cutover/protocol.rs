@@ -64,7 +64,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         }
         number += 1;
         let mut attempt = Attempt {
-            proof: before::pass(cutover, cx, &mut gates).await?,
+            proof: before::pass(cutover, cx, &book, &mut gates).await?,
             gates: &mut gates,
             prepared: Instant::now(),
             frozen: None,
@@ -288,6 +288,7 @@ async fn decide(
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
         book.note(Event::Prepared).await?;
         outer.proceed()?;
+        still_held(cutover, cx, book).await?;
         book.note(Event::Decided).await?;
         return failpoint::at(failpoint::CUTOVER_DECIDED);
     };
@@ -361,7 +362,8 @@ async fn decide(
             uncaptured::assert_unwritten(&watcher, &attempt.proof.exposed).await
         };
         let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
-        let ((), round, (), sequences) = tokio::try_join!(arrived, synced, unchanged, sequences)?;
+        let held = still_held(cutover, cx, book);
+        let ((), round, (), sequences, ()) = tokio::try_join!(arrived, synced, unchanged, sequences, held)?;
         // Proven before the pause, and again now that nothing can change any more.
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
@@ -375,6 +377,8 @@ async fn decide(
     };
     failpoint::at(failpoint::CUTOVER_DRAINED)?;
     outer.proceed()?;
+    let left = budget.saturating_sub(frozen.elapsed());
+    tokio::time::timeout(left, still_held(cutover, cx, book)).await.map_err(|_| over_budget())??;
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
     stillness::mark(&tx, cx).await?;
@@ -387,6 +391,11 @@ async fn decide(
     attempt.sequences = sequences;
     attempt.large_objects = synchronizer.zip(round);
     failpoint::at(failpoint::CUTOVER_DECIDED)
+}
+
+/// Requires that every participant still holds its clients: what lets them go on by itself may have done so.
+async fn still_held(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
+    try_join_all(cutover.participants.iter().map(|p| p.still_held(cx, book))).await.map(drop)
 }
 
 /// Commits every participant that has not been, all at once; returns how long each was held. A commit that fails is

@@ -3,6 +3,7 @@
 use super::book::Book;
 use super::options::Cutover;
 use super::state::{Event, Stand, Way};
+use super::switch::Flipping;
 use super::{freeze, protocol, sequences, statements};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -20,6 +21,9 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
     statements::end_orphaned(cutover, cx).await?;
     match book.way(protocol::look(cutover, cx).await?).await {
         Way::Attempt => {
+            for participant in &cutover.participants {
+                Flipping::of(participant, cx).tidy().await;
+            }
             freeze::clear(cx, cutover).await;
             return Ok(json!({ "turned_back": [] }));
         }

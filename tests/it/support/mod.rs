@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod context;
+pub mod pooler;
 pub mod proxy;
 pub mod scenario;
 pub mod servers;

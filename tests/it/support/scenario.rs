@@ -22,6 +22,8 @@ pub struct Scenario {
     pub blue: &'static str,
     /// What is on green before.
     pub green: &'static str,
+    /// Whether a PgBouncer stands before blue.
+    pub pooler: bool,
     /// Whether a rollback needs `--accept-loss`.
     pub lossy: bool,
     /// Whether a rollback brings the databases back to how they were; some kinds leave green's content alone.
@@ -52,6 +54,9 @@ impl Scenario {
         if let Some(example) = self.example {
             world.program = example_program(example);
         }
+        if self.pooler {
+            world.add_pooler("transaction").await;
+        }
         world
     }
 
@@ -65,7 +70,7 @@ impl Scenario {
 
     /// Whether failures are tried everywhere, and not only kills: what takes too long for each change.
     fn fails(&self) -> bool {
-        let always = ["engine", "cutover", "gate", "checkpoint"];
+        let always = ["engine", "cutover", "gate", "checkpoint", "pooler"];
         std::env::var_os("HANDOVER_PROVE_ERRORS").is_some()
             || self.prefixes.iter().any(|p| always.contains(p))
     }

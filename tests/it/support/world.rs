@@ -1,5 +1,6 @@
 //! A plan with its own fresh databases, and the real program run on it.
 
+use super::pooler::{TestPooler, admit};
 use super::servers::{self, Database};
 use super::snapshot::snapshot;
 use std::os::unix::process::ExitStatusExt;
@@ -66,6 +67,8 @@ pub struct World {
     pub folder: tempfile::TempDir,
     /// What is run: `handover`, unless a test says otherwise.
     pub program: PathBuf,
+    /// In front of blue; see [`World::add_pooler`].
+    pub poolers: Vec<TestPooler>,
 }
 
 /// The program of an example, which `cargo test` builds.
@@ -95,7 +98,26 @@ impl World {
         // The embedded queue unless a test says otherwise: it starts at once.
         let queue = control.handover_url();
         let folder = tempfile::tempdir().unwrap();
-        World { blue, green, control, queue, folder, program: env!("CARGO_BIN_EXE_handover").into() }
+        World {
+            blue,
+            green,
+            control,
+            queue,
+            folder,
+            program: env!("CARGO_BIN_EXE_handover").into(),
+            poolers: Vec::new(),
+        }
+    }
+
+    /// Starts a PgBouncer whose entry `shop` leads to blue. Its console is `${POOLER_1}`, its way through `${THROUGH_1}`,
+    /// and its file is `pooler-1.ini` beside the plan; another one has the next number.
+    pub async fn add_pooler(&mut self, mode: &'static str) {
+        admit(&self.blue).await;
+        admit(&self.green).await;
+        let pooler = TestPooler::start(&self.blue, mode, None).await;
+        let link = self.path(&format!("pooler-{}.ini", self.poolers.len() + 1));
+        std::os::unix::fs::symlink(pooler.process.config(), link).unwrap();
+        self.poolers.push(pooler);
     }
 
     /// Writes a file beside the plan.
@@ -125,6 +147,11 @@ impl World {
             .env_remove("HANDOVER_FAILPOINT")
             .stdin(Stdio::null())
             .kill_on_drop(true);
+        for (i, pooler) in self.poolers.iter().enumerate() {
+            command
+                .env(format!("POOLER_{}", i + 1), pooler.process.admin_url())
+                .env(format!("THROUGH_{}", i + 1), pooler.through_url());
+        }
         command
     }
 
@@ -142,9 +169,23 @@ impl World {
         Ended::new(bounded(&mut command).await)
     }
 
-    /// Blue and green as text.
+    /// Blue and green as text, and where poolers lead: by what is in force, and by their files.
     pub async fn snapshot(&self) -> String {
-        format!("-- blue\n{}-- green\n{}", snapshot(&self.blue).await, snapshot(&self.green).await)
+        let mut out =
+            format!("-- blue\n{}-- green\n{}", snapshot(&self.blue).await, snapshot(&self.green).await);
+        for pooler in &self.poolers {
+            let side = match pooler.leads_to(&self.blue).await {
+                true => "blue",
+                false if pooler.leads_to(&self.green).await => "green",
+                false => "elsewhere",
+            };
+            let place = |text: &str, database: &Database, word: &str| {
+                text.replace(&format!("port={} dbname={}", database.server.port(), database.name), word)
+            };
+            let file = place(&place(&pooler.config(), &self.blue, "BLUE"), &self.green, "GREEN");
+            out.push_str(&format!("-- pooler\nleads to {side}, paused {}\n{file}", pooler.is_paused().await));
+        }
+        out
     }
 
     /// A file beside the plan.
