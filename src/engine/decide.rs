@@ -9,7 +9,7 @@ use super::policy::{Verdict, verdict};
 use crate::error::{Class, Error, Result};
 use crate::event::{Failure, StepId};
 use crate::journal::{Phase, RunState, Status};
-use crate::steps::{MayLose, OnFailure, Retry, Step, Undo};
+use crate::steps::{OnFailure, Retry, Step, Tells, Undo};
 use std::time::Duration;
 
 /// What `decide` needs to know of a step.
@@ -24,7 +24,9 @@ pub struct Outline {
     /// How it is taken back.
     pub undo: Undo,
     /// Whether its facts say that a lossy undo loses something.
-    pub may_lose: Option<MayLose>,
+    pub may_lose: Option<Tells>,
+    /// Whether its facts say that an undo which was begun has taken nothing back.
+    pub is_whole: Option<Tells>,
     /// The database that it fills from nothing, so that its undo empties it.
     pub fills: Option<String>,
     /// The database that its undo leaves to the undo of the step that filled it.
@@ -41,6 +43,16 @@ impl Outline {
     fn is_harmless(&self, state: &RunState) -> bool {
         self.may_lose.is_some_and(|may_lose| !state.facts.get(&self.id).is_some_and(may_lose))
     }
+
+    /// What its undo loses as things stand in a run.
+    fn loss_now(&self, state: &RunState) -> Option<Loss> {
+        let what = match &self.undo {
+            Undo::Lossy { .. } | Undo::WhileCarried { .. } if self.is_harmless(state) => return None,
+            Undo::WhileCarried { loses, .. } => format!("loses {loses}"),
+            undo => undo.loss()?,
+        };
+        Some(Loss { step: self.id.clone(), what })
+    }
 }
 
 impl From<&Step> for Outline {
@@ -51,6 +63,7 @@ impl From<&Step> for Outline {
             on_failure: step.on_failure,
             undo: step.kind.reversibility(),
             may_lose: step.kind.may_lose(),
+            is_whole: step.kind.is_whole(),
             fills: step.kind.fills().map(str::to_owned),
             leaves: step.kind.leaves().map(str::to_owned),
         }
@@ -159,7 +172,9 @@ fn back(plan: &[Outline], state: &RunState, to: Option<&StepId>, accept_loss: bo
     };
     match (&outline.undo, state.status(&outline.id)) {
         (Undo::Impossible { why }, _) => refuse(why.clone()),
-        (Undo::Lossy { loses, .. }, _) if !accept_loss && !outline.is_harmless(state) => {
+        (Undo::Lossy { loses, .. } | Undo::WhileCarried { loses, .. }, _)
+            if !accept_loss && !outline.is_harmless(state) =>
+        {
             refuse(format!("it would lose {loses}"))
         }
         (_, Status::UndoFailed { failure }) => {
@@ -206,10 +221,7 @@ pub fn to_undo<'a>(
 /// What a rollback to `to` would lose or could not do, by step, in words.
 #[must_use]
 pub fn losses(plan: &[Outline], state: &RunState, to: Option<&StepId>) -> Vec<Loss> {
-    to_undo(plan, state, to)
-        .filter(|o| !(matches!(o.undo, Undo::Lossy { .. }) && o.is_harmless(state)))
-        .filter_map(Outline::loss)
-        .collect()
+    to_undo(plan, state, to).filter_map(|outline| outline.loss_now(state)).collect()
 }
 
 /// What rolling everything back will lose once the step `last` is done, as far as the plan tells. Whether a step came
@@ -278,7 +290,11 @@ pub fn rollback_fits(plan: &[Outline], state: &RunState, to: Option<&StepId>) ->
                 .hint("name the last step that is to stay done; see `handover status`"));
         }
         // Half undone, a step can only be undone to the end: nothing could be built on it.
-        let half = |o: &&Outline| matches!(state.status(&o.id), Status::Undoing | Status::UndoFailed { .. });
+        let whole =
+            |o: &Outline| o.is_whole.is_some_and(|is_whole| state.facts.get(&o.id).is_some_and(is_whole));
+        let half = |o: &&Outline| {
+            matches!(state.status(&o.id), Status::Undoing | Status::UndoFailed { .. }) && !whole(o)
+        };
         if let Some(half) = plan.iter().take(at + 1).find(half) {
             return Err(Error::usage(format!("step `{}` is being undone already", half.id))
                 .hint(

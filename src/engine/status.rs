@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::leftovers::{self, Leftover};
 use crate::postgres::ours::{self, OURS};
+use crate::steps::cutover::{self, Side};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -65,6 +66,9 @@ pub struct Refusing {
     pub since: Timestamp,
     /// What was last said to be in the way.
     pub why: Option<String>,
+    /// Whether the decision is to go back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub back: bool,
 }
 
 /// Whether anybody acts.
@@ -319,30 +323,47 @@ pub fn words(leftover: &Leftover) -> String {
 
 /// A cutover whose decision is in the journal while its step is not done.
 fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing> {
-    let step = state.no_return.as_ref()?;
-    if matches!(state.status(step), Status::Done | Status::Undone | Status::Pending) {
-        return None;
-    }
-    let cutover = plan.links.cutovers.get(step)?;
-    let since = entries.iter().rev().find_map(|entry| match &entry.record {
+    let (step, side, by_fact) = decided(plan, state)?;
+    let recorded = entries.iter().rev().find_map(|entry| match &entry.record {
         Record::PointOfNoReturn { step: decided } if decided == step => Some(entry.at),
         _ => None,
-    })?;
+    });
+    let since = recorded.filter(|_| side == Side::Old).or(by_fact)?;
+    let cutover = plan.links.cutovers.get(step)?;
     let why =
         entries.iter().rev().take_while(|entry| entry.at >= since).find_map(|entry| match &entry.record {
             Record::Note { step: Some(of), level: Level::Warning, text } if of == step => Some(text.clone()),
-            Record::StepFailed { step: of, failure } if of == step => Some(failure.message.clone()),
+            Record::StepFailed { step: of, failure } | Record::UndoFailed { step: of, failure }
+                if of == step =>
+            {
+                Some(failure.message.clone())
+            }
             _ => None,
         });
-    Some(Refusing { step: step.clone(), database: cutover.freeze.clone(), since, why })
+    let database = if side == Side::Old { &cutover.freeze } else { &cutover.to };
+    Some(Refusing { step: step.clone(), database: database.clone(), since, why, back: side == Side::New })
+}
+
+/// The cutover that is decided and not complete, which side refuses writes, and since when by the clock of who acted.
+fn decided<'a>(plan: &'a Plan, state: &'a RunState) -> Option<(&'a StepId, Side, Option<Timestamp>)> {
+    let open = |step: &StepId| !matches!(state.status(step), Status::Done | Status::Undone | Status::Pending);
+    let told =
+        plan.links.cutovers.all().filter(|(_, cutover)| cutover.freeze.is_some()).find_map(|(step, _)| {
+            let (side, since) = cutover::refusing(state.facts.get(step)?)?;
+            open(step).then_some((step, side, Some(since)))
+        });
+    told.or_else(|| {
+        let step = state.no_return.as_ref().filter(|step| open(step))?;
+        plan.links.cutovers.get(step)?;
+        Some((step, Side::Old, None))
+    })
 }
 
 /// That writes are refused while a decided cutover is not complete, for who is told that a run stopped.
 #[must_use]
 pub fn outage(plan: &Plan, state: &RunState) -> Option<String> {
-    let step = state.no_return.as_ref()?;
-    let over = matches!(state.status(step), Status::Done | Status::Undone | Status::Pending);
-    if over || state.phase != Phase::Forward {
+    let (step, side, _) = decided(plan, state)?;
+    if side != Side::Old || state.phase != Phase::Forward {
         return None;
     }
     let cutover = plan.links.cutovers.get(step)?;
@@ -367,6 +388,10 @@ fn next(
         });
         return match (waits, refusing) {
             (Some((id, _)), _) => format!("it waits for an approval: `handover approve {file} {id}`"),
+            (None, Some(refusing)) if refusing.back => format!(
+                "it was decided to go back, and participants are turned back again and again by themselves; see what \
+                 fails with `handover events {called} --follow` and mend it"
+            ),
             (None, Some(_)) => format!(
                 "only forward is safe: the participants are tried again by themselves; see what fails with \
                  `handover events {called} --follow` and mend it"

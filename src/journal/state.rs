@@ -366,7 +366,15 @@ impl RunState {
             }
             Record::Note { .. } => {}
             Record::RunDone => self.phase = Phase::Done,
-            Record::RunRolledBack { to } => self.phase = Phase::RolledBack { to: to.clone() },
+            Record::RunRolledBack { to } => {
+                self.phase = Phase::RolledBack { to: to.clone() };
+                // What stays although its undo was begun was left whole, and is gone through again.
+                for step in self.steps.values_mut() {
+                    if matches!(step.status, Status::Undoing | Status::UndoFailed { .. }) {
+                        step.status = Status::Running;
+                    }
+                }
+            }
             Record::RunAborted { .. } => self.phase = Phase::Aborted,
             Record::FinishStarted => self.finishing = true,
             Record::Finished => self.phase = Phase::Finished,

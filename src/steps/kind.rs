@@ -113,6 +113,13 @@ pub enum Undo {
         /// What is lost, e.g. `writes made on green since the cutover`.
         loses: String,
     },
+    /// Taken back without loss for as long as something goes on that carries it; its facts tell ([`StepKind::may_lose`]).
+    WhileCarried {
+        /// What is done.
+        how: String,
+        /// What is lost once that has ended.
+        loses: String,
+    },
     /// Cannot be taken back; why.
     Impossible {
         /// The reason.
@@ -126,7 +133,7 @@ impl Undo {
     #[must_use]
     pub fn loss(&self) -> Option<String> {
         match self {
-            Undo::Exact { .. } | Undo::Nothing => None,
+            Undo::Exact { .. } | Undo::Nothing | Undo::WhileCarried { .. } => None,
             Undo::Lossy { loses, .. } => Some(format!("loses {loses}")),
             Undo::Impossible { why } => Some(format!("cannot be undone: {why}")),
         }
@@ -197,8 +204,8 @@ impl Default for Midway {
     }
 }
 
-/// Tells from a step's facts whether a rollback may lose something.
-pub type MayLose = fn(&BTreeMap<String, Value>) -> bool;
+/// Tells something from a step's facts.
+pub type Tells = fn(&BTreeMap<String, Value>) -> bool;
 
 /// The behaviour of a step kind. One value holds what one step of a plan says.
 #[async_trait]
@@ -277,7 +284,13 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
 
     /// Of a step whose undo is lossy: whether its facts in the journal say that a rollback may lose something.
     /// None: it may from the step's beginning to its undo.
-    fn may_lose(&self) -> Option<MayLose> {
+    fn may_lose(&self) -> Option<Tells> {
+        None
+    }
+
+    /// Whether its facts say that an undo which was begun has taken nothing back, so that the step may stay. None: it may
+    /// not.
+    fn is_whole(&self) -> Option<Tells> {
         None
     }
 

@@ -25,7 +25,7 @@ pub use context::{Context, Ledger};
 pub use critical::Critical;
 pub use handover_port::{Description, Memory, Port, Precedent};
 pub use kind::{
-    Access, CheckContext, Kind, MayLose, Midway, OnFailure, Parsed, Retry, Step, StepKind, Undo, read_file,
+    Access, CheckContext, Kind, Midway, OnFailure, Parsed, Retry, Step, StepKind, Tells, Undo, read_file,
 };
 pub use links::Links;
 pub use needs::{Locks, Need};

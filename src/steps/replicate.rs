@@ -7,7 +7,7 @@ use crate::postgres::{Session, TableName};
 use crate::problem::Problems;
 use async_trait::async_trait;
 use handover_copy::Copy;
-use handover_replication::{Following, Link, Replicate};
+use handover_replication::{Following, Leave, Link, Replicate};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -48,13 +48,13 @@ pub async fn published(cx: &Context, blue: &Session, link: &Link) -> Result<BTre
     Ok(handover_replication::tables(blue, copy).await?.into_iter().collect())
 }
 
-/// Ends a replication for good after the decision of a cutover, by the step that `cx` is of.
+/// Ends a replication after the decision of a cutover, by the step that `cx` is of.
 ///
 /// # Errors
 /// The lease or the journal. What a server says is only told: `finish` takes away what is left.
-pub async fn end(cx: &Context, link: &Link) -> Result<()> {
+pub async fn end(cx: &Context, link: &Link, leave: Leave) -> Result<()> {
     cx.ledger.end_standing(&link.step, &cx.step).await?;
-    handover_replication::end(cx, link).await
+    handover_replication::end(cx, link, leave).await
 }
 
 /// The copy that it follows.

@@ -242,7 +242,7 @@ fn indented(text: &str, indent: &str) -> String {
 #[must_use]
 pub fn undo(undo: &Undo) -> String {
     match undo {
-        Undo::Exact { how } => how.clone(),
+        Undo::Exact { how } | Undo::WhileCarried { how, .. } => how.clone(),
         Undo::Nothing => "nothing to take back".into(),
         Undo::Lossy { how, loses } => format!("{how}, but loses {loses}"),
         Undo::Impossible { why } => format!("impossible: {why}"),

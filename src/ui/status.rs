@@ -22,11 +22,15 @@ pub fn text(status: &RunStatus) -> String {
         let long = jiff::Timestamp::now().duration_since(refusing.since).as_secs_f64();
         let _ = writeln!(
             out,
-            "{} since {} ({}): step `{}` is decided, and not every participant has committed",
+            "{} since {} ({}): step `{}` {}",
             style(what).red().bold(),
             time(refusing.since),
             duration(long),
-            refusing.step
+            refusing.step,
+            match refusing.back {
+                false => "is decided, and not every participant has committed",
+                true => "goes back, and not every participant is turned back",
+            }
         );
         if let Some(why) = &refusing.why {
             let _ = writeln!(out, "  in the way: {}", why.replace('\n', "\n    "));

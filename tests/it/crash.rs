@@ -37,6 +37,7 @@ proofs! {
     cutover => crate::cutover::scenario(),
     gates => crate::cutover_gates::scenario(),
     replicate => crate::replicate::scenario(),
+    reverse => crate::reverse::scenario(),
     pooler => crate::pooler::scenario(),
 }
 

@@ -92,7 +92,7 @@ async fn a_window_that_closes_while_participants_prepare_calls_the_attempt_off()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_old_side_is_waited_for() {
-    let world = world(&with("max_transactions_per_second: 20")).await;
+    let world = world(&with("max_transactions_per_second: 10")).await;
     let work = async |client: tokio_postgres::Client| {
         let (begun, mut count) = (Instant::now(), 0_u32);
         while begun.elapsed() < Duration::from_secs(15) {
@@ -103,7 +103,8 @@ async fn a_busy_old_side_is_waited_for() {
         count
     };
     let mut clients = Vec::new();
-    for _ in 0..4 {
+    // More than a machine that does much else can starve.
+    for _ in 0..10 {
         clients.push(world.blue.admin().await);
     }
     let busy = futures_util::future::join_all(clients.into_iter().map(work));
@@ -121,7 +122,7 @@ async fn a_busy_old_side_is_waited_for() {
     let count: u32 = counts.iter().sum();
     assert!(count > 60 * 15, "only {count} transactions: the machine is too slow for this");
     assert!(
-        ended.stdout.contains("waits for its window: blue must have at most 20 transactions per second"),
+        ended.stdout.contains("waits for its window: blue must have at most 10 transactions per second"),
         "{ended}"
     );
 }

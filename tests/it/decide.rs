@@ -5,7 +5,7 @@ use handover::Class;
 use handover::engine::decide::{Next, Outline, decide, losses, plan_fits, rollback_fits};
 use handover::event::{Entry, Failure, Holder, Record, StepId};
 use handover::journal::{Phase, RunState, Status};
-use handover::steps::{MayLose, OnFailure, Retry, Undo};
+use handover::steps::{OnFailure, Retry, Tells, Undo};
 use handover::value::Duration;
 use proptest::prelude::*;
 
@@ -43,7 +43,7 @@ fn fate() -> impl Strategy<Value = Fate> {
 
 /// The fact of a step whose undo may lose something from now on.
 const FLIPPED: &str = "flipped";
-const MAY_LOSE: MayLose = |facts| facts.contains_key(FLIPPED);
+const MAY_LOSE: Tells = |facts| facts.contains_key(FLIPPED);
 
 fn outline() -> impl Strategy<Value = Vec<Outline>> {
     let undo = prop_oneof![
@@ -58,6 +58,7 @@ fn outline() -> impl Strategy<Value = Vec<Outline>> {
             .enumerate()
             .map(|(i, (undo, attempts, rollback, tells))| Outline {
                 may_lose: tells.then_some(MAY_LOSE),
+                is_whole: None,
                 fills: None,
                 leaves: None,
                 id: StepId(format!("s{i}")),
@@ -337,6 +338,7 @@ fn outlined(ids: &[&str]) -> Vec<Outline> {
             on_failure: OnFailure::Halt,
             undo: if *id == "hard" { Undo::Impossible { why: "w".into() } } else { Undo::Nothing },
             may_lose: None,
+            is_whole: None,
             fills: None,
             leaves: None,
         })

@@ -61,6 +61,7 @@ mod replicate;
 mod replicate_large_objects;
 mod replicate_resume;
 mod restore;
+mod reverse;
 mod secrets;
 mod sessions;
 mod statements;

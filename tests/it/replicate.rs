@@ -572,13 +572,8 @@ async fn the_server_is_asked_whether_it_lets_published_tables_be_changed() {
          create rule instead as on delete to keyless where old.a = 5 do instead nothing";
     let blue = Database::with(newer, sql).await;
     let (cx, _events) = context("copy", &[("blue", blue.handover_url())], &["blue"]).await;
-    let link = Link {
-        step: "follow".into(),
-        name: "handover_trial".into(),
-        from: "blue".into(),
-        to: "green".into(),
-        max_lag: Duration::from_secs(1),
-    };
+    let replicate: Replicate = serde_json::from_value(json!({ "from": "blue", "to": "green" })).unwrap();
+    let link = Link { name: "handover_trial".into(), ..Link::new(cx.run, &"follow".into(), &replicate) };
     let tables = ["fine", "keyless", "part_key", "whole", "dropped"].map(|t| TableName::new("public", t));
     let mut said = Description::default();
     identity::rehearse(&cx, &link, &tables, &mut said).await.unwrap();

@@ -210,6 +210,22 @@ failpoints! {
     CUTOVER_UNDO_OPENED = "cutover.undo-opened";
     /// A participant is turned back; the journal does not know yet.
     CUTOVER_UNDO_REVERTED = "cutover.undo-reverted";
+    /// The slot of a stream back is there; its subscription is not.
+    REVERSE_SLOT_CREATED = "reverse.slot-created";
+    /// The stream back is ready and carries nothing yet; nothing is frozen.
+    REVERSE_READY = "reverse.ready";
+    /// The stream back flows; the step is not recorded as done.
+    REVERSE_FLOWING = "reverse.flowing";
+    /// All participants are prepared to go back; nothing is frozen.
+    REVERSE_UNDO_PREPARED = "reverse.undo-prepared";
+    /// Writers on the new side are held off.
+    REVERSE_UNDO_FROZEN = "reverse.undo-frozen";
+    /// The old side has all that was written on the new one; nothing is decided.
+    REVERSE_UNDO_DRAINED = "reverse.undo-drained";
+    /// The decision to go back has fallen; the journal does not know.
+    REVERSE_UNDO_DECIDED = "reverse.undo-decided";
+    /// All participants are turned back; the stream forward does not flow yet.
+    REVERSE_UNDO_TURNED_BACK = "reverse.undo-turned-back";
 }
 
 /// What happens at the armed place.

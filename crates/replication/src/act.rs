@@ -3,6 +3,7 @@
 use crate::end::ENDED;
 use crate::link::Link;
 use crate::options::Replicate;
+use crate::subscription::Begin;
 use crate::watch::{Gauge, catch_up};
 use crate::{origin, preflight, subscription};
 use handover_copy::Copy;
@@ -61,7 +62,7 @@ pub async fn run(replicate: &Replicate, port: &Port, link: &Link) -> Result<Summ
         return Err(link.over(&reason));
     }
     origin::assert_there(port, link).await?;
-    let made = subscription::create(port, replicate, link).await?;
+    let made = subscription::create(port, replicate, link, Begin::Now).await?;
     if made {
         failpoint::at(failpoint::REPLICATE_SUBSCRIBED)?;
         port.note(format!("{} follows {} as subscription {}", replicate.to, replicate.from, link.name));

@@ -24,6 +24,7 @@
 //! ```
 
 mod act;
+pub mod ahead;
 mod check;
 mod emptied;
 mod end;
@@ -43,13 +44,13 @@ mod watch;
 
 pub use act::{Summary, describe, run, undo, verify};
 pub use check::check;
-pub use end::end;
+pub use end::{ENDED, end};
 pub use following::Following;
 pub use lag::bytes;
 pub use link::Link;
 pub use marker::Token;
 pub use options::Replicate;
-pub use origin::{describe_end, discard};
+pub use origin::{Leave, describe_end, discard};
 pub use preflight::look;
 pub use tables::{published, tables};
 pub use watch::{Gauge, stand};

@@ -33,8 +33,11 @@ pub async fn write(blue: &mut Session, link: &Link, mark: &str) -> Result<Token>
     tx.batch("set local synchronous_commit = local").await?;
     let number: i64 = tx
         .query_one(
-            &format!("insert into {OURS}.replication_marker (link, mark) values ($1, $2) returning number"),
-            &[&link.name, &mark],
+            &format!(
+                "insert into {OURS}.replication_marker (number, link, mark) overriding system value
+                 values ($3 + nextval(pg_get_serial_sequence('{OURS}.replication_marker', 'number')), $1, $2) returning number"
+            ),
+            &[&link.name, &mark, &link.marks_from],
         )
         .await?
         .get(0);

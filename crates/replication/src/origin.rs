@@ -2,6 +2,7 @@
 
 use crate::link::Link;
 use crate::options::Replicate;
+use crate::subscription::Begin;
 use crate::{publication, slot, subscription};
 use async_trait::async_trait;
 use handover_copy::{Beginning, Copy};
@@ -9,6 +10,15 @@ use handover_core::error::{Error, Result};
 use handover_core::failpoint;
 use handover_port::{Description, Port};
 use handover_postgres::Session;
+
+/// What is left of a replication that is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Nothing.
+    Nothing,
+    /// The publication, for when it begins again.
+    Publication,
+}
 
 /// A point in time of the source that both the copy and the stream begin at.
 #[derive(Debug)]
@@ -77,19 +87,20 @@ pub async fn describe(
     for sql in publications.iter().chain([&slot::creation(link)]) {
         out.statement(&link.from, sql);
     }
-    for sql in subscription::creation(link, &publication::names(link, emptied)) {
+    for sql in subscription::creation(link, &publication::names(link, emptied), Begin::Now) {
         out.statement(&link.to, &sql);
     }
     Ok(())
 }
 
-/// Says what [`discard`] executes where all is there.
-pub fn describe_end(link: &Link, out: &mut Description) {
+/// Says what ends it after a cutover, where all is there.
+pub fn describe_end(link: &Link, leave: Leave, out: &mut Description) {
     for sql in subscription::removal(link) {
         out.statement(&link.to, &sql);
     }
-    for sql in [slot::REMOVAL.to_owned()].into_iter().chain(publication::removal(link)) {
-        out.statement(&link.from, &sql);
+    out.statement(&link.from, slot::REMOVAL);
+    for sql in publication::removal(link).iter().filter(|_| leave == Leave::Nothing) {
+        out.statement(&link.from, sql);
     }
 }
 
@@ -102,6 +113,13 @@ pub async fn assert_there(port: &Port, link: &Link) -> Result<()> {
         Some(trouble) => Err(link.over(&trouble)),
         None => Ok(()),
     }
+}
+
+/// Whether the publication is there.
+pub async fn is_published(port: &Port, link: &Link) -> Result<bool> {
+    let blue = port.databases.labelled(port.step.as_str()).read_only(&link.from).await?;
+    let sql = "select exists (select from pg_publication where pubname = $1)";
+    Ok(blue.query_one(sql, &[&link.name]).await?.get(0))
 }
 
 /// What is wrong with slot or publication; none when they are there.
@@ -130,12 +148,7 @@ pub async fn trouble(port: &Port, link: &Link) -> Result<Option<String>> {
 /// # Errors
 /// What a server says.
 pub async fn discard(port: &Port, link: &Link) -> Result<()> {
-    let unsubscribed = subscription::remove(port, link).await;
-    if unsubscribed.is_ok() {
-        failpoint::at(failpoint::REPLICATE_UNDO_UNSUBSCRIBED)?;
-    }
-    slot::remove(port, link).await?;
-    failpoint::at(failpoint::REPLICATE_UNDO_SLOT_DROPPED)?;
+    let unsubscribed = drop_stream(port, link).await?;
     let mut blue = port.writer(&link.from).await?;
     blue.set("lock_timeout", "30s").await?;
     let tx = blue.transaction().await?;
@@ -145,4 +158,28 @@ pub async fn discard(port: &Port, link: &Link) -> Result<()> {
     subscription::forget_marks(&tx, link).await?;
     tx.commit().await?;
     unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
+}
+
+/// As [`discard`], but for the publication: what it publishes, and that nobody altered it, goes on being true.
+///
+/// # Errors
+/// What a server says.
+pub async fn detach(port: &Port, link: &Link) -> Result<()> {
+    let unsubscribed = drop_stream(port, link).await?;
+    let mut blue = port.writer(&link.from).await?;
+    let tx = blue.transaction().await?;
+    subscription::forget_marks(&tx, link).await?;
+    tx.commit().await?;
+    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
+}
+
+/// Drops slot and subscription; the inner error is the subscriber's.
+async fn drop_stream(port: &Port, link: &Link) -> Result<Result<()>> {
+    let unsubscribed = subscription::remove(port, link).await;
+    if unsubscribed.is_ok() {
+        failpoint::at(failpoint::REPLICATE_UNDO_UNSUBSCRIBED)?;
+    }
+    slot::remove(port, link).await?;
+    failpoint::at(failpoint::REPLICATE_UNDO_SLOT_DROPPED)?;
+    Ok(unsubscribed)
 }

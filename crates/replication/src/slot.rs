@@ -70,6 +70,49 @@ pub async fn create(port: &Port, link: &Link, folder: Option<&Path>, patience: D
     result
 }
 
+/// What makes one whose snapshot nobody needs.
+pub const RESERVATION: &str = "select pg_create_logical_replication_slot($1, 'pgoutput')";
+
+/// Makes one whose snapshot nobody needs. Like every new slot it begins after the transactions that are writing now.
+///
+/// # Errors
+/// What the server says, also when those take longer than `patience`.
+pub async fn reserve(port: &Port, link: &Link, patience: Duration) -> Result<()> {
+    let session = port.writer(&link.from).await?;
+    session.set("statement_timeout", &format!("{}ms", patience.as_millis())).await?;
+    match session.autocommit(RESERVATION, &[&link.name]).await {
+        Ok(_) => Ok(()),
+        Err(e) if e.class() == Class::Timeout => {
+            let age = Duration::ZERO;
+            let waiting = blockers::of_freeze(&session, age).await?;
+            Err(e
+                .context(format!(
+                    "the replication slot waits for transactions: {}",
+                    blockers::listed(&waiting)
+                ))
+                .hint("end them, then `handover resume`"))
+        }
+        Err(e) => Err(refused(e.message(), link)),
+    }
+}
+
+/// Moves one that nobody reads from to the end of the log: what was committed before is never sent.
+///
+/// # Errors
+/// What the server says.
+pub async fn advance(port: &Port, link: &Link) -> Result<()> {
+    let session = port.writer(&link.from).await?;
+    session
+        .autocommit(
+            "select pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) from pg_replication_slots
+             where slot_name = $1 and database = current_database() and not active",
+            &[&link.name],
+        )
+        .await
+        .map(drop)
+        .map_err(|e| e.context("moving the replication slot forward"))
+}
+
 async fn ask(
     port: &Port,
     link: &Link,

@@ -18,11 +18,29 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use tokio_postgres::types::Json;
 
+/// How a subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// It applies at once.
+    Now,
+    /// It is disabled, and the publisher leaves out what came to it from elsewhere. From Postgres 16 on.
+    Ahead,
+}
+
+impl Begin {
+    fn options(self) -> &'static str {
+        match self {
+            Begin::Now => "",
+            Begin::Ahead => ", enabled = false, origin = none",
+        }
+    }
+}
+
 /// Creates it, unless it is there. Returns whether it was made now.
 ///
 /// # Errors
 /// What the server says, also of reaching the publisher.
-pub async fn create(port: &Port, replicate: &Replicate, link: &Link) -> Result<bool> {
+pub async fn create(port: &Port, replicate: &Replicate, link: &Link, begin: Begin) -> Result<bool> {
     let mut green = port.writer(&link.to).await?;
     if find(&green, &link.name).await?.is_some() {
         return Ok(false);
@@ -33,9 +51,25 @@ pub async fn create(port: &Port, replicate: &Replicate, link: &Link) -> Result<b
     let publications = publication::publications(port, link).await?;
     let tx = green.transaction().await?;
     forget_marks(&tx, link).await?;
-    execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &publications, &address, begin).await.map_err(|e| explain(e, link))?;
     tx.commit().await?;
     Ok(true)
+}
+
+/// What lets one that is disabled apply.
+pub fn enabling(link: &Link) -> String {
+    format!("alter subscription {} enable", quote_ident(&link.name))
+}
+
+/// Lets one that is disabled apply.
+///
+/// # Errors
+/// What the server says.
+pub async fn enable(port: &Port, link: &Link) -> Result<()> {
+    let mut green = port.writer(&link.to).await?;
+    let tx = green.transaction().await?;
+    tx.execute(&enabling(link), &[]).await.map_err(|e| e.context("enabling the subscription"))?;
+    tx.commit().await
 }
 
 /// Creates one in a transaction that is rolled back: proves, before a copy that takes hours, that the role may
@@ -50,7 +84,7 @@ pub async fn rehearse(port: &Port, replicate: &Replicate, link: &Link) -> Result
     let address = address(port, replicate, link)?;
     let publications = publication::publications(port, link).await?;
     let tx = green.transaction().await?;
-    execute(&tx, link, &publications, &address).await.map_err(|e| explain(e, link))?;
+    execute(&tx, link, &publications, &address, Begin::Now).await.map_err(|e| explain(e, link))?;
     tx.rollback().await
 }
 
@@ -67,18 +101,19 @@ fn address(port: &Port, replicate: &Replicate, link: &Link) -> Result<Secret> {
 /// it, and what puts it into the statement. The connection string travels as COPY data, which no server logs, and is put into the statement inside of the
 /// server: neither `log_statement`, nor the view of running statements, nor the context of an error shows it. The
 /// context of a warning would, as for a publication that is not there; so there must be nothing to warn of.
-pub fn creation(link: &Link, publications: &[String]) -> [String; 3] {
+pub fn creation(link: &Link, publications: &[String], begin: Begin) -> [String; 3] {
     let name = quote_literal(&link.name);
     // No slot is made here, so that this may be part of a transaction; and no rows are copied: they are there.
     let body = format!(
         "begin
-             execute format('create subscription %I connection %L publication {} with (create_slot = false, slot_name = %L, copy_data = false)',
+             execute format('create subscription %I connection %L publication {} with (create_slot = false, slot_name = %L, copy_data = false{})',
                             {name}, (select text from pg_temp.handover_address), {name});
          exception when others then
              raise exception using errcode = sqlstate, message = '{PASSED_ON}' || sqlerrm;
          end",
         // Within a format string, within a string.
-        publications.join(", ").replace('%', "%%").replace('\'', "''")
+        publications.join(", ").replace('%', "%%").replace('\'', "''"),
+        begin.options()
     );
     [
         "create temporary table handover_address (text text) on commit drop".to_owned(),
@@ -87,8 +122,14 @@ pub fn creation(link: &Link, publications: &[String]) -> [String; 3] {
     ]
 }
 
-async fn execute(tx: &Tx<'_>, link: &Link, publications: &[String], address: &Secret) -> Result<()> {
-    let [table, copy, create] = creation(link, publications);
+async fn execute(
+    tx: &Tx<'_>,
+    link: &Link,
+    publications: &[String],
+    address: &Secret,
+    begin: Begin,
+) -> Result<()> {
+    let [table, copy, create] = creation(link, publications, begin);
     tx.batch(&table).await?;
     let mut line = address.expose().replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n");
     line.push('\n');

@@ -301,12 +301,11 @@ impl<'a> Watch<'a> {
     fn stuck(&self, worker: &subscription::Worker) -> Error {
         let (to, from) = (&self.link.to, &self.link.from);
         let conflicts = worker.conflicts().map(|text| format!(": {text}")).unwrap_or_default();
-        Error::data(format!("{to} cannot apply what {from} wrote, and tries the same again and again{conflicts}"))
-            .on_database(to)
-            .hint(format!(
-                "{} (often a row or column that only one side has). Mend it on {to}, then `handover resume`; if the sides have come apart, `handover rollback` to before the copy",
-                worker.where_to_look()
-            ))
+        Error::data(format!(
+            "{to} cannot apply what {from} wrote, and tries the same again and again{conflicts}"
+        ))
+        .on_database(to)
+        .hint(self.link.when_stuck(&worker.where_to_look()))
     }
 }
 

@@ -29,12 +29,7 @@ impl<'a> Gates<'a> {
 ///
 /// # Errors
 /// What no waiting mends, a wait that took too long, or a stop that was asked for.
-pub async fn pass(
-    cutover: &Cutover,
-    cx: &Context,
-    book: &Book<'_>,
-    gates: &mut Gates<'_>,
-) -> Result<Proof> {
+pub async fn pass(cutover: &Cutover, cx: &Context, book: &Book<'_>, gates: &mut Gates<'_>) -> Result<Proof> {
     loop {
         gates.window.wait(cx).await?;
         invariants::prove(cutover, cx).await?;

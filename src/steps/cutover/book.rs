@@ -126,6 +126,16 @@ impl<'a> Book<'a> {
         self.flip.lock().await.stage
     }
 
+    /// Whether the undo of a decision has begun, or is through.
+    pub async fn is_turning_back(&self) -> bool {
+        matches!(self.stage().await, Stage::TurningBack | Stage::TurnedBack)
+    }
+
+    /// Whether it was decided to go back when the old side had all that was written on the new one.
+    pub async fn returned(&self) -> bool {
+        self.flip.lock().await.returned
+    }
+
     /// Where a participant stands.
     pub async fn stand(&self, name: &str) -> Stand {
         self.flip.lock().await.participants.get(name).copied().unwrap_or_default()

@@ -102,8 +102,14 @@ pub async fn lock(tx: &Tx<'_>, tables: &[TableName], budget: Duration, begun: In
 }
 
 /// Makes writes impossible and records the decision, in the transaction that holds the locks.
-pub async fn decide(tx: &Tx<'_>, cx: &Context, cutover: &Cutover, successor: &str) -> Result<()> {
-    Gate::of(cx).shut(tx, cutover).await?;
+pub async fn decide(
+    tx: &Tx<'_>,
+    cx: &Context,
+    cutover: &Cutover,
+    gate: &Gate,
+    successor: &str,
+) -> Result<()> {
+    gate.shut(tx, cutover).await?;
     tx.execute(&deciding(), &[&cx.run.0, &cx.step.as_str(), &&*cx.plan, &successor]).await.map(drop)
 }
 
@@ -113,11 +119,15 @@ pub async fn confirms(session: &mut Session, cx: &Context, limit: Duration) -> R
     let tx = session.transaction().await?;
     tx.durable().await?;
     tx.wait_for_locks(limit).await?;
-    // What is written and gone again is in the log all the same.
-    let (run, step) = (&cx.run.0, cx.step.as_str());
-    tx.execute(&format!("insert into {OURS}.decision (run, step, plan) values ($1, $2, '')"), &[run, &step])
+    // What is written and gone again is in the log all the same. Under a run of nobody's: a decision may stand here.
+    let written = tx
+        .query_one(
+            &format!("insert into {OURS}.decision (run, step, plan) values (gen_random_uuid(), $1, '') returning run"),
+            &[&cx.step.as_str()],
+        )
         .await?;
-    tx.execute(&format!("delete from {OURS}.decision where run = $1 and step = $2"), &[run, &step]).await?;
+    let run: uuid::Uuid = written.get(0);
+    tx.execute(&format!("delete from {OURS}.decision where run = $1"), &[&run]).await?;
     let name = tx.database().to_owned();
     Ok((!tx.commit_within(limit).await?)
         .then(|| format!(
@@ -142,12 +152,12 @@ pub async fn assert_refusing(session: &Session, cx: &Context, cutover: &Cutover)
 }
 
 /// After the decision, when nobody waits any more: stops apply workers, too, which fire no statement triggers.
-pub async fn bolt(cx: &Context, cutover: &Cutover) {
+pub async fn bolt(cx: &Context, cutover: &Cutover, gate: Gate) {
     let Some(name) = &cutover.freeze else { return };
     // It is quick, and nobody would come back to it: a stop that was asked for waits for it.
     let port = Port { stop: CancellationToken::new(), ..cx.port.clone() };
     let cx = &Context { port, ..cx.clone() };
-    let bolted = async { Gate::of(cx).bolt(&mut cx.writer(name).await?, cx, cutover).await };
+    let bolted = async { gate.bolt(&mut cx.writer(name).await?, cx, cutover).await };
     let trouble = match bolted.await {
         Ok(None) => return,
         Ok(Some(waits)) => waits,
@@ -158,8 +168,26 @@ pub async fn bolt(cx: &Context, cutover: &Cutover) {
     ));
 }
 
-/// Opens the old side again and takes the decision back, in one transaction. That it stood is kept; see [`super::served`].
-pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
+/// Opens a side again and takes the decision that shut it back, in one transaction.
+///
+/// # Errors
+/// What the server says.
+pub async fn open(session: &mut Session, cx: &Context) -> Result<()> {
+    session.wait_for_locks(Duration::from_secs(5)).await?;
+    let earlier = gate::earlier(session).await?;
+    let tx = session.transaction().await?;
+    Gate::of(cx).open(&tx, &earlier).await?;
+    tx.execute(
+        &format!("delete from {OURS}.decision where run = $1 and step = $2"),
+        &[&cx.run.0, &cx.step.as_str()],
+    )
+    .await?;
+    tx.commit().await
+}
+
+/// As [`open`], where what was written on the successor stays there: that the decision stood is kept; see
+/// [`super::served`].
+pub async fn open_with_loss(session: &mut Session, cx: &Context) -> Result<()> {
     // The decision may be gone, where the old side was restored or failed over.
     let successor: Option<String> = cx.recall(SUCCESSOR)?;
     session.wait_for_locks(Duration::from_secs(5)).await?;
@@ -182,9 +210,9 @@ pub async fn open_again(session: &mut Session, cx: &Context) -> Result<()> {
     tx.commit().await
 }
 
-/// Takes away what an attempt that was called off, or a decision that was taken back, left on the old side.
-pub async fn clear(cx: &Context, cutover: &Cutover) {
-    let Some(name) = &cutover.freeze else { return };
+/// Takes away what an attempt that was called off, or a decision that was taken back, left on a side.
+pub async fn clear(cx: &Context, side: Option<&String>) {
+    let Some(name) = side else { return };
     let gate = Gate::of(cx);
     let removed = async { gate.remove(&mut cx.writer(name).await?).await };
     let why = match removed.await {

@@ -13,8 +13,8 @@
 //! drained, or meets the shut gate.
 //!
 //! Apply workers of a subscription fire no statement triggers. Subscriptions are refused before the pause, and
-//! after the decision, when nobody waits any more, each table gets a row trigger of the same function besides.
-//! (A stream back into this side would have to drop those first.)
+//! after the decision, when nobody waits any more, each table gets a row trigger of the same function besides. The
+//! workers of a stream back ([`super::reverse`]) are let through by name.
 
 pub use super::gate_sql::{Gate, triggers};
 use super::gate_sql::{Lacking, Level, PREFIX, SHUT, TOGETHER, batches};
@@ -218,21 +218,12 @@ impl Gate {
     /// # Errors
     /// One that does not.
     pub async fn assert_shut(&self, session: &Session, cutover: &Cutover) -> Result<()> {
-        let shut = session
-            .query_opt(
-                &format!(
-                    "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-                 where n.nspname = '{OURS}' and p.proname = $1 and starts_with(p.prosrc, $2)"
-                ),
-                &[&self.function, &SHUT],
-            )
-            .await?;
-        let mut open: Vec<TableName> = match shut {
-            Some(_) => {
+        let mut open: Vec<TableName> = match self.is_shut(session).await? {
+            true => {
                 let missing = self.missing(session, cutover, Level::Statement).await?;
                 missing.into_iter().map(|l| l.table).collect()
             }
-            None => {
+            false => {
                 catalog::tables(session).await?.into_iter().filter(|t| !cutover.except.contains(t)).collect()
             }
         };
@@ -275,9 +266,21 @@ impl Gate {
         }
     }
 
+    /// Whether it is there, and shut.
+    pub async fn is_shut(&self, session: &Session) -> Result<bool> {
+        let sql = format!(
+            "select 1 from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+             where n.nspname = '{OURS}' and p.proname = $1 and starts_with(p.prosrc, $2)"
+        );
+        Ok(session.query_opt(&sql, &[&self.function, &SHUT]).await?.is_some())
+    }
+
     /// Takes the open gate away. Dropping a trigger keeps readers off for a moment, so a table that is in use is
-    /// passed over; returns how many were.
+    /// passed over; returns how many were. One that is shut stays.
     pub async fn remove(&self, session: &mut Session) -> Result<usize> {
+        if self.is_shut(session).await? {
+            return Ok(0);
+        }
         let rows = session
             .query(
                 &format!(

@@ -1,6 +1,7 @@
 //! The SQL of the gate: its function, open and shut, and the triggers that call it. What a dry run shows of it and what is
 //! executed both come from here.
 
+use super::passes::{PASS, Passes};
 use crate::event::{RunId, StepId};
 use crate::postgres::ours::OURS;
 use crate::postgres::routine::Routine;
@@ -23,6 +24,7 @@ pub struct Gate {
     statement: String,
     row: String,
     plan: String,
+    passes: Passes,
 }
 
 /// What kind of trigger.
@@ -56,7 +58,14 @@ impl Gate {
             statement,
             row,
             plan: cx.plan.to_string(),
+            passes: Passes::default(),
         }
+    }
+
+    /// One that lets some through when it is shut.
+    #[must_use]
+    pub fn letting(self, passes: Passes) -> Self {
+        Gate { passes, ..self }
     }
 
     /// What makes the function, or replaces it.
@@ -66,19 +75,14 @@ impl Gate {
             (
                 SHUT,
                 format!(
-                    "raise exception using message = {}, errcode = 'read_only_sql_transaction',
-        hint = 'Connect to the successor. Opening this side again loses what was written on the successor since.';",
+                    "{}raise exception using message = {}, errcode = 'read_only_sql_transaction',
+        hint = 'Connect to the successor. Whoever opens this side again by hand loses what was written on the successor since.';",
+                    self.passes.sql(),
                     quote_literal(&message)
                 ),
             )
         } else {
-            (
-                "-- open",
-                "if tg_level = 'STATEMENT' then return null; end if;
-    if tg_op = 'DELETE' then return old; end if;
-    return new;"
-                    .to_owned(),
-            )
+            ("-- open", PASS.to_owned())
         };
         Routine {
             name: &self.function,

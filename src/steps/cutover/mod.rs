@@ -7,10 +7,13 @@
 
 mod account;
 mod approval;
+mod attempts;
+mod back;
 mod before;
 mod blockers;
 mod book;
 mod check;
+mod differences;
 mod feeds;
 mod forecast;
 mod freeze;
@@ -23,33 +26,35 @@ mod large_objects;
 pub(super) mod options;
 mod partial;
 mod participant;
+mod passes;
 mod preflight;
 mod protocol;
 mod quarantine;
+mod reverse;
 mod sequences;
 mod served;
 mod state;
 mod statements;
 mod stillness;
+mod stream;
 mod subscriptions;
 mod switch;
+mod together;
 mod turn_back;
 mod uncaptured;
 mod watched;
 mod window;
 
-use super::{
-    Access, CheckContext, Context, Description, Links, Locks, MayLose, Midway, Need, StepKind, Undo,
-};
+use super::{Access, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Tells, Undo};
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
-use crate::problem::Problems;
+use crate::problem::{Problems, few};
 use async_trait::async_trait;
 use handover_actions::Actions;
-pub use options::{Allowed, Cutover, Participant};
+pub use options::{Allowed, Cutover, Participant, Reverse};
 use serde_json::Value;
-pub use state::{FACT, Flip};
+pub use state::{FACT, Flip, Side, refusing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -110,6 +115,7 @@ impl StepKind for Cutover {
             problems.error(["write_pause"], "no pause can be this short").hint("one or two seconds is usual");
         }
         super::capture::coverage::check_uncarried(self, cx, problems);
+        reverse::check(self, cx, problems);
         participant::check(&self.participants, cx, problems);
     }
 
@@ -157,20 +163,29 @@ impl StepKind for Cutover {
             return Undo::Impossible { why: format!("participant `{name}` says nothing under `revert:`") };
         }
         let how = "turns the participants back".to_owned();
-        match &self.freeze {
-            Some(freeze) => Undo::Lossy {
-                how: format!("opens {freeze} again and {how}"),
-                loses: format!(
-                    "what was written on {} since the cutover",
-                    self.to.as_deref().unwrap_or("the new side")
-                ),
-            },
-            None => Undo::Exact { how },
+        let Some(freeze) = &self.freeze else { return Undo::Exact { how } };
+        let to = self.to.as_deref().unwrap_or("the new side");
+        let loses = format!("what was written on {to} since the cutover");
+        match &self.reverse {
+            Some(reverse) => {
+                let but = match reverse.loses.is_empty() {
+                    true => String::new(),
+                    false => format!(", but for {}", few(&reverse.loses.iter().collect::<Vec<_>>())),
+                };
+                let how =
+                    format!("hands over from {to} to {freeze} with all that was written{but}, and {how}");
+                Undo::WhileCarried { how, loses }
+            }
+            None => Undo::Lossy { how: format!("opens {freeze} again and {how}"), loses },
         }
     }
 
-    fn may_lose(&self) -> Option<MayLose> {
+    fn may_lose(&self) -> Option<Tells> {
         Some(state::may_lose)
+    }
+
+    fn is_whole(&self) -> Option<Tells> {
+        Some(state::is_whole)
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
@@ -201,16 +216,25 @@ impl StepKind for Cutover {
     }
 
     async fn undo(&self, cx: &Context) -> Result<Value> {
-        cx.proceed()?;
-        turn_back::run(self, &cx.critical("the cutover is being turned back")).await
+        turn_back::run(self, cx).await
     }
 
     async fn finish(&self, cx: &Context) -> Result<()> {
         // The old side stays closed: a late writer must not believe that it still counts.
+        reverse::discard_or_tell(self, cx).await?;
+        freeze::clear(cx, self.to.as_ref().filter(|_| self.reverse.is_some())).await;
         if let Some(words) = stillness::written(self, cx).await {
             cx.warn(words);
         }
         let actions = Actions::new(cx);
         self.participants.iter().try_for_each(|p| p.forget(cx, &actions))
+    }
+
+    fn stands(&self) -> bool {
+        self.reverse.is_some()
+    }
+
+    async fn stand(&self, cx: &Context) -> Result<()> {
+        reverse::stand(self, cx).await
     }
 }

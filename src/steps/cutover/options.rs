@@ -2,7 +2,7 @@
 
 use super::gates::{Ask, Blockers, Survives, Window};
 use crate::postgres::TableName;
-use crate::value::Duration;
+use crate::value::{Duration, EnvString};
 use handover_actions::{Action, FileWrite};
 use handover_pooler::PgBouncer;
 use schemars::JsonSchema;
@@ -63,6 +63,9 @@ pub struct Cutover {
     /// Whether the new side may hold what was written on it while an earlier decision stood, which was taken back.
     #[serde(default)]
     pub allow_served: bool,
+    /// A stream of what is written on the new side back to the old one, from its first write on: with it, a rollback of
+    /// the cutover loses nothing.
+    pub reverse: Option<Reverse>,
     /// What becomes of clients' sessions that are in the way of the freeze: `wait` (the default), `cancel`, `terminate`, or
     /// a rule.
     #[serde(default)]
@@ -105,6 +108,29 @@ fn default_margin() -> u32 {
 }
 fn default_transaction_age() -> Duration {
     Duration::secs(1)
+}
+
+/// What a plan says of the stream back.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reverse {
+    /// How the server of the old side reaches the new one, when that is not by the URL that the plan has for it.
+    pub connection: Option<EnvString>,
+    /// How late changes may arrive on the old side when the way back is taken.
+    pub max_lag: Duration,
+    /// How many MiB of log the slot may keep on the disk of the new side: a warning at 70 %, and at 100 % the stream
+    /// is ended before the disk is at risk. Unless given, 80 % of `max_slot_wal_keep_size` there.
+    #[schemars(range(min = 1))]
+    pub wal_budget_mb: Option<u64>,
+    /// Tables of the new side that are not carried back: what is written to them after the cutover is lost by a rollback,
+    /// and the next cutover to that side is refused until it is made anew.
+    pub loses: BTreeSet<TableName>,
+}
+
+impl Default for Reverse {
+    fn default() -> Self {
+        Reverse { connection: None, max_lag: Duration::secs(2), wal_budget_mb: None, loses: BTreeSet::new() }
+    }
 }
 
 /// One system of the cutover. `commit`, `file` and `pgbouncer` exclude each other.

@@ -255,6 +255,14 @@ impl Participant {
         self.ask(book, actions, "commit", self.commit.as_ref()).await
     }
 
+    /// Lets it go on with the new side when the way back is called off: it is told to commit once more. What it was asked
+    /// before may still arrive.
+    pub async fn stay(&self, cx: &Context, book: &Book<'_>, actions: &Actions<'_>) -> Result<()> {
+        book.breaks_off(&self.name, self.limit()).await?;
+        self.commit(cx, book, actions).await?;
+        self.outlast(cx, book, actions, "commit", self.commit.as_ref()).await
+    }
+
     /// Proves that it flipped.
     pub async fn verify(&self, cx: &Context, actions: &Actions<'_>) -> Result<()> {
         Flipping::of(self, cx).verify(actions).await?;

@@ -7,8 +7,8 @@ use super::gate::Gate;
 use super::options::Cutover;
 use super::window::Watch;
 use super::{
-    approval, blockers as sessions, forecast, freeze, large_objects, quarantine, sequences, served,
-    subscriptions, switch, uncaptured, watched,
+    approval, attempts, blockers as sessions, forecast, freeze, large_objects, quarantine, reverse,
+    sequences, served, stream, subscriptions, switch, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
@@ -29,6 +29,8 @@ pub struct Proof {
     pub schema: String,
     /// Which rows the new side holds; see [`served`].
     pub successor: String,
+    /// Whether the new side refuses writes, since an earlier way back was taken.
+    pub successor_is_shut: bool,
     /// The tables whose writes nothing carries over, with how often the server counted a write to each.
     pub exposed: BTreeMap<TableName, i64>,
 }
@@ -36,13 +38,12 @@ pub struct Proof {
 /// Proves all that a waiting cannot mend. One place, called whenever something may have changed.
 async fn prove(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<Proof> {
     if let Some(text) = look(cutover, cx, blue, green).await?.into_iter().next() {
-        return Err(Error::new(Class::Data, text)
-            .on_database(blue.database())
-            .hint("nothing was paused and the old side serves on; mend it, then `handover resume`"));
+        return Err(attempts::refusal(blue, text));
     }
     let exposed = uncaptured::refuse(cutover, cx, blue, green).await?;
     let successor = served::successor(green).await?;
-    Ok(Proof { schema: watched::refuse(cutover, cx).await?, successor, exposed })
+    let successor_is_shut = Gate::of(cx).is_shut(green).await?;
+    Ok(Proof { schema: watched::refuse(cutover, cx).await?, successor, successor_is_shut, exposed })
 }
 
 /// Waits until a pause would be short, or fails with what is in the way.
@@ -67,6 +68,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<P
         None => None,
     };
     large_objects::catch_up(cutover, cx).await?;
+    reverse::ready(cutover, cx, &blue, &green).await?;
     let begun = Instant::now();
     let mut waited = false;
     let mut measured = Measured::default();
@@ -91,6 +93,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<P
                 waited = true;
                 continue;
             }
+            reverse::freshen(cutover, cx).await?;
             // Last of all, and all of it: what was written, made or altered while we waited counts as well.
             if std::mem::take(&mut waited) {
                 proof = prove(cutover, cx, &blue, &green).await?;
@@ -144,7 +147,7 @@ async fn look(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) 
 }
 
 /// Which table of locks is too small for a pause as things stand now, in words that name the setting it takes.
-async fn rooms(cutover: &Cutover, blue: &Session, green: &Session) -> Result<Vec<String>> {
+pub async fn rooms(cutover: &Cutover, blue: &Session, green: &Session) -> Result<Vec<String>> {
     let mut out = Vec::new();
     let tables = freeze::tables(blue, cutover).await?.len() as u64;
     let sequences = catalog::sequences(blue).await?.len() as u64;
@@ -184,7 +187,7 @@ async fn late(cx: &Context, gauge: Option<&mut Gauge>, measured: &mut Measured) 
 }
 
 /// Which side's commits wait for a standby that does not answer, in words.
-async fn unconfirmed(
+pub async fn unconfirmed(
     cutover: &Cutover,
     cx: &Context,
     sides: [&mut Session; 2],
@@ -271,7 +274,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             "wait up to {} until nothing would make the pause long (backlog at most {} events, no writing transaction older than {})",
             cutover.patience, cutover.max_backlog, cutover.max_transaction_age
         ));
-        let gate = Gate::of(cx);
+        let gate = stream::gate(cutover, cx);
         gate.describe_raise(&blue, cx, cutover, &mut out).await?;
         out.statement(freeze, &freeze::locking(&tables));
         out.statement(to, &sequences::setting());
@@ -306,8 +309,10 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
         }
         large_objects::describe(cutover, cx, &blue, &mut out).await?;
+        reverse::look(cutover, cx, &blue, &green, &mut out).await?;
         out.action(format!(
-            "refuse writes on {freeze} from then on, in the same transaction: the point of no return"
+            "refuse writes on {freeze} from then on, in the same transaction{}",
+            if cutover.reverse.is_some() { "" } else { ": the point of no return" }
         ));
         uncaptured::describe(cutover, cx, &blue, &mut out).await?;
         if tables.is_empty() {
@@ -343,10 +348,10 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
         switch::Flipping::of(participant, cx).describe(cutover.freeze.as_deref(), &mut out).await;
     }
     if let Some(freeze) = &cutover.freeze {
-        Gate::of(cx).describe_bolt(&cx.reader(freeze).await?, cutover, &mut out).await?;
+        stream::gate(cutover, cx).describe_bolt(&cx.reader(freeze).await?, cutover, &mut out).await?;
     }
     if let Some(link) = feeds::link(cutover, cx) {
-        handover_replication::describe_end(&link, &mut out);
+        handover_replication::describe_end(&link, stream::leaves(cutover), &mut out);
     }
     out.estimate = Some(format!(
         "a pause of at most {} for writers, by budget; else it is called off and tried again up to {} times{}",

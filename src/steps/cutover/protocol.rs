@@ -3,20 +3,19 @@
 use super::before::{self, Gates};
 use super::book::Book;
 use super::feeds;
-use super::options::{Cutover, Participant};
+use super::options::Cutover;
 use super::preflight::Proof;
-use super::state::{Event, Stage, Stand, Way};
+use super::state::{Event, Stage, Way};
+use super::together::{call_off, commit_all, millis, prepare, still_held};
 use super::{
-    account, approval, blockers, freeze, invariants, large_objects, partial, preflight, quarantine,
-    sequences, statements, stillness, uncaptured, watched,
+    account, approval, attempts, back, blockers, freeze, invariants, large_objects, partial, preflight,
+    quarantine, reverse, sequences, statements, stillness, stream, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
 use crate::steps::{Context, replicate};
-use futures_util::future::{join_all, try_join_all};
-use handover_actions::Actions;
 use handover_copy::large_objects::sync::{SyncRound, Synchronizer};
 use handover_replication::Gauge;
 use serde_json::{Value, json};
@@ -60,6 +59,11 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
             }
             Way::Decide | Way::Commit | Way::Done => return go_on(cutover, cx, &book).await,
             Way::Back => return Err(Error::internal("the cutover is being turned back")),
+            // The operator goes on with the new side after all.
+            Way::Return => {
+                back::stay(cutover, cx, &book).await?;
+                continue;
+            }
             Way::Lost => return Err(lost(cutover)),
         }
         number += 1;
@@ -84,8 +88,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
                 None => (error, true),
             },
             false => {
-                let class = error.class();
-                let passes = class.is_transient() || matches!(class, Class::Timeout | Class::External);
+                let passes = attempts::passes(&error);
                 (error, passes)
             }
         };
@@ -93,15 +96,9 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         number -= u32::from(gates.window.take_late());
         if !passes || number >= cutover.attempts {
             approval::spend(cx).await?;
-            // Its own attempts are spent: another five times as many pauses would help nobody.
-            let spent = error.context(format!("attempt {number} of {} was called off", cutover.attempts));
-            return Err(spent.exhausted());
+            return Err(attempts::spent(error, number, cutover));
         }
-        cx.warn(format!(
-            "attempt {number} was called off, the old side serves on: {error}; next in {}",
-            cutover.backoff
-        ));
-        cx.sleep(cutover.backoff.0).await?;
+        attempts::again(cutover, cx, number, error, "the old side serves on").await?;
     }
 }
 
@@ -115,7 +112,7 @@ async fn finish(
 ) -> Result<Value> {
     // Until writers can write again, which is when the participants have followed.
     let pause = attempt.frozen.unwrap_or(attempt.prepared).elapsed();
-    freeze::bolt(cx, cutover).await;
+    freeze::bolt(cx, cutover, stream::gate(cutover, cx)).await;
     end_replication(cutover, cx).await?;
     let mut summary = json!({
         "attempts": attempts,
@@ -133,7 +130,9 @@ async fn finish(
             summary["large_objects_in_the_pause"] = json!(round);
         }
     }
+    // First: afterwards it is written there.
     account::add(cutover, cx, &mut summary).await?;
+    reverse::flow(cutover, cx).await?;
     Ok(summary)
 }
 
@@ -144,16 +143,20 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if !matches!(book.stage().await, Stage::Decided | Stage::Committed) {
         book.note(Event::Decided).await?;
     }
+    // Clients that follow must find it open.
+    reverse::open_successor(cutover, cx, &section).await?;
     let participants = commit_all(cutover, cx, &section, book, Instant::now()).await?;
     drop(section);
     let pause = since_decision(cutover, cx).await;
-    freeze::bolt(cx, cutover).await;
+    freeze::bolt(cx, cutover, stream::gate(cutover, cx)).await;
     end_replication(cutover, cx).await?;
     let mut summary = json!({ "decided": "by an earlier attempt", "participants": participants });
     if let Some(pause) = pause {
         summary["write_pause_ms"] = json!(millis(pause));
     }
+    // First: afterwards it is written there.
     account::add(cutover, cx, &mut summary).await?;
+    reverse::flow(cutover, cx).await?;
     Ok(summary)
 }
 
@@ -194,7 +197,7 @@ fn lost(cutover: &Cutover) -> Error {
 /// side any more, so there is no hurry.
 async fn end_replication(cutover: &Cutover, cx: &Context) -> Result<()> {
     match feeds::link(cutover, cx) {
-        Some(link) => replicate::end(cx, &link).await,
+        Some(link) => replicate::end(cx, &link, stream::leaves(cutover)).await,
         None => Ok(()),
     }
 }
@@ -234,6 +237,9 @@ async fn try_to_flip(
     if book.stage().await != Stage::Decided {
         book.note(Event::Decided).await?;
     }
+    if attempt.proof.successor_is_shut {
+        reverse::open_successor(cutover, outer, cx).await?;
+    }
     commit_all(cutover, outer, cx, book, attempt.prepared).await.map(Outcome::Flipped)
 }
 
@@ -243,7 +249,7 @@ async fn standing(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Wa
     let begun = Instant::now();
     loop {
         let decided = async {
-            statements::end_orphaned(cutover, cx).await?;
+            statements::end_orphaned(cutover, cx, cutover.freeze.as_ref()).await?;
             look(cutover, cx).await
         };
         match decided.await {
@@ -252,23 +258,6 @@ async fn standing(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Wa
             }
             decided => return Ok(book.way(decided?).await),
         }
-    }
-}
-
-/// Prepares everybody, all at once.
-async fn prepare(cutover: &Cutover, outer: &Context, cx: &Context, book: &Book<'_>) -> Result<()> {
-    let actions = Actions::new(cx);
-    let all = try_join_all(cutover.participants.iter().map(|p| p.prepare(cx, book, &actions)));
-    tokio::select! {
-        result = tokio::time::timeout(cutover.prepare_timeout.0, all) => match result {
-            Ok(result) => result.map(drop),
-            Err(_) => Err(Error::new(
-                Class::Timeout,
-                format!("participants did not prepare within {}", cutover.prepare_timeout),
-            )
-            .hint("raise `prepare_timeout`, or see which of them is slow")),
-        },
-        () = outer.stop.cancelled() => Err(Error::cancelled()),
     }
 }
 
@@ -320,13 +309,7 @@ async fn decide(
 
     let frozen = Instant::now();
     attempt.frozen = Some(frozen);
-    let over_budget = || {
-        Error::new(
-            Class::Timeout,
-            format!("the pause would have been longer than its budget of {}", cutover.write_pause),
-        )
-        .hint("raise `write_pause`, or look at what was slow: replay's backlog, or a lock")
-    };
+    let over_budget = || attempts::over_budget(cutover);
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
@@ -382,7 +365,7 @@ async fn decide(
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
     stillness::mark(&tx, cx).await?;
-    freeze::decide(&tx, cx, cutover, &attempt.proof.successor).await?;
+    freeze::decide(&tx, cx, cutover, &stream::gate(cutover, cx), &attempt.proof.successor).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());
     }
@@ -391,88 +374,6 @@ async fn decide(
     attempt.sequences = sequences;
     attempt.large_objects = synchronizer.zip(round);
     failpoint::at(failpoint::CUTOVER_DECIDED)
-}
-
-/// Requires that every participant still holds its clients: what lets them go on by itself may have done so.
-async fn still_held(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
-    try_join_all(cutover.participants.iter().map(|p| p.still_held(cx, book))).await.map(drop)
-}
-
-/// Commits every participant that has not been, all at once; returns how long each was held. A commit that fails is
-/// tried again, for the decision stands; once the run is asked to stop, the next failure ends the step.
-async fn commit_all(
-    cutover: &Cutover,
-    outer: &Context,
-    cx: &Context,
-    book: &Book<'_>,
-    prepared: Instant,
-) -> Result<Value> {
-    let actions = &Actions::new(cx);
-    let begun = Instant::now();
-    let commit = async |participant: &Participant| -> Result<Value> {
-        if book.stand(&participant.name).await != Stand::Committed {
-            let _section = cx.critical(format!("participant {} is being committed", participant.name));
-            let (mut wait, mut tries) = (Duration::from_millis(100), 0_u32);
-            while let Err(error) = commit_once(participant, cx, book, actions).await {
-                tries += 1;
-                if matches!(error.class(), Class::LeaseLost | Class::Journal) {
-                    return Err(error);
-                }
-                if begun.elapsed() >= cutover.commit_timeout.0 || outer.stop.is_cancelled() {
-                    return Err(error
-                        .context(format!("the decision stands, but after {tries} tries"))
-                        .hint(format!(
-                            "only forward is safe: mend participant {}, then `handover resume` commits it",
-                            participant.name
-                        ))
-                        .exhausted());
-                }
-                // It is told once for each thing that is wrong, and counted.
-                cx.warn(format!("{error}; it is tried again until it commits, for the decision stands"));
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(5));
-            }
-            book.note(Event::Committed(&participant.name)).await?;
-            failpoint::at(failpoint::CUTOVER_COMMITTED)?;
-        }
-        Ok(json!({ "name": participant.name, "held_ms": millis(prepared.elapsed()) }))
-    };
-    // Beside the first commits: clients wait for those.
-    let no_return = async {
-        match &cutover.freeze {
-            Some(_) => cx.ledger.point_of_no_return(&cx.step).await,
-            None => Ok(()),
-        }
-    };
-    let (recorded, results) =
-        futures_util::future::join(no_return, join_all(cutover.participants.iter().map(commit))).await;
-    recorded?;
-    Ok(Value::Array(results.into_iter().collect::<Result<Vec<_>>>()?))
-}
-
-async fn commit_once(
-    participant: &Participant,
-    cx: &Context,
-    book: &Book<'_>,
-    actions: &Actions<'_>,
-) -> Result<()> {
-    participant.commit(cx, book, actions).await?;
-    failpoint::at(failpoint::CUTOVER_PARTICIPANT_ANSWERED)
-}
-
-/// Lets every participant that was asked to prepare go on with the old side. Only where it is certain that no decision
-/// has fallen; within a section.
-pub async fn call_off(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
-    book.note(Event::NotDecided).await?;
-    let actions = &Actions::new(cx);
-    let release = async |participant: &Participant| -> Result<()> {
-        if book.stand(&participant.name).await == Stand::Aborting {
-            participant.abort(cx, book, actions).await?;
-            book.note(Event::Aborted(&participant.name)).await?;
-        }
-        Ok(())
-    };
-    join_all(cutover.participants.iter().map(release)).await.into_iter().collect()
 }
 
 /// The old side's word on the decision; none where there is no old side, and the journal tells.
@@ -488,8 +389,4 @@ pub async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
     let decided = look(cutover, cx).await?;
     let stage = super::book::read(cutover, cx)?.stage;
     Ok(decided.unwrap_or(matches!(stage, Stage::Decided | Stage::Committed)))
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -32,7 +32,14 @@ pub enum Stage {
     Decided,
     /// Every participant has committed.
     Committed,
-    /// The undo of a decided cutover has begun.
+    /// The way back is asked for, with a stream that carries everything back: participants are asked to prepare. No
+    /// decision to go back can have fallen.
+    PreparingReturn,
+    /// All are prepared. The decision to go back may fall at any moment; the new side knows whether it has.
+    DecidingReturn,
+    /// It is certain that no decision to go back has fallen, nor can: participants are told to go on with the new side.
+    CallingOffReturn,
+    /// The undo of a decided cutover has begun; or the decision to go back has fallen.
     TurningBack,
     /// Every participant is turned back.
     TurnedBack,
@@ -101,7 +108,15 @@ pub enum Event<'a> {
     Decided,
     /// A participant has committed.
     Committed(&'a str),
-    /// A decided cutover is about to be taken back.
+    /// An attempt to go back without loss begins: every participant is about to be asked to prepare.
+    PrepareReturn,
+    /// Every participant is prepared; the decision to go back is about to be made.
+    PreparedReturn,
+    /// It is certain that no decision to go back has fallen; participants are about to be told to commit again.
+    NotReturned,
+    /// The decision to go back has fallen: the old side has all that was written on the new one.
+    Returned,
+    /// A decided cutover is about to be taken back, whatever was written on the new side.
     TurnBack,
     /// A participant is about to be turned back.
     Revert(&'a str),
@@ -124,6 +139,8 @@ pub enum Way {
     Done,
     /// Only back: an undo has begun.
     Back,
+    /// A way back was begun; whether it was decided, the new side knows.
+    Return,
     /// The journal knows of a decision that the old side does not know any more.
     Lost,
 }
@@ -141,6 +158,9 @@ pub struct Flip {
     /// Until when a request that was not answered may still arrive at a participant, by the clock of the host that acted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub late: BTreeMap<String, Timestamp>,
+    /// Whether it was decided to go back when the old side had all that was written on the new one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub returned: bool,
 }
 
 impl Flip {
@@ -169,7 +189,11 @@ impl Flip {
         flip.participants.retain(|name, _| names.contains(&name.as_str()));
         let new = match flip.stage {
             Stage::Idle | Stage::Preparing | Stage::Deciding | Stage::CallingOff => Stand::Untouched,
-            Stage::Decided | Stage::Committed => Stand::Committing,
+            Stage::Decided
+            | Stage::Committed
+            | Stage::PreparingReturn
+            | Stage::DecidingReturn
+            | Stage::CallingOffReturn => Stand::Committing,
             Stage::TurningBack | Stage::TurnedBack => Stand::Reverted,
         };
         for name in names {
@@ -207,7 +231,7 @@ impl Flip {
         let all = |stage, stand: fn(Stand) -> Stand| {
             let participants =
                 self.participants.iter().map(|(name, now)| (name.clone(), stand(*now))).collect();
-            Some(Flip { stage, participants, since: None, late: self.late.clone() })
+            Some(Flip { stage, participants, since: None, late: self.late.clone(), returned: self.returned })
         };
         let one = |name: &str, from: &[Stand], to| {
             let mut next = self.clone();
@@ -226,11 +250,29 @@ impl Flip {
             (Event::Decided, S::Idle | S::Preparing | S::Deciding | S::CallingOff) => {
                 all(S::Decided, |_| Stand::Committing)
             }
-            (Event::Committed(name), S::Decided) => one(name, &[Stand::Committing], Stand::Committed),
-            (Event::TurnBack, S::Decided | S::Committed) => all(S::TurningBack, |now| now),
-            (Event::Revert(name), S::TurningBack) => {
-                one(name, &[Stand::Committing, Stand::Committed, Stand::Reverting], Stand::Reverting)
+            (Event::Committed(name), S::Decided | S::CallingOffReturn) => {
+                one(name, &[Stand::Committing], Stand::Committed)
             }
+            (Event::PrepareReturn, S::Decided | S::Committed) => {
+                all(S::PreparingReturn, |_| Stand::Preparing)
+            }
+            (Event::PreparedReturn, S::PreparingReturn) => all(S::DecidingReturn, |_| Stand::Prepared),
+            (Event::NotReturned, S::PreparingReturn | S::DecidingReturn | S::CallingOffReturn) => {
+                all(S::CallingOffReturn, |_| Stand::Committing)
+            }
+            // Also where the journal knows less: the new side's word counts.
+            (Event::Returned, S::PreparingReturn | S::DecidingReturn | S::CallingOffReturn) => {
+                all(S::TurningBack, |now| now).map(|next| Flip { returned: true, ..next })
+            }
+            (
+                Event::TurnBack,
+                S::Decided | S::Committed | S::PreparingReturn | S::DecidingReturn | S::CallingOffReturn,
+            ) => all(S::TurningBack, |now| now),
+            (Event::Revert(name), S::TurningBack) => one(
+                name,
+                &[Stand::Preparing, Stand::Prepared, Stand::Committing, Stand::Committed, Stand::Reverting],
+                Stand::Reverting,
+            ),
             (Event::Reverted(name), S::TurningBack) => one(name, &[Stand::Reverting], Stand::Reverted),
             _ => None,
         }?;
@@ -248,6 +290,7 @@ impl Flip {
             Stage::CallingOff if self.participants.values().all(|now| now.is_at_rest()) => Stage::Idle,
             Stage::Decided if all(Stand::Committed) => Stage::Committed,
             Stage::Committed if !all(Stand::Committed) => Stage::Decided,
+            Stage::CallingOffReturn if all(Stand::Committed) => Stage::Committed,
             Stage::TurningBack if all(Stand::Reverted) => Stage::TurnedBack,
             stage => stage,
         };
@@ -259,7 +302,15 @@ impl Flip {
     pub fn way(&self, decided: Option<bool>) -> Way {
         match (self.stage, decided) {
             (Stage::TurningBack | Stage::TurnedBack, _) => Way::Back,
-            (Stage::Decided | Stage::Committed, Some(false)) => Way::Lost,
+            (
+                Stage::Decided
+                | Stage::Committed
+                | Stage::PreparingReturn
+                | Stage::DecidingReturn
+                | Stage::CallingOffReturn,
+                Some(false),
+            ) => Way::Lost,
+            (Stage::PreparingReturn | Stage::DecidingReturn | Stage::CallingOffReturn, _) => Way::Return,
             (Stage::Decided, _) => Way::Commit,
             (Stage::Committed, _) => Way::Done,
             (_, Some(true)) => Way::Decide,
@@ -271,7 +322,7 @@ impl Flip {
     /// Whether a rollback may lose something.
     #[must_use]
     pub fn may_lose(&self) -> bool {
-        !matches!(self.stage, Stage::Idle | Stage::Preparing | Stage::CallingOff)
+        !self.returned && !matches!(self.stage, Stage::Idle | Stage::Preparing | Stage::CallingOff)
     }
 
     /// The participants that stand so.
@@ -293,6 +344,11 @@ impl Flip {
                 format!("decided: only forward from here; not committed yet: {}", some(Stand::Committing))
             }
             Stage::Committed => "all participants have committed".into(),
+            Stage::PreparingReturn => "going back: participants are asked to prepare".into(),
+            Stage::DecidingReturn => "going back: all participants are prepared; the decision is next".into(),
+            Stage::CallingOffReturn => {
+                format!("going back was called off; to go on with the new side: {}", some(Stand::Committing))
+            }
             Stage::TurningBack if self.those(Stand::Reverting).next().is_some() => {
                 format!("turning back: {} is to revert", some(Stand::Reverting))
             }
@@ -305,8 +361,55 @@ impl Flip {
     }
 }
 
+/// The state that a cutover's facts tell; none when they tell none, or one of a newer version.
+fn told(facts: &BTreeMap<String, Value>) -> Option<Flip> {
+    serde_json::from_value(facts.get(FACT)?.clone()).ok()
+}
+
+/// Whether a cutover's facts say that its decision stands and nobody was turned back.
+pub fn is_whole(facts: &BTreeMap<String, Value>) -> bool {
+    use Stage as S;
+    told(facts).is_some_and(|flip| {
+        matches!(
+            flip.stage,
+            S::Decided | S::Committed | S::PreparingReturn | S::DecidingReturn | S::CallingOffReturn
+        )
+    })
+}
+
+/// A side of a cutover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The one that is left.
+    Old,
+    /// The one that takes over.
+    New,
+}
+
+/// Which side refuses writes while participants are still to follow to the other, and since when.
+#[must_use]
+pub fn refusing(facts: &BTreeMap<String, Value>) -> Option<(Side, Timestamp)> {
+    let flip = told(facts)?;
+    let side = match flip.stage {
+        Stage::Decided => Side::Old,
+        // Whether that is decided, the new side knows; the old one refuses as before.
+        Stage::DecidingReturn => Side::New,
+        Stage::TurningBack if flip.returned => Side::New,
+        _ => return None,
+    };
+    Some((side, flip.since?))
+}
+
+/// The fact that a stream carries what is written on the new side back to the old one.
+pub const CARRIED_BACK: &str = "carried_back";
+
 /// Whether a cutover's facts say that a rollback may lose something.
 pub fn may_lose(facts: &BTreeMap<String, Value>) -> bool {
+    let flows = facts.get(CARRIED_BACK) == Some(&Value::Bool(true))
+        && !facts.contains_key(handover_replication::ENDED);
+    if flows {
+        return false;
+    }
     match facts.get(FACT) {
         // One that cannot be read is of a newer version: better to ask for the operator's word.
         Some(value) => serde_json::from_value::<Flip>(value.clone()).map_or(true, |flip| flip.may_lose()),

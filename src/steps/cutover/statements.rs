@@ -13,9 +13,9 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Ends what a failed attempt left in the servers, so that the decision cannot fall after it was looked for, nor a
-/// participant's statement take effect after it was told something else.
-pub async fn end_orphaned(cutover: &Cutover, cx: &Context) -> Result<()> {
-    let own: BTreeSet<&str> = cutover.freeze.as_deref().into_iter().collect();
+/// participant's statement take effect after it was told something else. `decides`: the side on which it falls.
+pub async fn end_orphaned(cutover: &Cutover, cx: &Context, decides: Option<&String>) -> Result<()> {
+    let own: BTreeSet<&str> = decides.map(String::as_str).into_iter().collect();
     let all: BTreeSet<&str> =
         cutover.participants.iter().flat_map(Participant::databases).chain(own.clone()).collect();
     for name in all {

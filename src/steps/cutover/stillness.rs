@@ -9,6 +9,7 @@
 
 use super::freeze;
 use super::options::Cutover;
+use super::state::CARRIED_BACK;
 use crate::error::{Class, Error, Result};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Session, TableName, Tx};
@@ -72,7 +73,8 @@ pub struct Look {
     unknown: Vec<TableName>,
 }
 
-/// Looks at the old side; none where the decision was made by an earlier version, or there is no old side.
+/// Looks at the old side; none where the decision was made by an earlier version, or there is no old side, or a stream
+/// writes there: rows do not tell that they came by it.
 ///
 /// # Errors
 /// No connection, or what the server says.
@@ -80,6 +82,9 @@ pub async fn look(cutover: &Cutover, cx: &Context) -> Result<Option<Look>> {
     let (Some(freeze), Some(before)) = (&cutover.freeze, cx.recall::<BTreeMap<String, i64>>(COUNTED)?) else {
         return Ok(None);
     };
+    if cx.recall::<bool>(CARRIED_BACK)? == Some(true) {
+        return Ok(None);
+    }
     let session = cx.reader(freeze).await?;
     let kept = session
         .query_opt(

@@ -107,6 +107,7 @@ fn does(step: &StepLook) -> String {
 fn undo(undo: &Undo) -> String {
     match undo {
         Undo::Exact { .. } => "exact".into(),
+        Undo::WhileCarried { .. } => "exact, while the stream back flows".into(),
         Undo::Nothing => "nothing to take back".into(),
         Undo::Lossy { loses, .. } => format!("loses {}", escape(loses)),
         Undo::Impossible { why } => format!("**impossible**: {}", escape(&short(why))),

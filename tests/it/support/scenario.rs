@@ -4,6 +4,7 @@ use super::servers::{self, Database};
 use super::snapshot::assert_same;
 use super::world::{World, bounded, example_program};
 use handover::failpoint;
+use handover_lab::PostgresServer;
 
 /// A plan that reaches every failpoint of a step kind, and the databases it starts from.
 #[derive(Clone, Default)]
@@ -18,6 +19,8 @@ pub struct Scenario {
     pub plan: &'static str,
     /// Files beside the plan.
     pub files: &'static [(&'static str, &'static str)],
+    /// Whether blue's server is of the version between, whose roles may subscribe.
+    pub blue_subscribes: bool,
     /// What the application did on blue before.
     pub blue: &'static str,
     /// What is on green before.
@@ -36,9 +39,13 @@ struct Templates {
 }
 
 impl Scenario {
+    async fn server_of_blue(&self) -> &'static PostgresServer {
+        if self.blue_subscribes { servers::between().await } else { servers::blue().await }
+    }
+
     async fn templates(&self) -> Templates {
         Templates {
-            blue: Database::with(servers::blue().await, self.blue).await,
+            blue: Database::with(self.server_of_blue().await, self.blue).await,
             green: Database::with(servers::green().await, self.green).await,
         }
     }
@@ -49,8 +56,10 @@ impl Scenario {
     }
 
     async fn world(&self, templates: &Templates) -> World {
+        let server = self.server_of_blue().await;
         let mut world =
-            World::new(Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files).await;
+            World::on(server, Some(&templates.blue.name), Some(&templates.green.name), self.plan, self.files)
+                .await;
         if let Some(example) = self.example {
             world.program = example_program(example);
         }

@@ -130,6 +130,23 @@ impl Database {
 
     /// Drops the database before the end of the process, for tests that fill it.
     pub async fn drop_now(self) {
+        let admin = self.admin().await;
+        // A subscription keeps its database, and a slot that is read from does.
+        let sql = "select subname::text from pg_subscription s join pg_database d on d.oid = s.subdbid
+                   where d.datname = current_database()";
+        for row in admin.query(sql, &[]).await.unwrap() {
+            let name: String = row.get(0);
+            let sql = format!(
+                "alter subscription {name} disable; alter subscription {name} set (slot_name = none); drop subscription {name}"
+            );
+            admin.batch_execute(&sql).await.unwrap();
+        }
+        let sql = "select pg_terminate_backend(active_pid) from pg_replication_slots
+                   where database = current_database() and active";
+        while !admin.query(sql, &[]).await.unwrap().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        drop(admin);
         self.server.drop_database(&self.name).await.unwrap();
     }
 }

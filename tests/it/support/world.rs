@@ -3,6 +3,7 @@
 use super::pooler::{TestPooler, admit};
 use super::servers::{self, Database};
 use super::snapshot::snapshot;
+use handover_lab::PostgresServer;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -67,6 +68,8 @@ pub struct World {
     pub folder: tempfile::TempDir,
     /// What is run: `handover`, unless a test says otherwise.
     pub program: PathBuf,
+    /// Where the clients of the newest version are, for worlds whose blue is too new for those of the machine.
+    pub clients: Option<PathBuf>,
     /// In front of blue; see [`World::add_pooler`].
     pub poolers: Vec<TestPooler>,
 }
@@ -81,11 +84,25 @@ pub fn example_program(name: &str) -> PathBuf {
 impl World {
     /// Fresh databases, empty or clones of templates, and the plan's files.
     pub async fn new(blue: Option<&str>, green: Option<&str>, plan: &str, files: &[(&str, &str)]) -> Self {
-        let (blue_server, green_server) = (servers::blue().await, servers::green().await);
+        World::on(servers::blue().await, blue, green, plan, files).await
+    }
+
+    /// The same, with blue on this server.
+    pub async fn on(
+        blue_server: &'static PostgresServer,
+        blue: Option<&str>,
+        green: Option<&str>,
+        plan: &str,
+        files: &[(&str, &str)],
+    ) -> Self {
+        let green_server = servers::green().await;
         let blue = Database::create(blue_server, blue).await;
         let green = Database::create(green_server, green).await;
         let control = Database::create(green_server, None).await;
-        let world = World::of(blue, green, control);
+        let mut world = World::of(blue, green, control);
+        if blue_server.version().major > servers::blue().await.version().major {
+            world.clients = Some(servers::programs().await.green.folder().to_owned());
+        }
         world.write("plan.yaml", plan);
         for (name, content) in files {
             world.write(name, content);
@@ -105,6 +122,7 @@ impl World {
             queue,
             folder,
             program: env!("CARGO_BIN_EXE_handover").into(),
+            clients: None,
             poolers: Vec::new(),
         }
     }
@@ -144,6 +162,7 @@ impl World {
             .env("CONTROL_URL", self.control.handover_url())
             .env("QUEUE_URL", &self.queue)
             .env("WORLD", self.folder.path())
+            .env("PATH", self.path_variable())
             .env_remove("HANDOVER_FAILPOINT")
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -153,6 +172,12 @@ impl World {
                 .env(format!("THROUGH_{}", i + 1), pooler.through_url());
         }
         command
+    }
+
+    fn path_variable(&self) -> std::ffi::OsString {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = self.clients.iter().cloned().chain(std::env::split_paths(&path));
+        std::env::join_paths(folders).unwrap()
     }
 
     /// `handover VERB PLAN ARGS…`.

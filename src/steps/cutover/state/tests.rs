@@ -20,11 +20,29 @@ struct World {
     decided: bool,
     /// Whether clients may have been sent to the new side since blue was last opened.
     told_to_commit: [bool; 3],
+    /// Whether the new side refuses writes, by a decision to go back.
+    shut: bool,
 }
 
 impl World {
     fn new() -> Self {
-        World { systems: [Real::Old; 3], decided: false, told_to_commit: [false; 3] }
+        World { systems: [Real::Old; 3], decided: false, told_to_commit: [false; 3], shut: false }
+    }
+
+    fn hold(&mut self, i: usize) {
+        assert!(self.decided, "asked to prepare to go back while the old side serves");
+        self.systems[i] = Real::Held;
+    }
+
+    fn decide_to_return(&mut self) {
+        assert!(self.systems.iter().all(|real| *real == Real::Held), "decided while somebody writes");
+        self.shut = true;
+    }
+
+    /// What was written on the new side is on the old one, which is opened.
+    fn open(&mut self, without_loss: bool) {
+        assert!(!without_loss || self.shut, "both sides take writes");
+        self.decided = false;
     }
 
     fn prepare(&mut self, i: usize) {
@@ -40,6 +58,7 @@ impl World {
 
     fn commit(&mut self, i: usize) {
         assert!(self.decided, "told to commit without a decision");
+        assert!(!self.shut, "sent to a side that refuses writes");
         self.told_to_commit[i] = true;
         self.systems[i] = Real::New;
     }
@@ -61,9 +80,20 @@ fn step(flip: &Flip, event: Event<'_>) -> Flip {
     flip.after(event).unwrap_or_else(|| panic!("{event:?} refused in {flip:?}"))
 }
 
+/// Where a runner is going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Toward {
+    New,
+    /// Whatever is lost.
+    Old,
+    /// With a stream that carries everything back.
+    OldWithoutLoss,
+}
+
 /// All places that one move of a runner can lead to, each of which a crash may leave. The runner knows the journal
-/// and asks the old side; acts happen one at a time, in any order, and each may be repeated.
-fn moves((flip, world): &Place, forward: bool) -> Vec<Place> {
+/// and asks both sides; acts happen one at a time, in any order, and each may be repeated.
+fn moves((flip, world): &Place, toward: Toward) -> Vec<Place> {
+    let forward = toward == Toward::New;
     let mut out = Vec::new();
     let mut go = |flip: Flip, world: World| out.push((flip, world));
     let act = |act: fn(&mut World, usize), i: usize| {
@@ -99,6 +129,8 @@ fn moves((flip, world): &Place, forward: bool) -> Vec<Place> {
             }
         }
         Way::Decide => go(step(flip, Event::Decided), world.clone()),
+        // An earlier way back shut the new side: it is opened first.
+        Way::Commit if forward && world.shut => go(flip.clone(), World { shut: false, ..world.clone() }),
         Way::Commit if forward => {
             for name in flip.those(Stand::Committing) {
                 let i = NAMES.iter().position(|n| *n == name).unwrap();
@@ -107,13 +139,46 @@ fn moves((flip, world): &Place, forward: bool) -> Vec<Place> {
                 go(step(flip, Event::Committed(name)), after);
             }
         }
+        Way::Commit | Way::Done if toward == Toward::OldWithoutLoss => {
+            go(step(flip, Event::PrepareReturn), world.clone());
+        }
+        Way::Return if toward == Toward::Old => go(step(flip, Event::TurnBack), world.clone()),
+        // Who goes forward is told that it was decided to go back.
+        Way::Return if world.shut && forward => {}
+        Way::Return if world.shut => go(step(flip, Event::Returned), world.clone()),
+        Way::Return => {
+            let within = toward == Toward::OldWithoutLoss;
+            if within && flip.stage == Stage::PreparingReturn {
+                for i in 0..3 {
+                    go(flip.clone(), act(World::hold, i));
+                }
+                if world.systems.iter().all(|real| *real == Real::Held) {
+                    go(step(flip, Event::PreparedReturn), world.clone());
+                }
+            }
+            if within && flip.stage == Stage::DecidingReturn {
+                go(flip.clone(), act(|world, _| world.decide_to_return(), 0));
+            }
+            if flip.stage == Stage::CallingOffReturn {
+                for name in flip.those(Stand::Committing) {
+                    let i = NAMES.iter().position(|n| *n == name).unwrap();
+                    let after = act(World::commit, i);
+                    go(flip.clone(), after.clone());
+                    go(step(flip, Event::Committed(name)), after);
+                }
+            } else {
+                go(step(flip, Event::NotReturned), world.clone());
+            }
+        }
         Way::Commit | Way::Done | Way::Lost if !forward => go(step(flip, Event::TurnBack), world.clone()),
         Way::Back => {
-            go(flip.clone(), World { decided: false, ..world.clone() });
+            let mut opened = world.clone();
+            opened.open(flip.returned);
+            go(flip.clone(), opened);
             if !world.decided {
                 for i in 0..3 {
                     match flip.participants[named(i)] {
-                        Stand::Committing | Stand::Committed => {
+                        Stand::Committing | Stand::Committed | Stand::Preparing | Stand::Prepared => {
                             go(step(flip, Event::Revert(named(i))), world.clone());
                         }
                         Stand::Reverting => {
@@ -135,13 +200,13 @@ fn start() -> Place {
     (Flip::read(&NAMES, |_| None).unwrap(), World::new())
 }
 
-fn reached(from: &[Place], forward: bool) -> Vec<Place> {
+fn reached(from: &[Place], toward: Toward) -> Vec<Place> {
     let key = |place: &Place| (format!("{:?}", place.0), place.1.clone());
     let mut seen: BTreeSet<_> = from.iter().map(key).collect();
     let mut queue: VecDeque<Place> = from.to_vec().into();
     let mut all = from.to_vec();
     while let Some(place) = queue.pop_front() {
-        for next in moves(&place, forward) {
+        for next in moves(&place, toward) {
             if seen.insert(key(&next)) {
                 queue.push_back(next.clone());
                 all.push(next);
@@ -151,13 +216,13 @@ fn reached(from: &[Place], forward: bool) -> Vec<Place> {
     all
 }
 
-fn ends(place: &Place, forward: bool) -> bool {
-    moves(place, forward).iter().all(|next| next == place)
+fn ends(place: &Place, toward: Toward) -> bool {
+    moves(place, toward).iter().all(|next| next == place)
 }
 
 #[test]
 fn a_crash_anywhere_leaves_a_place_from_which_both_ways_end_well() {
-    let places = reached(&[start()], true);
+    let places = reached(&[start()], Toward::New);
     // Counted by hand: two idle ones, 8 while preparing, 2 while deciding, 3³ - 1 while calling off, 3³ behind the decision.
     assert_eq!(places.len(), 65);
     for place in &places {
@@ -183,12 +248,12 @@ fn a_crash_anywhere_leaves_a_place_from_which_both_ways_end_well() {
         }
     }
     // Forward: whatever was left, it goes on to all committed.
-    for place in places.iter().filter(|place| ends(place, true)) {
+    for place in places.iter().filter(|place| ends(place, Toward::New)) {
         assert_eq!(place.0.stage, Stage::Committed, "{place:?}");
     }
     // Back, from every place, with crashes on the way: the old side is open and everybody is on it.
-    let back = reached(&places, false);
-    let last: Vec<_> = back.iter().filter(|place| ends(place, false)).collect();
+    let back = reached(&places, Toward::Old);
+    let last: Vec<_> = back.iter().filter(|place| ends(place, Toward::Old)).collect();
     assert!(!last.is_empty());
     for (flip, world) in last {
         assert!(matches!(flip.stage, Stage::Idle | Stage::TurnedBack), "{flip:?} {world:?}");
@@ -197,16 +262,60 @@ fn a_crash_anywhere_leaves_a_place_from_which_both_ways_end_well() {
 }
 
 #[test]
+fn a_crash_on_the_way_back_leaves_a_place_from_which_every_way_ends_well() {
+    let forward = reached(&[start()], Toward::New);
+    let decided: Vec<Place> = forward
+        .into_iter()
+        .filter(|(flip, _)| matches!(flip.stage, Stage::Decided | Stage::Committed))
+        .collect();
+    let back = reached(&decided, Toward::OldWithoutLoss);
+    for (flip, world) in &back {
+        // The old side takes writes only when the new one does not.
+        assert!(world.decided || world.shut, "{flip:?} {world:?}");
+        if matches!(flip.stage, Stage::PreparingReturn | Stage::CallingOffReturn) {
+            assert!(!world.shut, "{flip:?} {world:?}");
+        }
+    }
+    let ended: Vec<Place> =
+        back.iter().filter(|place| ends(place, Toward::OldWithoutLoss)).cloned().collect();
+    assert!(!ended.is_empty());
+    for (flip, world) in &ended {
+        assert_eq!((flip.stage, flip.returned, flip.may_lose()), (Stage::TurnedBack, true, false));
+        assert_eq!((world.systems, world.decided, world.shut), ([Real::Old; 3], false, true));
+    }
+    // Who goes on with the new side after all comes there, unless it was decided to go back.
+    for (flip, world) in reached(&back, Toward::New).iter().filter(|place| ends(place, Toward::New)) {
+        let turned = matches!(flip.stage, Stage::TurningBack | Stage::TurnedBack);
+        assert!(flip.stage == Stage::Committed || world.shut || turned, "{flip:?} {world:?}");
+        assert!(turned || world.shut || world.systems == [Real::New; 3], "{flip:?} {world:?}");
+    }
+    // With loss, from everywhere.
+    for (flip, world) in reached(&back, Toward::Old).iter().filter(|place| ends(place, Toward::Old)) {
+        assert_eq!((flip.stage, world.systems, world.decided), (Stage::TurnedBack, [Real::Old; 3], false));
+    }
+    // And there again, with what the way back left: the new side is opened before anybody is sent there.
+    let again = Place::from((start().0, ended[0].1.clone()));
+    let again = reached(&[again], Toward::New);
+    assert!(again.iter().any(|(flip, _)| flip.stage == Stage::Committed));
+    for (flip, world) in again.iter().filter(|place| ends(place, Toward::New)) {
+        assert_eq!((flip.stage, world.systems, world.shut), (Stage::Committed, [Real::New; 3], false));
+    }
+}
+
+#[test]
 fn every_pair_of_state_and_event_is_in_the_table() {
     use Stage::*;
     // By hand: which events each stage allows, given participants that stand as that stage leaves them.
-    let table: [(Stage, Stand, &[&str]); 8] = [
+    let table: [(Stage, Stand, &[&str]); 11] = [
         (Idle, Stand::Untouched, &["prepare", "decided"]),
         (Preparing, Stand::Preparing, &["prepared", "not_decided", "decided"]),
         (Deciding, Stand::Prepared, &["not_decided", "decided"]),
         (CallingOff, Stand::Aborting, &["not_decided", "aborted", "decided"]),
-        (Decided, Stand::Committing, &["committed", "turn_back"]),
-        (Committed, Stand::Committed, &["turn_back"]),
+        (Decided, Stand::Committing, &["committed", "turn_back", "prepare_return"]),
+        (Committed, Stand::Committed, &["turn_back", "prepare_return"]),
+        (PreparingReturn, Stand::Preparing, &["prepared_return", "not_returned", "returned", "turn_back"]),
+        (DecidingReturn, Stand::Prepared, &["not_returned", "returned", "turn_back"]),
+        (CallingOffReturn, Stand::Committing, &["not_returned", "returned", "committed", "turn_back"]),
         (TurningBack, Stand::Committed, &["revert"]),
         (TurnedBack, Stand::Reverted, &[]),
     ];
@@ -217,6 +326,10 @@ fn every_pair_of_state_and_event_is_in_the_table() {
         ("aborted", Event::Aborted("a")),
         ("decided", Event::Decided),
         ("committed", Event::Committed("a")),
+        ("prepare_return", Event::PrepareReturn),
+        ("prepared_return", Event::PreparedReturn),
+        ("not_returned", Event::NotReturned),
+        ("returned", Event::Returned),
         ("turn_back", Event::TurnBack),
         ("revert", Event::Revert("a")),
         ("reverted", Event::Reverted("a")),
@@ -229,7 +342,7 @@ fn every_pair_of_state_and_event_is_in_the_table() {
         }
     }
     // No stage lets a participant abort or be forgotten that may have committed.
-    for stage in [Idle, Preparing, Deciding, CallingOff, Decided, Committed, TurningBack, TurnedBack] {
+    for stage in table.map(|(stage, ..)| stage) {
         for stand in [Stand::Committing, Stand::Committed] {
             let participants = [("a".to_owned(), stand)].into();
             let flip = Flip { stage, participants, ..Flip::default() };
@@ -248,6 +361,9 @@ fn what_to_do_follows_from_the_stage_and_the_old_sides_word() {
         (CallingOff, Way::CallOff, Way::Decide, Way::CallOff),
         (Decided, Way::Lost, Way::Commit, Way::Commit),
         (Committed, Way::Lost, Way::Done, Way::Done),
+        (PreparingReturn, Way::Lost, Way::Return, Way::Return),
+        (DecidingReturn, Way::Lost, Way::Return, Way::Return),
+        (CallingOffReturn, Way::Lost, Way::Return, Way::Return),
         (TurningBack, Way::Back, Way::Back, Way::Back),
         (TurnedBack, Way::Back, Way::Back, Way::Back),
     ] {

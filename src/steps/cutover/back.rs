@@ -1,0 +1,279 @@
+//! The way back without loss: a cutover in the other direction. The new side is frozen, what was written on it is drained
+//! into the old one, and the decision to go back is one commit on the new side, which refuses writes from then on. Only
+//! then is the old side opened, and the participants are turned back ([`super::turn_back`]).
+//!
+//! An attempt that is called off leaves the new side serving: participants that were prepared are told to commit once
+//! more, which is what sends their clients there.
+
+use super::book::Book;
+use super::forecast::Measured;
+use super::options::Cutover;
+use super::reverse;
+use super::state::{Event, Stage, Stand};
+use super::stream::{self, Stream};
+use super::{attempts, differences, feeds, freeze, preflight, sequences, statements, together, watched};
+use crate::error::{Class, Error, Result};
+use crate::event::Measure;
+use crate::failpoint;
+use crate::postgres::{blockers, fingerprint};
+use crate::steps::Context;
+use futures_util::future::join_all;
+use handover_actions::Actions;
+use handover_replication::{Gauge, ahead};
+use std::time::{Duration, Instant};
+
+/// How long an operator who accepts loss waits at most for a way back that has none.
+const IMPATIENCE: Duration = Duration::from_secs(60);
+
+/// How the way back went.
+pub struct Returned {
+    /// How many attempts it took; none when an earlier runner decided.
+    pub attempts: u32,
+    /// When writers were held off.
+    pub frozen: Option<Instant>,
+}
+
+/// Whether the decision to go back stands, which the new side knows.
+async fn is_decided(cutover: &Cutover, cx: &Context) -> Result<bool> {
+    match &cutover.to {
+        Some(to) => freeze::is_decided(&cx.writer(to).await?, cx).await,
+        None => Ok(false),
+    }
+}
+
+fn is_open(stage: Stage) -> bool {
+    matches!(stage, Stage::PreparingReturn | Stage::DecidingReturn | Stage::CallingOffReturn)
+}
+
+/// Goes on with the new side, where an earlier runner began to go back.
+///
+/// # Errors
+/// A decision to go back that fell, or a participant that cannot commit.
+pub async fn stay(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
+    cx.proceed()?;
+    let section = cx.critical("participants go on with the new side");
+    statements::end_orphaned(cutover, &section, cutover.to.as_ref()).await?;
+    if is_decided(cutover, &section).await? {
+        return Err(Error::new(Class::Invariant, "it was decided to go back to the old side")
+            .hint("`handover rollback` goes on with that; `handover resume` then goes forward again"));
+    }
+    release(cutover, &section, book).await?;
+    reverse::detach_forward(cutover, &section).await
+}
+
+/// Tries to decide to go back, until it is decided. Returns with the journal saying so, and nobody turned back.
+///
+/// # Errors
+/// What is in the way: the new side serves on.
+pub async fn decide(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Returned> {
+    let mut number = 0;
+    loop {
+        if is_open(book.stage().await) {
+            cx.proceed()?;
+            let section = cx.critical("the way back that was begun is looked at");
+            statements::end_orphaned(cutover, &section, cutover.to.as_ref()).await?;
+            if is_decided(cutover, &section).await? {
+                book.note(Event::Returned).await?;
+                return Ok(Returned { attempts: number, frozen: None });
+            }
+            release(cutover, &section, book).await?;
+        }
+        number += 1;
+        let schema = ready(cutover, cx).await?;
+        match attempt(cutover, cx, book, &schema).await? {
+            Ok(frozen) => return Ok(Returned { attempts: number, frozen: Some(frozen) }),
+            Err(error) if !attempts::passes(&error) => return Err(error),
+            Err(error) => attempts::again(cutover, cx, number, error, "the new side serves on").await?,
+        }
+    }
+}
+
+/// Tells every participant to go on with the new side. Only where it is certain that no decision to go back has fallen.
+async fn release(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()> {
+    book.note(Event::NotReturned).await?;
+    let actions = &Actions::new(cx);
+    let commit = async |participant: &super::Participant| -> Result<()> {
+        if book.stand(&participant.name).await == Stand::Committed {
+            return Ok(());
+        }
+        let mut last = Ok(());
+        for wait in [0, 200, 1000] {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            last = participant.stay(cx, book, actions).await;
+            if last.is_ok() {
+                return book.note(Event::Committed(&participant.name)).await;
+            }
+        }
+        last.map_err(|e| {
+            e.hint(format!(
+                "{0} may still be holding its clients: let it go on with the new side by hand, then `handover resume`",
+                participant.name
+            ))
+        })
+    };
+    join_all(cutover.participants.iter().map(commit)).await.into_iter().collect()
+}
+
+/// Waits until a pause would be short, with the stream forward made ready. Returns the digest of the new side's schema,
+/// to be compared behind the lock.
+async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
+    let (Some(freeze), Some(to), Some(stream)) = (&cutover.freeze, &cutover.to, stream::stream(cutover, cx))
+    else {
+        return Err(Error::internal("a way back without a stream"));
+    };
+    let link = &stream.link;
+    let (mut blue, mut green) = (cx.writer(freeze).await?, cx.writer(to).await?);
+    let watcher = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
+    let schema = fingerprint::digest(&watcher).await?;
+    let mut obstacles = differences::differences(cutover, &stream, &blue, &green).await?;
+    obstacles.extend(preflight::rooms(cutover, &green, &blue).await?);
+    if let Some(text) = obstacles.into_iter().next() {
+        return Err(attempts::refusal(&green, text));
+    }
+    if let Some(Stream { replicate, link, copy }) = stream::forward(cutover, cx) {
+        ahead::make(cx, &replicate, &copy, &link).await?;
+        ahead::freshen(cx, &link).await?;
+    }
+    let patience = if cx.accept_loss { cutover.patience.0.min(IMPATIENCE) } else { cutover.patience.0 };
+    let begun = Instant::now();
+    let mut gauge = Gauge::open(cx, link).await?;
+    loop {
+        let age = cutover.max_transaction_age.0;
+        let obstacle = if !gauge.mark(cx, feeds::MARK, link.max_lag).await? {
+            let behind = handover_replication::bytes(gauge.behind().await?);
+            Some(format!(
+                "a change takes longer than {:?} to arrive on {freeze}, which is {behind} behind",
+                link.max_lag
+            ))
+        } else if let Some(prepared) = blockers::prepared_of_freeze(&green, age).await?.into_iter().next() {
+            Some(prepared.to_string())
+        } else if let Some(first) = blockers::of_freeze(&green, age).await?.into_iter().next() {
+            if let Some(pid) = first.autovacuum() {
+                let _ = green.query("select pg_cancel_backend($1)", &[&pid]).await;
+            }
+            Some(format!("a transaction has held locks that writers take: {first}"))
+        } else if let Some(held) =
+            stream::gate_of_successor(cutover, cx).raise(&mut green, cx, cutover).await?
+        {
+            Some(held)
+        } else {
+            preflight::unconfirmed(cutover, cx, [&mut green, &mut blue], &mut Measured::default()).await?
+        };
+        let Some(obstacle) = obstacle else { return Ok(schema) };
+        if begun.elapsed() >= patience {
+            return Err(Error::new(
+                Class::Timeout,
+                format!("not ready to go back within {patience:?}: {obstacle}"),
+            )
+            .on_database(to)
+            .hint("nothing was paused and the new side serves on; remove what is in the way, then `handover resume`"));
+        }
+        cx.progress(
+            "waiting to go back",
+            begun.elapsed().as_secs(),
+            Some(patience.as_secs()),
+            Measure::Seconds,
+        );
+        cx.sleep(Duration::from_millis(250)).await?;
+    }
+}
+
+/// One attempt: to the decision, or until everybody goes on with the new side.
+async fn attempt(
+    cutover: &Cutover,
+    outer: &Context,
+    book: &Book<'_>,
+    schema: &str,
+) -> Result<Result<Instant>> {
+    outer.proceed()?;
+    let section = outer.critical("an attempt to go back");
+    let cx: &Context = &section;
+    let frozen = Instant::now();
+    let error = match try_to_decide(cutover, outer, cx, book, schema).await {
+        Ok(frozen) => {
+            book.note(Event::Returned).await?;
+            return Ok(Ok(frozen));
+        }
+        Err(error) if matches!(error.class(), Class::LeaseLost | Class::Journal) => return Err(error),
+        Err(error) => error,
+    };
+    if book.stage().await == Stage::PreparingReturn {
+        statements::end_of_participants(cutover, cx).await;
+    } else {
+        statements::end_orphaned(cutover, cx, cutover.to.as_ref()).await?;
+        // The answer to the commit was lost: it counts.
+        if is_decided(cutover, cx).await? {
+            book.note(Event::Returned).await?;
+            return Ok(Ok(frozen));
+        }
+    }
+    release(cutover, cx, book).await?;
+    Ok(Err(error))
+}
+
+/// Up to and including the decision. Returns when writers were held off.
+async fn try_to_decide(
+    cutover: &Cutover,
+    outer: &Context,
+    cx: &Context,
+    book: &Book<'_>,
+    schema: &str,
+) -> Result<Instant> {
+    let (Some(freeze), Some(to), Some(Stream { link, .. })) =
+        (&cutover.freeze, &cutover.to, stream::stream(cutover, cx))
+    else {
+        return Err(Error::internal("a way back without a stream"));
+    };
+    book.note(Event::PrepareReturn).await?;
+    together::prepare(cutover, outer, cx, book).await?;
+    failpoint::at(failpoint::REVERSE_UNDO_PREPARED)?;
+    let budget = cutover.write_pause.0;
+    let (mut freezer, counter) = (cx.writer(to).await?, cx.reader(to).await?);
+    let mut setter = cx.writer(freeze).await?;
+    let watcher = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
+    let mut gauge = Gauge::open(cx, &link).await?;
+    let tables = freeze::tables(&counter, cutover).await?;
+    freeze::limit(&freezer, budget).await?;
+    // From here on a decision may have fallen, whatever is heard of it.
+    book.note(Event::PreparedReturn).await?;
+
+    let frozen = Instant::now();
+    let tx = freezer.transaction().await?;
+    tx.durable().await?;
+    let drain = async {
+        freeze::lock(&tx, &tables, budget, frozen)
+            .await
+            .map_err(|e| e.context("writers could not be held off"))?;
+        failpoint::at(failpoint::REVERSE_UNDO_FROZEN)?;
+        let arrived = async {
+            let mark = gauge.write(feeds::MARK).await?;
+            while !gauge.passed(&mark).await? {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Ok::<_, Error>(())
+        };
+        tokio::try_join!(arrived, watched::assert_unchanged(&watcher, schema))?;
+        sequences::carry(&counter, &mut setter, cutover.sequence_margin).await?;
+        // What was applied is visible on the old side, and not on its disk before something durable is.
+        match freeze::confirms(&mut setter, cx, budget).await? {
+            None => Ok(()),
+            Some(slow) => Err(Error::new(Class::Timeout, slow).on_database(freeze)),
+        }
+    };
+    match tokio::time::timeout(budget, drain).await {
+        Ok(result) => result?,
+        Err(_) => return Err(attempts::over_budget(cutover)),
+    }
+    failpoint::at(failpoint::REVERSE_UNDO_DRAINED)?;
+    outer.proceed()?;
+    let left = budget.saturating_sub(frozen.elapsed());
+    let held = tokio::time::timeout(left, together::still_held(cutover, cx, book));
+    held.await.map_err(|_| attempts::over_budget(cutover))??;
+    freeze::decide(&tx, cx, cutover, &stream::gate_of_successor(cutover, cx), "").await?;
+    if frozen.elapsed() > budget {
+        return Err(attempts::over_budget(cutover));
+    }
+    tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
+    failpoint::at(failpoint::REVERSE_UNDO_DECIDED)?;
+    Ok(frozen)
+}
