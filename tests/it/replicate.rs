@@ -1,15 +1,10 @@
 //! `replicate` between real servers of different major versions, while the application writes.
 
-use crate::support::context::context;
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::{World, until};
-use handover::postgres::TableName;
-use handover::steps::Description;
-use handover_lab::{PostgresOptions, PostgresServer};
-use handover_replication::{Link, Replicate, identity};
-use serde_json::json;
+use handover_lab::PostgresServer;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -134,7 +129,7 @@ impl Traffic {
 }
 
 /// Rows of tables and positions of sequences.
-async fn content(database: &Database) -> String {
+pub async fn content(database: &Database) -> String {
     let all = snapshot(database).await;
     all.lines().filter(|l| l.starts_with("content ")).map(|l| format!("{l}\n")).collect()
 }
@@ -237,7 +232,7 @@ fn listen(pipe: impl tokio::io::AsyncRead + Unpin + Send + 'static, said: Arc<Mu
     });
 }
 
-fn keep(server: PostgresServer) -> &'static PostgresServer {
+pub fn keep(server: PostgresServer) -> &'static PostgresServer {
     Box::leak(Box::new(server))
 }
 
@@ -345,114 +340,6 @@ async fn what_green_cannot_apply_halts_the_run_and_goes_on_when_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn obstacles_are_found_before_the_copy_all_at_once() {
-    let options = PostgresOptions::new(servers::programs().await.blue.clone())
-        .setting("wal_level", "replica")
-        .setting("max_slot_wal_keep_size", "-1");
-    let server = keep(PostgresServer::start(options).await.unwrap());
-    let mut world = World::new(None, None, PLAN, &[("switch.conf", "database = blue\n")]).await;
-    world.blue = Database::with(
-        server,
-        "create table keyless (a int); create table almost (a int not null unique, b int);
-         create unlogged table scratch (a int primary key); create materialized view seen as select 1 as x;
-         create table late (a int, primary key (a) deferrable); create table opaque (a int, j json);
-         create domain json_domain as json; create type json_row as (a int, j json);
-         create table in_domain (d json_domain); alter table in_domain replica identity full;
-         create table in_array (d json[]); alter table in_array replica identity full;
-         create table in_row (d json_row); alter table in_row replica identity full;
-         create table as_path (d jsonpath); alter table as_path replica identity full;
-         create table in_key (a int, g int generated always as (a) stored primary key)",
-    )
-    .await;
-    let dry = world.handover("dry-run", &[]).await;
-    for ended in [dry, world.handover("run", &[]).await.code(1)] {
-        let text = format!("{}{}", ended.stdout, ended.stderr);
-        for part in [
-            "wal_level on blue is replica",
-            "max_slot_wal_keep_size on blue is without limit",
-            "keyless (it has no replica identity)",
-            "give opaque a unique index of columns that are not null and not generated",
-            "in_domain (the type of its column d knows no equality)",
-            "in_array (the type of its column d knows no equality)",
-            "in_row (the type of its column d knows no equality)",
-            "as_path (the type of its column d knows no equality)",
-            "in_key (its key holds a generated column, which is not published)",
-            "alter table \"public\".\"keyless\" replica identity full;",
-            "alter table \"public\".\"almost\" replica identity using index \"almost_a_key\";",
-            "alter table \"public\".\"late\" replica identity full;",
-        ] {
-            assert!(text.contains(part), "{part}: {ended}");
-        }
-    }
-    let described = world.handover("dry-run", &[]).await;
-    assert!(
-        described.stdout.contains("unlogged tables are copied and not replicated: scratch"),
-        "{described}"
-    );
-    assert!(described.stdout.contains("refresh seen on green"), "{described}");
-    assert_eq!(
-        world.green.value("select count(*) from pg_tables where schemaname = 'public'").await.unwrap(),
-        "0"
-    );
-    server.stop().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_way_to_blue_that_does_not_work_is_found_before_the_copy() {
-    let world = world(PLAN).await;
-    let with = |connection: &str| {
-        let connection = format!("replicate: {{ from: blue, to: green, connection: '{connection}' }}");
-        world.write("plan.yaml", &PLAN.replace("replicate: { from: blue, to: green }", &connection));
-    };
-    with("host=127.0.0.1 port=1 user=handover dbname=x password=${WORLD}");
-    let ended = world.handover("run", &[]).await.code(1);
-    assert!(ended.stderr.contains("could not connect to the publisher"), "{ended}");
-    assert!(ended.stderr.contains("the server of green connects to blue by itself"), "{ended}");
-    let secret = world.folder.path().display().to_string();
-    assert!(!format!("{ended}").contains(&format!("password={secret}")), "{ended}");
-    assert_eq!(left(&world).await, NOTHING);
-    world.handover("rollback", &[]).await.success();
-    with("${CONTROL_URL}");
-    let ended = world.handover("run", &[]).await.code(1);
-    assert!(ended.stderr.contains("leads to another database than blue"), "{ended}");
-    world.handover("rollback", &[]).await.success();
-    with("${BLUE_URL}");
-    world.handover("run", &[]).await.success();
-    // The servers' logs never held the password.
-    let password = url::Url::parse(&world.blue.handover_url()).unwrap().password().unwrap().to_owned();
-    let log = world.green.server.log();
-    let shown: Vec<&str> = log.lines().filter(|line| line.contains(&password)).collect();
-    assert!(shown.is_empty(), "{shown:#?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_cutover_finish_and_rollback_take_everything_away() {
-    let plan = PLAN.split("  - id: flip").next().unwrap();
-    let world = world(plan).await;
-    let before = world.snapshot().await;
-    world.handover("run", &[]).await.success();
-    // Nobody runs, and the servers go on.
-    world.blue.execute("insert into account (id, balance) values (800000, 3)").await;
-    until(&world.green.admin().await, "select from account where id = 800000").await;
-    let doctor = world.handover("doctor", &[]).await;
-    for part in ["of an earlier run: replication slot", "publication", "subscription"] {
-        assert!(doctor.stdout.contains(part), "{part}: {doctor}");
-    }
-    for failpoint in ["replicate.undo-unsubscribed", "replicate.undo-slot-dropped"] {
-        world.handover_failing(failpoint, "rollback", &[]).await.killed();
-        world.handover("resume", &[]).await.success();
-        assert_eq!(left(&world).await, NOTHING);
-        world.blue.execute("delete from account where id = 800000").await;
-        assert_same("rolled back", &before, &world.snapshot().await);
-        world.handover("run", &[]).await.success();
-    }
-    world.handover_failing("replicate.undo-unsubscribed", "finish", &[]).await.killed();
-    world.handover("finish", &[]).await.success();
-    assert_eq!(left(&world).await, NOTHING);
-    assert_equal(&world).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_writes_is_waited_for_and_named() {
     let world =
         world(&PLAN.replace("to: green }\n  - id: flip", "to: green, patience: 3s }\n  - id: flip")).await;
@@ -469,135 +356,6 @@ async fn a_transaction_that_writes_is_waited_for_and_named() {
     world.handover("resume", &[]).await.success();
     assert_equal(&world).await;
     assert_eq!(left(&world).await, NOTHING);
-}
-
-/// The oldest version that is copied from.
-#[tokio::test(flavor = "multi_thread")]
-async fn postgres_13_is_followed_while_it_is_written_to() {
-    let checks = "  - id: agree
-    verify: { before: blue, after: green, checksums: {} }
-  - id: flip";
-    let mut world = world(&PLAN.replace("  - id: flip", checks)).await;
-    world.blue = Database::with(servers::oldest().await, BLUE).await;
-    let dry = world.handover("dry-run", &[]).await.success();
-    assert!(!dry.stdout.contains("only a superuser"), "{dry}");
-    // Everybody may create in `public` there, which is told.
-    world.handover("doctor", &[]).await.code(8);
-    let revoke = "revoke create on schema public from public";
-    world.blue.admin().await.batch_execute(revoke).await.unwrap();
-    world.handover("doctor", &[]).await.success();
-    let traffic = Traffic::start(&world.blue, 1);
-    world.handover("run", &[]).await.success();
-    traffic.stop().await;
-    assert_equal(&world).await;
-    assert_eq!(left(&world).await, NOTHING);
-}
-
-/// Before Postgres 16 only a superuser can subscribe.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_old_version_is_followed_by_the_same_with_a_superuser() {
-    let mut world = world(PLAN).await;
-    world.green = Database::create(servers::blue().await, None).await;
-    let dry = world.handover("dry-run", &[]).await;
-    assert!(dry.stdout.contains("only a superuser can subscribe"), "{dry}");
-    let traffic = Traffic::start(&world.blue, 1);
-    let mut command = world.command();
-    command.env("GREEN_URL", world.green.server.admin_url(&world.green.name)).arg("run").arg(world.plan());
-    let output = command.output().await.unwrap();
-    traffic.stop().await;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_equal(&world).await;
-    assert_eq!(left(&world).await, NOTHING);
-}
-
-/// Postgres's own writer at a steady rate, throughout.
-#[tokio::test(flavor = "multi_thread")]
-async fn pgbench_writes_throughout() {
-    let mut world =
-        World::new(None, None, &watched("max_lag: 2s"), &[("switch.conf", "database = blue\n")]).await;
-    world.blue = Database::create(servers::blue().await, None).await;
-    let pgbench = |arguments: &[&str]| {
-        let url = url::Url::parse(&world.blue.owner_url()).unwrap();
-        let mut command = tokio::process::Command::new(world.blue.server.programs().program("pgbench"));
-        command
-            .args(arguments)
-            .env("PGHOST", url.host_str().unwrap())
-            .env("PGPORT", url.port().unwrap().to_string())
-            .env("PGUSER", url.username())
-            .env("PGPASSWORD", url.password().unwrap())
-            .env("PGDATABASE", url.path().trim_start_matches('/'))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true);
-        command
-    };
-    assert!(pgbench(&["-i", "-q", "-s", "3"]).status().await.unwrap().success());
-    world
-        .blue
-        .execute("alter table pgbench_history replica identity full; create publication theirs for table pgbench_tellers")
-        .await;
-    // Ours is not among the publications that are copied.
-    let plan = watched("max_lag: 2s").replace("chunk_mb: 1", "chunk_mb: 1, publications: true");
-    world.write("plan.yaml", &plan);
-    let mut writing = pgbench(&["-n", "-c", "4", "-R", "150", "-T", "300"]).spawn().unwrap();
-    let admin = world.blue.admin().await;
-    until(&admin, "select from pgbench_history having count(*) > 100").await;
-    let mut run = Background::start(&world, "run").await;
-    run.until("hold: started").await;
-    let then: i64 = admin.query_one("select count(*) from pgbench_history", &[]).await.unwrap().get(0);
-    until(&admin, &format!("select from pgbench_history having count(*) > {}", then + 300)).await;
-    world.handover("approve", &["hold", "--by", "alice"]).await.success();
-    let (code, said) = run.ended().await;
-    assert_eq!(code, Some(0), "{said}");
-    // It wrote until it was refused.
-    tokio::time::timeout(Duration::from_secs(10), writing.wait()).await.unwrap().unwrap();
-    assert_equal(&world).await;
-    assert_eq!(left(&world).await, NOTHING);
-    let publications = "select string_agg(pubname, ',') from pg_publication";
-    assert_eq!(world.green.value(publications).await.unwrap(), "theirs");
-    let sums =
-        "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)";
-    assert_eq!(world.green.value(sums).await.unwrap(), "t");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_server_is_asked_whether_it_lets_published_tables_be_changed() {
-    let newer = servers::green().await;
-    let sql = "create table fine (a int primary key, g int generated always as (a) stored); create table keyless (a int);
-         create table part_key (g int generated always as (1) stored primary key, a int); create table whole (a int, g int generated always as (a) stored);
-         alter table whole replica identity full; create table dropped (a int not null, constraint dropped_a unique (a));
-         alter table dropped replica identity using index dropped_a; alter table dropped drop constraint dropped_a;
-         create function never() returns trigger language plpgsql as $$begin raise exception 'fired'; end$$;
-         create trigger never before delete on fine for each statement execute function never();
-         create rule instead as on delete to keyless where old.a = 5 do instead nothing";
-    let blue = Database::with(newer, sql).await;
-    let (cx, _events) = context("copy", &[("blue", blue.handover_url())], &["blue"]).await;
-    let replicate: Replicate = serde_json::from_value(json!({ "from": "blue", "to": "green" })).unwrap();
-    let link = Link { name: "handover_trial".into(), ..Link::new(cx.run, &"follow".into(), &replicate) };
-    let tables = ["fine", "keyless", "part_key", "whole", "dropped"].map(|t| TableName::new("public", t));
-    let mut said = Description::default();
-    identity::rehearse(&cx, &link, &tables, &mut said).await.unwrap();
-    assert_eq!(said.blockers.len(), 1, "{said:?}");
-    for table in ["keyless (", "part_key (", "whole (", "dropped ("] {
-        assert!(said.blockers[0].contains(table), "{table} {said:?}");
-    }
-    assert!(!said.blockers[0].contains("fine ("), "{said:?}");
-    assert_eq!(blue.value("select count(*) from pg_publication").await.as_deref(), Some("0"));
-    // The advice holds for what it is given for.
-    let replicate: Replicate = serde_json::from_value(json!({ "from": "blue", "to": "green" })).unwrap();
-    let mut said = Description::default();
-    let session = cx.reader("blue").await.unwrap();
-    identity::look(&replicate, Some("handover"), &session, &tables, &mut said).await.unwrap();
-    let text = said.blockers.join("; ");
-    assert!(
-        text.contains("give whole a unique index") && text.contains("give part_key a unique index"),
-        "{text}"
-    );
-    assert!(text.contains("alter table \"public\".\"keyless\" replica identity full;"), "{text}");
-    blue.execute("alter table keyless replica identity full").await;
-    let mut said = Description::default();
-    identity::rehearse(&cx, &link, &tables[..2], &mut said).await.unwrap();
-    assert_eq!(said.blockers, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
