@@ -30,57 +30,59 @@ pub struct Definition {
     pub needs: BTreeSet<String>,
 }
 
-/// Definitions with the catalog row of each: class, oid, schema, relation, label, text.
+/// Definitions with the catalog row of each: class, oid, schema, relation, label, text. The server's own three thousand
+/// routines are left out before a text is made of them, which would take most of the time.
 fn definitions() -> String {
     format!(
-        "with defs (class, id, schema, relation, label, text) as materialized (
+        "with spaces as materialized (select n.oid, n.nspname from pg_namespace n where {USER_SCHEMAS}),
+         defs (class, id, schema, relation, label, text) as (
              select 'pg_constraint'::regclass::oid, k.oid, n.nspname, c.relname, format('constraint %s', k.conname), pg_get_constraintdef(k.oid)
-             from pg_constraint k join pg_class c on c.oid = k.conrelid join pg_namespace n on n.oid = c.relnamespace
+             from pg_constraint k join pg_class c on c.oid = k.conrelid join spaces n on n.oid = c.relnamespace
              where k.contype in ('c', 'p', 'u', 'x', 'f') and k.conparentid = 0 and {class}
              union all
              select 'pg_constraint'::regclass, k.oid, n.nspname, '', format('constraint %s of domain %s', k.conname, t.typname), pg_get_constraintdef(k.oid)
-             from pg_constraint k join pg_type t on t.oid = k.contypid join pg_namespace n on n.oid = t.typnamespace
+             from pg_constraint k join pg_type t on t.oid = k.contypid join spaces n on n.oid = t.typnamespace
              where k.contype = 'c' and {typ}
              union all
              select 'pg_type'::regclass, t.oid, n.nspname, '', format('default of domain %s', t.typname), pg_get_expr(t.typdefaultbin, 0)
-             from pg_type t join pg_namespace n on n.oid = t.typnamespace
+             from pg_type t join spaces n on n.oid = t.typnamespace
              where t.typtype = 'd' and t.typdefaultbin is not null and {typ}
              union all
              select 'pg_attrdef'::regclass, d.oid, n.nspname, c.relname, format('default of column %s', a.attname), pg_get_expr(d.adbin, d.adrelid)
              from pg_attrdef d join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
-             join pg_class c on c.oid = d.adrelid join pg_namespace n on n.oid = c.relnamespace where {class}
+             join pg_class c on c.oid = d.adrelid join spaces n on n.oid = c.relnamespace where {class}
              union all
              select 'pg_policy'::regclass, p.oid, n.nspname, c.relname, format('policy %s', p.polname),
                     concat_ws(' with check ', coalesce(pg_get_expr(p.polqual, p.polrelid), ''), pg_get_expr(p.polwithcheck, p.polrelid))
-             from pg_policy p join pg_class c on c.oid = p.polrelid join pg_namespace n on n.oid = c.relnamespace where {class}
+             from pg_policy p join pg_class c on c.oid = p.polrelid join spaces n on n.oid = c.relnamespace where {class}
              union all
              select 'pg_rewrite'::regclass, r.oid, n.nspname, c.relname,
                     case when c.relkind in ('v', 'm') and r.ev_type = '1' then 'query' else format('rule %s', r.rulename) end,
                     case when c.relkind in ('v', 'm') and r.ev_type = '1' then pg_get_viewdef(c.oid) else pg_get_ruledef(r.oid) end
-             from pg_rewrite r join pg_class c on c.oid = r.ev_class join pg_namespace n on n.oid = c.relnamespace where {class}
+             from pg_rewrite r join pg_class c on c.oid = r.ev_class join spaces n on n.oid = c.relnamespace where {class}
              union all
              select 'pg_class'::regclass, i.oid, n.nspname, c.relname, format('index %s', i.relname), pg_get_indexdef(i.oid)
              from pg_index x join pg_class i on i.oid = x.indexrelid join pg_class c on c.oid = x.indrelid
-             join pg_namespace n on n.oid = c.relnamespace where x.indisvalid and x.indisready and {class}
+             join spaces n on n.oid = c.relnamespace where x.indisvalid and x.indisready and {class}
              union all
              select 'pg_statistic_ext'::regclass, s.oid, n.nspname, c.relname, format('statistics %s', s.stxname), pg_get_statisticsobjdef(s.oid)
-             from pg_statistic_ext s join pg_class c on c.oid = s.stxrelid join pg_namespace n on n.oid = c.relnamespace where {class}
+             from pg_statistic_ext s join pg_class c on c.oid = s.stxrelid join spaces n on n.oid = c.relnamespace where {class}
              union all
              select 'pg_trigger'::regclass, t.oid, n.nspname, c.relname, format('trigger %s', t.tgname), pg_get_triggerdef(t.oid)
-             from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+             from pg_trigger t join pg_class c on c.oid = t.tgrelid join spaces n on n.oid = c.relnamespace
              join pg_proc p on p.oid = t.tgfoid
              where not t.tgisinternal and t.tgparentid = 0 and {class} and {not_ours}
              union all
              select 'pg_class'::regclass, c.oid, n.nspname, c.relname, 'partitioning', concat_ws(' of ', pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid))
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             from pg_class c join spaces n on n.oid = c.relnamespace
              where (c.relkind = 'p' or c.relispartition and c.relkind in ('r', 'f')) and {class}
              union all
              select 'pg_proc'::regclass, p.oid, n.nspname, '', {ROUTINE},
                     concat_ws(' ', pg_get_function_arguments(p.oid), pg_get_function_result(p.oid))
-             from pg_proc p join pg_namespace n on n.oid = p.pronamespace where {proc}
+             from pg_proc p join spaces n on n.oid = p.pronamespace where {proc}
          )
          select d.class, d.id, d.schema::text, d.relation::text, d.label, coalesce(d.text, '')
-         from defs d join pg_namespace n on n.nspname = d.schema where {USER_SCHEMAS}",
+         from defs d",
         class = no_member("pg_class", "c.oid"),
         typ = no_member("pg_type", "t.oid"),
         proc = no_member("pg_proc", "p.oid"),
