@@ -106,11 +106,8 @@ pub const BEGIN: &str = "begin isolation level repeatable read, read only";
 /// No connection, or what the server says.
 pub async fn summing(databases: &Databases, database: &str, timeout: Duration) -> Result<Session> {
     let session = prepare(databases, database, timeout).await?;
-    // A query over one piece of a table: compiling it costs more than it saves, and the pieces are what runs in
-    // parallel.
-    for (name, value) in [("jit", "off"), ("max_parallel_workers_per_gather", "0")] {
-        session.set(name, value).await?;
-    }
+    // The pieces of a table are what runs in parallel.
+    session.set("max_parallel_workers_per_gather", "0").await?;
     Ok(session)
 }
 

@@ -52,10 +52,7 @@ fn share(table: &Table) -> u64 {
 /// Prepares a session on the target for loading.
 pub async fn prepare_writer(writer: &Session) -> Result<()> {
     // A chunk's checkpoint commits with its rows, so a crash of the server loses both or none.
-    for (name, value) in [("synchronous_commit", "off"), ("jit", "off")] {
-        writer.set(name, value).await?;
-    }
-    Ok(())
+    writer.set("synchronous_commit", "off").await
 }
 
 /// Streams one chunk, and commits it with its checkpoint.

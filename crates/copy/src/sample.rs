@@ -74,9 +74,7 @@ pub async fn measure(
     indexes: &[Index],
 ) -> Result<Measured> {
     for session in [blue, green] {
-        for (name, value) in
-            [("statement_timeout", STATEMENT), ("jit", "off"), ("max_parallel_workers_per_gather", "0")]
-        {
+        for (name, value) in [("statement_timeout", STATEMENT), ("max_parallel_workers_per_gather", "0")] {
             session.set(name, value).await?;
         }
     }

@@ -73,6 +73,8 @@ const CATALOG: &[(&str, &str)] = &[
     ("default_tablespace", ""),
     ("temp_tablespaces", ""),
     ("default_table_access_method", "heap"),
+    // A question to the catalogs is planned as dear and answered soon: compiling it takes longer than the answer.
+    ("jit", "off"),
 ];
 
 /// What only the operator profile says. Without an order of day and month, `datestyle` keeps the server's own.

@@ -153,8 +153,6 @@ impl Synchronizer {
             session.set("statement_timeout", "0").await?;
             assert_readable(session).await?;
         }
-        // Compiling the look costs more than it saves.
-        blue.set("jit", "off").await?;
         let (ours, number) = history(&green, port, step).await?;
         let tx = green.transaction().await?;
         let watermark: Option<Watermark> = tx.checkpoint(port.run, step, WATERMARK).await?;
