@@ -2,8 +2,9 @@
 
 use crate::rows::{self, Matching};
 use handover_core::event::StepId;
+use handover_core::problem::{Problems, Segment};
 use handover_core::value::Duration;
-use handover_postgres::TableName;
+use handover_postgres::{TableName, sql};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -170,6 +171,29 @@ pub struct Retries {
 }
 
 impl Invariant {
+    /// Finds what is wrong with its queries and with how rows find each other; `path` leads to it.
+    pub fn check(&self, path: &[Segment], problems: &mut Problems) {
+        let at = |field: &str| -> Vec<Segment> { path.iter().cloned().chain([field.into()]).collect() };
+        for (field, text) in [("before", &self.before), ("after", &self.after)] {
+            let Some(text) = text else { continue };
+            let statements = sql::statements(text);
+            let first = statements.first().map(|s| s.trim_start().to_lowercase()).unwrap_or_default();
+            if statements.len() != 1
+                || !["select", "with", "table", "values", "("].iter().any(|w| first.starts_with(w))
+            {
+                problems.error(at(field), "an invariant is one query").hint("write one SELECT");
+            }
+        }
+        if self.ordered && !self.key.is_empty() {
+            problems
+                .error(at("ordered"), "rows are found either by their key or by their place")
+                .hint("remove `key` or `ordered`");
+        }
+        if self.tolerance.is_some_and(|t| !t.is_finite() || t < 0.0) {
+            problems.error(at("tolerance"), "a tolerance is 0 or more").hint("write a number such as 0.01");
+        }
+    }
+
     /// How rows of its results find each other.
     #[must_use]
     pub fn matching(&self) -> Matching {

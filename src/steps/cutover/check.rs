@@ -2,7 +2,6 @@
 
 use super::gates::{Ask, Blockers, Survives, Window};
 use super::hours;
-use crate::postgres::sql;
 use crate::problem::{Problems, Segment};
 use std::collections::BTreeSet;
 
@@ -46,23 +45,7 @@ pub fn invariants(invariants: &[Survives], frozen: bool, problems: &mut Problems
                 .error(at("name"), format!("there are two invariants `{}`", invariant.name))
                 .hint("give each its own name");
         }
-        let queries = [("before", Some(&invariant.before)), ("after", invariant.after.as_ref())];
-        for (field, text) in queries.into_iter().filter_map(|(field, text)| Some((field, text?))) {
-            let statements = sql::statements(text);
-            let first = statements.first().map(|s| s.trim_start().to_lowercase()).unwrap_or_default();
-            let query = ["select", "with", "table", "values", "("].iter().any(|w| first.starts_with(w));
-            if statements.len() != 1 || !query {
-                problems.error(at(field), "an invariant is one query").hint("write one SELECT");
-            }
-        }
-        if invariant.ordered && !invariant.key.is_empty() {
-            problems
-                .error(at("ordered"), "rows are found either by their key or by their place")
-                .hint("remove `key` or `ordered`");
-        }
-        if invariant.tolerance.is_some_and(|t| !t.is_finite() || t < 0.0) {
-            problems.error(at("tolerance"), "a tolerance is 0 or more").hint("write a number such as 0.01");
-        }
+        invariant.invariant().check(&[Segment::from("invariants"), i.into()], problems);
     }
 }
 

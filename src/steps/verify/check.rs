@@ -1,7 +1,6 @@
 //! What can be found wrong with a verification without connecting to anything.
 
 use crate::event::StepId;
-use crate::postgres::sql;
 use crate::problem::{Problems, Segment, suggest};
 use crate::steps::CheckContext;
 use handover_compare::{Before, Invariant, Recorded, Verify};
@@ -61,22 +60,5 @@ pub(super) fn invariant(step: &Verify, i: usize, invariant: &Invariant, problems
             .error(at("name"), format!("`{}` has no query", invariant.name))
             .hint("write `before: \"select …\"`; `after` is the same unless given");
     }
-    for (field, text) in [("before", &invariant.before), ("after", &invariant.after)] {
-        let Some(text) = text else { continue };
-        let statements = sql::statements(text);
-        let first = statements.first().map(|s| s.trim_start().to_lowercase()).unwrap_or_default();
-        if statements.len() != 1
-            || !["select", "with", "table", "values", "("].iter().any(|w| first.starts_with(w))
-        {
-            problems.error(at(field), "an invariant is one query").hint("write one SELECT");
-        }
-    }
-    if invariant.ordered && !invariant.key.is_empty() {
-        problems
-            .error(at("ordered"), "rows are found either by their key or by their place")
-            .hint("remove `key` or `ordered`");
-    }
-    if invariant.tolerance.is_some_and(|t| !t.is_finite() || t < 0.0) {
-        problems.error(at("tolerance"), "a tolerance is 0 or more").hint("write a number such as 0.01");
-    }
+    invariant.check(&[Segment::from("invariants"), i.into()], problems);
 }
