@@ -6,6 +6,7 @@
 use crate::end::ENDED;
 use crate::link::Link;
 use crate::options::Replicate;
+use crate::origin::Leave;
 use crate::subscription::{self, Begin};
 use crate::{origin, publication, slot};
 use handover_copy::Copy;
@@ -28,7 +29,7 @@ pub async fn make(port: &Port, replicate: &Replicate, copy: &Copy, link: &Link) 
         return Ok(());
     }
     if origin::is_published(port, link).await? {
-        origin::detach(port, link).await?;
+        origin::take_away(port, link, Leave::Publication).await?;
     } else {
         origin::discard(port, link).await?;
         publication::announce(port, copy, link).await?;

@@ -15,11 +15,7 @@ pub const ENDED: &str = "ended";
 /// The lease or the journal. What a server says is only told, `finish` takes away what is left; but where it is to begin
 /// again, what goes the other way must not begin before it has ended, so there it is an error.
 pub async fn end(port: &Port, link: &Link, leave: Leave) -> Result<()> {
-    let ended = match leave {
-        Leave::Nothing => origin::discard(port, link).await,
-        Leave::Publication => origin::detach(port, link).await,
-    };
-    match ended {
+    match origin::take_away(port, link, leave).await {
         Ok(()) => {}
         Err(e) if matches!(e.class(), Class::LeaseLost | Class::Journal) => return Err(e),
         Err(e) if leave == Leave::Publication => {

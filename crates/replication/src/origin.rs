@@ -148,38 +148,27 @@ pub async fn trouble(port: &Port, link: &Link) -> Result<Option<String>> {
 /// # Errors
 /// What a server says.
 pub async fn discard(port: &Port, link: &Link) -> Result<()> {
-    let unsubscribed = drop_stream(port, link).await?;
-    let mut blue = port.writer(&link.from).await?;
-    blue.set("lock_timeout", "30s").await?;
-    let tx = blue.transaction().await?;
-    for sql in publication::removal(link) {
-        tx.execute(&sql, &[]).await.map_err(|e| e.context("dropping the publication"))?;
-    }
-    subscription::forget_marks(&tx, link).await?;
-    tx.commit().await?;
-    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
+    take_away(port, link, Leave::Nothing).await
 }
 
-/// As [`discard`], but for the publication: what it publishes, and that nobody altered it, goes on being true.
+/// As [`discard`]; where the publication is left, what it publishes, and that nobody altered it, goes on being true.
 ///
 /// # Errors
 /// What a server says.
-pub async fn detach(port: &Port, link: &Link) -> Result<()> {
-    let unsubscribed = drop_stream(port, link).await?;
-    let mut blue = port.writer(&link.from).await?;
-    let tx = blue.transaction().await?;
-    subscription::forget_marks(&tx, link).await?;
-    tx.commit().await?;
-    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
-}
-
-/// Drops slot and subscription; the inner error is the subscriber's.
-async fn drop_stream(port: &Port, link: &Link) -> Result<Result<()>> {
+pub async fn take_away(port: &Port, link: &Link, leave: Leave) -> Result<()> {
     let unsubscribed = subscription::remove(port, link).await;
     if unsubscribed.is_ok() {
         failpoint::at(failpoint::REPLICATE_UNDO_UNSUBSCRIBED)?;
     }
     slot::remove(port, link).await?;
     failpoint::at(failpoint::REPLICATE_UNDO_SLOT_DROPPED)?;
-    Ok(unsubscribed)
+    let mut blue = port.writer(&link.from).await?;
+    blue.set("lock_timeout", "30s").await?;
+    let tx = blue.transaction().await?;
+    for sql in publication::removal(link).iter().filter(|_| leave == Leave::Nothing) {
+        tx.execute(sql, &[]).await.map_err(|e| e.context("dropping the publication"))?;
+    }
+    subscription::forget_marks(&tx, link).await?;
+    tx.commit().await?;
+    unsubscribed.map_err(|e: Error| e.context("the subscription is still there"))
 }
