@@ -1,10 +1,12 @@
 //! What an event carries: each column as its type writes it, whatever the type, and whatever its size.
 
 use crate::capture::embedded_queue;
+use crate::queue::{messages, patient_for};
 use crate::support::bench::Bench;
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
 use handover::Class;
+use handover::queue::connect;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::time::Duration;
@@ -154,10 +156,24 @@ async fn limited(rabbit: &handover_lab::RabbitServer, bytes: u32) {
     rabbit.start_again().await.unwrap();
 }
 
+/// However many messages are on their way when the broker refuses one, and closes the channel on all of them.
+async fn names_the_limit(url: &str) {
+    let queue = connect(url, patient_for(30)).await.unwrap();
+    queue.declare("limit", 1).await.unwrap();
+    let mut batch = messages(0, 1..=1500);
+    batch[0].payload = vec![b'l'; 6_001];
+    for _ in 0..20 {
+        let error = queue.publish("limit", &batch).await.unwrap_err();
+        assert!(error.message().contains("takes no message above 6000 bytes, and one has 6001"), "{error}");
+    }
+    queue.delete("limit").await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_above_the_brokers_limit_goes_round_it() {
     let rabbit = servers::own_rabbit().await;
     limited(&rabbit, 6_000).await;
+    names_the_limit(&rabbit.url()).await;
     let world = Bench::new(DOC, DOC, &rabbit.url(), &large()).await;
     world.run("capture").await.unwrap();
     // Small ones, some above the limit and below what usually stays in the outbox, and one far above.

@@ -169,10 +169,19 @@ impl RabbitMq {
                 &message.payload,
                 properties(message),
             );
-            confirms.push((queue, self.progress(publisher, sending).await?));
+            match self.progress(publisher, sending).await {
+                Ok(confirm) => confirms.push((queue, confirm)),
+                // That the channel is being closed is all that is said here. Why, what was sent before is told.
+                Err(error) => return Err(self.confirm(publisher, confirms).await.err().unwrap_or(error)),
+            }
         }
-        for (queue, confirm) in confirms {
-            self.confirmed(&queue, self.progress::<Confirmation>(publisher, confirm_future(confirm)).await?)?;
+        self.confirm(publisher, confirms).await
+    }
+
+    /// Awaits that what was sent is taken.
+    async fn confirm(&self, publisher: &Publisher, sent: Vec<(String, PublisherConfirm)>) -> Result<()> {
+        for (queue, confirm) in sent {
+            self.confirmed(&queue, self.progress(publisher, confirm_future(confirm)).await?)?;
         }
         Ok(())
     }
