@@ -7,6 +7,7 @@
 
 use super::book::Book;
 use super::forecast::Measured;
+use super::gates::Blockers;
 use super::options::Cutover;
 use super::reverse;
 use super::state::{Event, Stage, Stand};
@@ -15,7 +16,7 @@ use super::{attempts, differences, feeds, freeze, preflight, sequences, statemen
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::{blockers, fingerprint};
+use crate::postgres::fingerprint;
 use crate::steps::Context;
 use futures_util::future::join_all;
 use handover_actions::Actions;
@@ -137,27 +138,20 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
     let patience = if cx.accept_loss { cutover.patience.0.min(IMPATIENCE) } else { cutover.patience.0 };
     let begun = Instant::now();
     let mut gauge = Gauge::open(cx, link).await?;
+    // What the plan lets be ended is in the way of the flip; here everybody is waited for.
+    let (rule, mut measured) = (Blockers::default().rule(), Measured::default());
     loop {
-        let age = cutover.max_transaction_age.0;
-        let obstacle = if !gauge.mark(cx, feeds::MARK, link.max_lag).await? {
-            let behind = handover_replication::bytes(gauge.behind().await?);
-            Some(format!(
-                "a change takes longer than {:?} to arrive on {freeze}, which is {behind} behind",
-                link.max_lag
-            ))
-        } else if let Some(prepared) = blockers::prepared_of_freeze(&green, age).await?.into_iter().next() {
-            Some(prepared.to_string())
-        } else if let Some(first) = blockers::of_freeze(&green, age).await?.into_iter().next() {
-            if let Some(pid) = first.autovacuum() {
-                let _ = green.query("select pg_cancel_backend($1)", &[&pid]).await;
-            }
-            Some(format!("a transaction has held locks that writers take: {first}"))
-        } else if let Some(held) =
-            stream::gate_of_successor(cutover, cx).raise(&mut green, cx, cutover).await?
-        {
-            Some(held)
-        } else {
-            preflight::unconfirmed(cutover, cx, [&mut green, &mut blue], &mut Measured::default()).await?
+        let obstacle = match preflight::late(cx, Some(&mut gauge), &mut measured).await? {
+            None => match preflight::held(&rule, cx, &green, cutover.max_transaction_age.0).await? {
+                None => match stream::gate_of_successor(cutover, cx).raise(&mut green, cx, cutover).await? {
+                    None => {
+                        preflight::unconfirmed(cutover, cx, [&mut green, &mut blue], &mut measured).await?
+                    }
+                    some => some,
+                },
+                some => some,
+            },
+            late => late,
         };
         let Some(obstacle) = obstacle else { return Ok(schema) };
         if begun.elapsed() >= patience {

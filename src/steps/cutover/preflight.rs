@@ -4,6 +4,7 @@ use super::book::Book;
 use super::feeds;
 use super::forecast::Measured;
 use super::gate::Gate;
+use super::gates::Rule;
 use super::options::Cutover;
 use super::window::Watch;
 use super::{
@@ -174,7 +175,11 @@ pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Opti
 }
 
 /// Whether changes arrive too late by replication, in words.
-async fn late(cx: &Context, gauge: Option<&mut Gauge>, measured: &mut Measured) -> Result<Option<String>> {
+pub async fn late(
+    cx: &Context,
+    gauge: Option<&mut Gauge>,
+    measured: &mut Measured,
+) -> Result<Option<String>> {
     let Some(gauge) = gauge else { return Ok(None) };
     let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
     let begun = Instant::now();
@@ -229,7 +234,11 @@ async fn obstacle(
     if let Some(pending) = quarantine::pending(cutover, cx, blue, green).await? {
         return Ok(Some(pending));
     }
-    let age = cutover.max_transaction_age.0;
+    held(&cutover.blockers.rule(), cx, blue, cutover.max_transaction_age.0).await
+}
+
+/// Who holds what writers of a side take, and so would make its pause long, in words. Whom the rule ends is ended.
+pub async fn held(rule: &Rule, cx: &Context, blue: &Session, age: Duration) -> Result<Option<String>> {
     if let Some(prepared) = blockers::prepared_of_freeze(blue, age).await?.into_iter().next() {
         // No session is behind it, so nobody can be ended: somebody has to say what becomes of it.
         if let blockers::Blocker::Prepared { gid, owner, .. } = &prepared {
@@ -241,7 +250,7 @@ async fn obstacle(
         }
         return Ok(Some(prepared.to_string()));
     }
-    sessions::clear(&cutover.blockers.rule(), cx, blue).await?;
+    sessions::clear(rule, cx, blue).await?;
     let Some(first) = blockers::of_freeze(blue, age).await?.into_iter().next() else { return Ok(None) };
     if let Some(pid) = first.autovacuum() {
         // It begins again by itself some other time. Where this is not allowed to us (before Postgres 18 only to
@@ -309,7 +318,7 @@ pub async fn describe(cutover: &Cutover, cx: &Context) -> Result<Description> {
             out.warning(format!("writers of {freeze} cannot be held off while it lasts: {text}"));
         }
         large_objects::describe(cutover, cx, &blue, &mut out).await?;
-        reverse::look(cutover, cx, &blue, &green, &mut out).await?;
+        reverse::describe(cutover, cx, &blue, &green, &mut out).await?;
         out.action(format!(
             "refuse writes on {freeze} from then on, in the same transaction{}",
             if cutover.reverse.is_some() { "" } else { ": the point of no return" }

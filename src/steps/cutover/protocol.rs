@@ -143,8 +143,6 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if !matches!(book.stage().await, Stage::Decided | Stage::Committed) {
         book.note(Event::Decided).await?;
     }
-    // Clients that follow must find it open.
-    reverse::open_successor(cutover, cx, &section).await?;
     let participants = commit_all(cutover, cx, &section, book, Instant::now()).await?;
     drop(section);
     let pause = since_decision(cutover, cx).await;
@@ -237,9 +235,6 @@ async fn try_to_flip(
     if book.stage().await != Stage::Decided {
         book.note(Event::Decided).await?;
     }
-    if attempt.proof.successor_is_shut {
-        reverse::open_successor(cutover, outer, cx).await?;
-    }
     commit_all(cutover, outer, cx, book, attempt.prepared).await.map(Outcome::Flipped)
 }
 
@@ -304,6 +299,7 @@ async fn decide(
     let (rule, freezer_pid) = (cutover.blockers.rule(), freezer.backend_pid().await?);
     // Should the old side lose the decision, it is still known to whom it was.
     cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
+    reverse::keep_shut(cx, attempt.proof.successor_is_shut).await?;
     // From here on a decision may have fallen, whatever is heard of it.
     book.note(Event::Prepared).await?;
 

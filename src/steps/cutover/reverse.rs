@@ -18,6 +18,9 @@ use crate::problem::{Problems, Segment, few};
 use crate::steps::{CheckContext, Context, Description};
 use handover_replication::{ENDED, Leave, ahead};
 
+/// The fact that an earlier way back shut the new side, which is to be opened before anybody is sent there.
+const SUCCESSOR_IS_SHUT: &str = "successor_is_shut";
+
 /// Finds what is wrong with it in a plan.
 pub fn check(cutover: &Cutover, cx: &CheckContext<'_>, problems: &mut Problems) {
     let Some(reverse) = &cutover.reverse else { return };
@@ -70,11 +73,11 @@ pub fn check(cutover: &Cutover, cx: &CheckContext<'_>, problems: &mut Problems) 
     }
 }
 
-/// What makes the stream impossible is among the blockers.
+/// Says what would be done for it; what makes it impossible is among the blockers.
 ///
 /// # Errors
 /// What a server says.
-pub async fn look(
+pub async fn describe(
     cutover: &Cutover,
     cx: &Context,
     blue: &Session,
@@ -89,6 +92,23 @@ pub async fn look(
         replicate.to,
         but_for(cutover)
     ));
+    look(cutover, cx, &stream, blue, green, out).await?;
+    if !catalog::tables(green).await?.is_empty() {
+        ahead::describe(cx, copy, link, green, out).await?;
+    }
+    Ok(())
+}
+
+/// What makes it impossible, among the blockers, and what is to be known of it.
+async fn look(
+    cutover: &Cutover,
+    cx: &Context,
+    stream: &Stream,
+    blue: &Session,
+    green: &Session,
+    out: &mut Description,
+) -> Result<()> {
+    let Stream { replicate, copy, link } = stream;
     for session in [blue, green] {
         let version = session.major().await?;
         if version < ahead::TELLS_ORIGIN {
@@ -113,11 +133,8 @@ pub async fn look(
             few(&firing)
         ));
     }
-    for text in differences(cutover, &stream, blue, green).await? {
+    for text in differences(cutover, stream, blue, green).await? {
         out.blocker(text);
-    }
-    if !catalog::tables(green).await?.is_empty() {
-        ahead::describe(cx, copy, link, green, out).await?;
     }
     Ok(())
 }
@@ -129,7 +146,7 @@ pub async fn look(
 pub async fn ready(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<()> {
     let Some(stream) = stream(cutover, cx) else { return Ok(()) };
     let mut said = Description::default();
-    look(cutover, cx, blue, green, &mut said).await?;
+    look(cutover, cx, &stream, blue, green, &mut said).await?;
     if let Some(text) = said.blockers.into_iter().next() {
         return Err(attempts::refusal(blue, text));
     }
@@ -151,13 +168,22 @@ pub async fn freshen(cutover: &Cutover, cx: &Context) -> Result<()> {
     }
 }
 
-/// Behind the decision, before any participant commits: opens the new side, should an earlier way back have shut it.
+/// Keeps that an earlier way back shut the new side, before a decision can fall.
+///
+/// # Errors
+/// The journal failing.
+pub async fn keep_shut(cx: &Context, is_shut: bool) -> Result<()> {
+    if is_shut { cx.remember(SUCCESSOR_IS_SHUT, &true).await } else { Ok(()) }
+}
+
+/// Behind the decision, before any participant commits: opens the new side, where an earlier way back has shut it.
 /// Tried again for as long as a commit would be: the decision stands.
 ///
 /// # Errors
 /// The lease or the journal, or a new side that cannot be opened.
 pub async fn open_successor(cutover: &Cutover, outer: &Context, cx: &Context) -> Result<()> {
-    let Some(to) = cutover.to.as_ref().filter(|_| cutover.freeze.is_some()) else { return Ok(()) };
+    let is_shut = cx.recall::<bool>(SUCCESSOR_IS_SHUT)? == Some(true);
+    let Some(to) = cutover.to.as_ref().filter(|_| is_shut) else { return Ok(()) };
     let begun = std::time::Instant::now();
     loop {
         let opened = async { freeze::open(&mut cx.writer(to).await?, cx).await };
@@ -226,10 +252,10 @@ pub async fn flow(cutover: &Cutover, cx: &Context) -> Result<()> {
 ///
 /// # Errors
 /// A fact that cannot be read.
-pub fn flows(cutover: &Cutover, cx: &Context) -> Result<Option<Stream>> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(None) };
+pub fn flows(cutover: &Cutover, cx: &Context) -> Result<bool> {
+    let Some(stream) = stream(cutover, cx) else { return Ok(false) };
     let carried = cx.recall::<bool>(CARRIED_BACK)? == Some(true);
-    Ok((carried && ahead::ended(cx, &stream.link)?.is_none()).then_some(stream))
+    Ok(carried && ahead::ended(cx, &stream.link)?.is_none())
 }
 
 /// Takes it away.

@@ -2,6 +2,7 @@
 
 use super::book::Book;
 use super::options::{Cutover, Participant};
+use super::reverse;
 use super::state::{Event, Stand};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
@@ -44,6 +45,8 @@ pub async fn commit_all(
 ) -> Result<Value> {
     let actions = &Actions::new(cx);
     let begun = Instant::now();
+    // Clients that follow must find it open.
+    reverse::open_successor(cutover, outer, cx).await?;
     let commit = async |participant: &Participant| -> Result<Value> {
         if book.stand(&participant.name).await != Stand::Committed {
             let _section = cx.critical(format!("participant {} is being committed", participant.name));

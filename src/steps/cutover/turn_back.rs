@@ -46,10 +46,10 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         (way, None)
     };
     let flows = match way {
-        Way::Lost | Way::Back => None,
+        Way::Lost | Way::Back => false,
         _ => reverse::flows(cutover, cx)?,
     };
-    if flows.is_some() {
+    if flows {
         match back::decide(cutover, cx, &book).await {
             Ok(how) => returned = Some(how),
             Err(error) if !cx.accept_loss || is_over(&error) => return Err(error),
