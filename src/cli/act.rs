@@ -3,6 +3,7 @@
 use super::load::load;
 use super::which::{Which, quoted};
 use crate::engine::decide::known_step;
+use crate::engine::decided::fallen;
 use crate::engine::{self, Ended, Options, Outcome, advice};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Level, Record, RunId, StepId};
@@ -183,11 +184,11 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
     {
         let entries = journal.entries(run).await?;
         let state = RunState::fold(&entries)?;
-        if let (Some(_), Some(step)) = (engine::status::outage(&plan, &state), &state.no_return) {
+        if let Some(step) = fallen(&plan, &state) {
             return Err(advice::overtaken(step).with_class(Class::Usage));
         }
         journal.request(run, "abort", None, &this_process().to_string(), None).await?;
-        let ended = answer(&journal, run, state.seq).await?;
+        let ended = answer(&journal, &plan, run, state.seq).await?;
         out(match (format, ended) {
             (Format::Text, true) => format!("{holder} has aborted run {run}"),
             (Format::Text, false) => {
@@ -207,19 +208,22 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
 ///
 /// # Errors
 /// Its refusal, where a decision had fallen before; the control database failing.
-async fn answer(journal: &Journal, run: RunId, seq: i64) -> Result<bool> {
+async fn answer(journal: &Journal, plan: &Plan, run: RunId, seq: i64) -> Result<bool> {
     let begun = std::time::Instant::now();
     while begun.elapsed() < ANSWER {
-        let mut decided = None;
-        for entry in journal.entries_after(run, seq).await? {
-            match entry.record {
-                Record::RunAborted { .. } => return Ok(true),
-                Record::PointOfNoReturn { step } => decided = Some(step),
-                _ => {}
-            }
+        let entries = journal.entries(run).await?;
+        let mut since = entries.iter().filter(|entry| entry.seq > seq).map(|entry| &entry.record);
+        if since.clone().any(|record| matches!(record, Record::RunAborted { .. })) {
+            return Ok(true);
         }
-        if let Some(step) = decided {
-            return Err(advice::overtaken(&step).with_class(Class::Usage));
+        // It may be complete already.
+        let complete = since.find_map(|record| match record {
+            Record::StepDone { step, .. } => plan.links.cutovers.get(step).map(|_| step),
+            _ => None,
+        });
+        let state = RunState::fold(&entries)?;
+        if let Some(step) = fallen(plan, &state).or(complete) {
+            return Err(advice::overtaken(step).with_class(Class::Usage));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

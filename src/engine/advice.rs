@@ -96,7 +96,7 @@ pub fn overtaken(step: &StepId) -> Error {
         Class::Cancelled,
         format!("nothing was aborted: the decision of step `{step}` has fallen, and only forward or rollback is left"),
     )
-    .hint("`handover resume` goes forward, `handover rollback --accept-loss` back; `handover status` says what that loses")
+    .hint("`handover resume` goes forward, `handover rollback` back, which says first what that would lose")
 }
 
 #[cfg(test)]

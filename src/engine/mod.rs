@@ -4,6 +4,7 @@ pub mod advice;
 mod command;
 mod compare;
 pub mod decide;
+pub mod decided;
 pub mod dry_run;
 mod frozen;
 mod heartbeat;

@@ -4,10 +4,11 @@ use super::advice;
 use super::command::{Command, Ended, Options};
 use super::compare::{Begun, compare};
 use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_is_accepted};
+use super::decided::{fallen, outage};
 use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
-use super::status::{LeaseLook, LeaseStatus, outage};
+use super::status::{LeaseLook, LeaseStatus};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Level, RunId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
@@ -288,8 +289,8 @@ async fn begin(
         (Command::Rollback { .. }, _) if state.finishing => {
             refuse("`handover finish` has begun to drop what a rollback needs: let it go on".into())
         }
-        (Command::Abort, Phase::Forward) if outage(plan, &state).is_some() => {
-            Err(state.no_return.as_ref().map_or_else(Error::cancelled, advice::overtaken).with_class(Class::Usage))
+        (Command::Abort, Phase::Forward) if let Some(step) = fallen(plan, &state) => {
+            Err(advice::overtaken(step).with_class(Class::Usage))
         }
         (Command::Abort, Phase::Done | Phase::Aborted) => {
             refuse(format!("{}; `handover finish {called}` leaves it as it is", way_back(&state)))

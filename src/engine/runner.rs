@@ -4,6 +4,7 @@ use super::advice;
 use super::command::{Command, Ended, Options};
 use super::compare::{Begun, Compared, compare};
 use super::decide::{Next, Outline, decide, plan_fits, rollback_is_accepted};
+use super::decided::fallen;
 use super::recorder::Recorder;
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Failure, Level, Record, RunId, StepId};
@@ -280,7 +281,6 @@ impl Runner<'_> {
     /// One attempt, ended by its own result, the operator, a timeout, a lost lease or a failed standing task.
     async fn attempt(&mut self, step: &Step, way: Way) -> Result<Value> {
         let cx = self.context(step);
-        let no_return = self.recorder.with(|state| state.no_return.clone());
         let work = async {
             match way {
                 Way::Forward => {
@@ -316,9 +316,8 @@ impl Runner<'_> {
         cx.stop.cancel();
         let whole = cx.critical.is_active();
         let ended = self.ended(&mut work, &cx.critical, GRACE).await;
-        let now = self.recorder.with(|state| state.no_return.clone());
-        if self.abort.is_cancelled() && way == Way::Forward && now != no_return {
-            self.overtaken = now;
+        if self.abort.is_cancelled() && way == Way::Forward {
+            self.overtaken = self.recorder.with(|state| fallen(self.plan, state).cloned());
         }
         match ended {
             // It was quicker than the interruption.

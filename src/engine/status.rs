@@ -2,6 +2,7 @@
 
 use super::advice;
 use super::decide::{Loss, Outline, losses};
+use super::decided;
 use super::held::{self, Whose};
 use crate::error::{Class, Result};
 use crate::event::{Entry, Failure, Level, Record, RunId, StepId};
@@ -11,7 +12,7 @@ use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::postgres::leftovers::{self, Leftover};
 use crate::postgres::ours::{self, OURS};
-use crate::steps::cutover::{self, Side};
+use crate::steps::cutover::Side;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -323,7 +324,7 @@ pub fn words(leftover: &Leftover) -> String {
 
 /// A cutover whose decision is in the journal while its step is not done.
 fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing> {
-    let (step, side, by_fact) = decided(plan, state)?;
+    let (step, side, by_fact) = decided::refusing(plan, state)?;
     let recorded = entries.iter().rev().find_map(|entry| match &entry.record {
         Record::PointOfNoReturn { step: decided } if decided == step => Some(entry.at),
         _ => None,
@@ -342,33 +343,6 @@ fn refusing(plan: &Plan, state: &RunState, entries: &[Entry]) -> Option<Refusing
         });
     let database = if side == Side::Old { &cutover.freeze } else { &cutover.to };
     Some(Refusing { step: step.clone(), database: database.clone(), since, why, back: side == Side::New })
-}
-
-/// The cutover that is decided and not complete, which side refuses writes, and since when by the clock of who acted.
-fn decided<'a>(plan: &'a Plan, state: &'a RunState) -> Option<(&'a StepId, Side, Option<Timestamp>)> {
-    let open = |step: &StepId| !matches!(state.status(step), Status::Done | Status::Undone | Status::Pending);
-    let told =
-        plan.links.cutovers.all().filter(|(_, cutover)| cutover.freeze.is_some()).find_map(|(step, _)| {
-            let (side, since) = cutover::refusing(state.facts.get(step)?)?;
-            open(step).then_some((step, side, Some(since)))
-        });
-    told.or_else(|| {
-        let step = state.no_return.as_ref().filter(|step| open(step))?;
-        plan.links.cutovers.get(step)?;
-        Some((step, Side::Old, None))
-    })
-}
-
-/// That writes are refused while a decided cutover is not complete, for who is told that a run stopped.
-#[must_use]
-pub fn outage(plan: &Plan, state: &RunState) -> Option<String> {
-    let (step, side, _) = decided(plan, state)?;
-    if side != Side::Old || state.phase != Phase::Forward {
-        return None;
-    }
-    let cutover = plan.links.cutovers.get(step)?;
-    let frozen = cutover.freeze.as_ref()?.to_uppercase();
-    Some(format!("WRITES ARE REFUSED ON {frozen} until step `{step}` is complete"))
 }
 
 fn next(

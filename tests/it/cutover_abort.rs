@@ -129,6 +129,36 @@ async fn one_whose_runner_died_behind_the_decision_is_not_aborted() {
     assert_eq!(state(&world), "green\n");
 }
 
+/// A decision that a way back can take back without loss is a decision all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_with_a_way_back_is_not_aborted_behind_the_decision_either() {
+    let world = crate::reverse::world(crate::reverse::PLAN).await;
+    world.handover_failing("cutover.committed", "run", &[]).await.killed();
+    let refused = world.handover("abort", &[]).await.code(2);
+    assert!(refused.stderr.contains("the decision of step `flip` has fallen"), "{refused}");
+    world.handover("resume", &[]).await.success();
+    assert!(std::fs::read_to_string(world.path("switch.conf")).unwrap().contains("green"));
+    world.handover("rollback", &[]).await.success();
+}
+
+/// Nothing is frozen: the decision is the journal's.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_freezes_nothing_is_not_aborted_behind_the_decision_either() {
+    let plan = PLAN
+        .replace("freeze: blue\n      to: green", "")
+        .replace("write_pause: 3s", "")
+        .replace("blockers: { do: terminate, older_than: 300ms }", "")
+        .replace("echo green > service.state", "echo deciding > service.state; until test -f mended; do sleep 0.02; done; echo green > service.state");
+    let world = world(&plan).await;
+    let run = start(&world, None);
+    until(|| state(&world) == "deciding\n").await;
+    let refused = world.handover("abort", &[]).await.code(2);
+    assert!(refused.stderr.contains("the decision of step `flip` has fallen"), "{refused}");
+    world.write("mended", "");
+    let output = run.wait_with_output().await.unwrap();
+    assert!(output.status.success() && state(&world) == "green\n", "{output:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_the_decision_overtook_halts_the_run_with_its_answer() {
     // Stopped with everything drained, the runner hears the request only when it has decided.

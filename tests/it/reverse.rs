@@ -64,7 +64,7 @@ pub fn scenario() -> Scenario {
     }
 }
 
-async fn world(plan: &str) -> World {
+pub async fn world(plan: &str) -> World {
     let server = servers::between().await;
     let blue = Database::with(server, BLUE).await;
     World::on(server, Some(&blue.name), None, plan, FILES).await

@@ -54,7 +54,7 @@ use async_trait::async_trait;
 use handover_actions::Actions;
 pub use options::{Allowed, Cutover, Participant, Reverse};
 use serde_json::Value;
-pub use state::{FACT, Flip, Side, refusing};
+pub use state::{FACT, Flip, Side, is_whole, refusing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
