@@ -35,7 +35,8 @@ pub const RESUME_EXAMPLES: &str = "Examples:
 pub const ROLLBACK_EXAMPLES: &str = "Examples:
   handover rollback plan.yaml
   handover rollback plan.yaml --to copy         # `copy` and what is before it stays
-  handover rollback plan.yaml --accept-loss     # past the point of no return";
+  handover rollback plan.yaml --accept-loss     # past the point of no return
+  handover rollback plan.yaml --accept-loss --export lost/    # writes what is lost to files first";
 
 /// Shown under `--help`.
 pub const APPROVE_EXAMPLES: &str = "Examples:
@@ -103,6 +104,9 @@ pub struct RollbackArgs {
     /// Roll back although something is lost; without this flag what would be lost is only printed.
     #[arg(long)]
     accept_loss: bool,
+    /// Write the rows that are lost to files in this folder, which is empty or not there yet, before anything is undone.
+    #[arg(long, value_name = "FOLDER")]
+    export: Option<PathBuf>,
 }
 
 /// Arguments of `abort`.
@@ -138,7 +142,11 @@ impl RollbackArgs {
     /// What would have to be said again.
     pub(super) fn options(&self) -> String {
         let to = self.to.as_ref().map_or_else(String::new, |to| format!(" --to {}", quoted(to)));
-        format!("{to}{}", if self.accept_loss { " --accept-loss" } else { "" })
+        let export = self
+            .export
+            .as_ref()
+            .map_or_else(String::new, |folder| format!(" --export {}", quoted(&folder.to_string_lossy())));
+        format!("{to}{}{export}", if self.accept_loss { " --accept-loss" } else { "" })
     }
 }
 
@@ -164,7 +172,16 @@ pub async fn resume(format: Format, args: ResumeArgs) -> Result<ExitCode> {
 
 /// `handover rollback`.
 pub async fn rollback(format: Format, args: RollbackArgs) -> Result<ExitCode> {
-    let command = engine::Command::Rollback { to: args.to.map(StepId), accept_loss: args.accept_loss };
+    // Whoever resumes it may stand in another folder.
+    let export = match args.export {
+        Some(folder) => Some(std::path::absolute(&folder).map_err(|e| {
+            Error::usage(format!("`--export {}` is no folder ({e})", folder.display()))
+                .hint("name a folder that is empty or not there yet")
+        })?),
+        None => None,
+    };
+    let command =
+        engine::Command::Rollback { to: args.to.map(StepId), accept_loss: args.accept_loss, export };
     act(format, args.common, command).await
 }
 

@@ -2,6 +2,7 @@
 
 use crate::event::StepId;
 use crate::steps::Critical;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What to do with a plan.
@@ -17,6 +18,8 @@ pub enum Command {
         to: Option<StepId>,
         /// Whether to go on although something is lost.
         accept_loss: bool,
+        /// The folder, as an absolute path, into which what is lost is written before anything is undone.
+        export: Option<PathBuf>,
     },
     /// Drop what was kept for rollback.
     Finish,

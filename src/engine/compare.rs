@@ -6,6 +6,7 @@ use crate::event::Reviewed;
 use crate::journal::RunState;
 use crate::plan::Plan;
 use crate::postgres::Databases;
+use std::collections::BTreeSet;
 
 /// The plan, its files and its databases as they are now.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ impl Begun {
     }
 }
 
-/// Compares.
+/// Compares. `absent`: databases that are done without, and count as what they were.
 ///
 /// # Errors
 /// A change that nobody accepted; a file or database that cannot be read.
@@ -41,7 +42,11 @@ pub(super) async fn compare(
     databases: &Databases,
     begun: Option<&Begun>,
     accept: bool,
+    absent: &BTreeSet<String>,
 ) -> Result<Compared> {
+    if let (false, Some(Begun { digest, reviewed: Some(then) })) = (absent.is_empty(), begun) {
+        return without(plan, databases, (digest, then), accept, absent).await;
+    }
     let digest = plan.digest(databases).await?;
     let reviewed = Box::new(plan.reviewed(databases).await?);
     let changed = begun.is_some_and(|begun| begun.digest != digest);
@@ -53,4 +58,26 @@ pub(super) async fn compare(
         ));
     }
     Ok(Compared { digest, reviewed, accepts: changed })
+}
+
+/// The same where databases are done without. Whatever changed is not accepted for good: nobody knows of those.
+async fn without(
+    plan: &Plan,
+    databases: &Databases,
+    (digest, then): (&str, &Reviewed),
+    accept: bool,
+    absent: &BTreeSet<String>,
+) -> Result<Compared> {
+    let mut now = plan.reviewed_without(databases, absent).await?;
+    for name in absent.iter().map(|name| format!("database {name}")) {
+        now.parts.extend(then.parts.get(&name).map(|part| (name, part.clone())));
+    }
+    if !accept && !crate::plan::differences(then, &now).is_empty() {
+        return Err(advice::changed(
+            "the plan, a file it names, or a database is not what this run began with",
+            Some(then),
+            &now,
+        ));
+    }
+    Ok(Compared { digest: digest.to_owned(), reviewed: Box::new(now), accepts: false })
 }

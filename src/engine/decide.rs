@@ -245,17 +245,20 @@ pub fn rollback_is_accepted(
 ) -> Result<()> {
     rollback_fits(plan, state, to)?;
     let lost = losses(plan, state, to);
-    if lost.is_empty() || accept_loss {
-        return Ok(());
-    }
-    Err(Error::usage(format!("this rollback is not free: {}", advice::all(&lost))).hint(match to {
+    if lost.is_empty() || accept_loss { Ok(()) } else { Err(refusal(&lost, to)) }
+}
+
+/// The refusal of a rollback that would lose this.
+#[must_use]
+pub fn refusal(lost: &[Loss], to: Option<&StepId>) -> Error {
+    Error::usage(format!("this rollback is not free: {}", advice::all(lost))).hint(match to {
         Some(to) => {
             format!(
                 "`handover rollback --to {to} --accept-loss` accepts that; `--to` a later step undoes less"
             )
         }
         None => "`handover rollback --accept-loss` accepts that; `--to` a later step undoes less".to_owned(),
-    }))
+    })
 }
 
 /// Refuses a step's id that the plan does not have, naming the one that was probably meant.

@@ -454,7 +454,8 @@ fn with_hint(error: &Error) -> String {
     }
 }
 
-fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>) -> Context {
+/// What a step is given that may only look.
+pub(super) fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>) -> Context {
     Context {
         port: Port {
             run: ledger.run,
@@ -470,6 +471,7 @@ fn context(plan: &Plan, step: &Step, databases: &Databases, ledger: &Arc<Frozen>
         links: plan.links.clone(),
         ledger: ledger.clone(),
         accept_loss: false,
+        export: None,
         may_wait: false,
         critical: Default::default(),
     }

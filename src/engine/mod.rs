@@ -1,11 +1,13 @@
 //! The engine: one pure decision, one loop that acts on it, and the guards around them.
 
+mod absent;
 pub mod advice;
 mod command;
 mod compare;
 pub mod decide;
 pub mod decided;
 pub mod dry_run;
+mod foretell;
 mod frozen;
 mod heartbeat;
 mod held;

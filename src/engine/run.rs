@@ -1,6 +1,5 @@
 //! What can be done with a plan's runs, and the lease that it takes.
 
-use super::advice;
 use super::command::{Command, Ended, Options};
 use super::compare::{Begun, compare};
 use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_is_accepted};
@@ -9,6 +8,7 @@ use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
 use super::runner::Runner;
 use super::status::{LeaseLook, LeaseStatus};
+use super::{absent, advice, foretell};
 use crate::error::{Class, Error, Result};
 use crate::event::{Emitter, Event, Level, RunId};
 use crate::journal::{Held, Journal, Phase, RunState, this_process};
@@ -18,6 +18,7 @@ use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::ours::OURS;
 use crate::postgres::{Databases, Lease, Worker, ours};
 use crate::value::Secret;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -49,7 +50,7 @@ pub async fn execute(
     let databases = Databases::new(plan.targets()?);
     let control = plan.control.address()?;
     let outline: Vec<Outline> = plan.steps.iter().map(Outline::from).collect();
-    admit(plan, &outline, &command, &options, &databases, control.clone()).await?;
+    let known = admit(plan, &outline, &command, &options, &databases, control.clone(), &emitter).await?;
     if command == Command::Run {
         refuse_other_names(plan, &databases).await?;
     }
@@ -68,7 +69,20 @@ pub async fn execute(
     let heart = tokio::spawn(beat(pulse, lease.clone(), run, options.lease_ttl, done.clone(), abort.clone()));
 
     let result = async {
-        let state = begin(&journal, run, plan, &outline, &command).await?;
+        let state = match begin(&journal, run, plan, &outline, &command).await {
+            Ok(state) => state,
+            Err(error) => {
+                let of = (plan, &*outline, &*journal, run);
+                return Err(foretell::told(error, of, &command, &databases, &emitter).await);
+            }
+        };
+        let absent = match known {
+            Some(absent) => absent,
+            None => {
+                foretell::export_fits(plan, &outline, &state, run, &command)?;
+                absent::find(plan, &outline, &state, &command, &databases).await
+            }
+        };
         let recorder = Recorder::new(journal.clone(), run, lease.clone(), emitter.clone(), state);
         let scribe = tokio::spawn(recorder.clone().write_notes());
         let (failed, failures) = mpsc::unbounded_channel();
@@ -82,6 +96,7 @@ pub async fn execute(
             options,
             stop,
             abort,
+            absent,
             overtaken: None,
             failed,
             failures,
@@ -148,7 +163,8 @@ fn honest(error: Error, losses: &[Loss]) -> Error {
 }
 
 /// Refuses what cannot be done before the lease is asked for and before anything is made or written: a command that
-/// is refused leaves no trace. What is decided here is decided again under the lease.
+/// is refused leaves no trace. What is decided here is decided again under the lease. Returns the databases that a
+/// rollback does without ([`absent`]), where it was asked.
 async fn admit(
     plan: &Plan,
     outline: &[Outline],
@@ -156,7 +172,8 @@ async fn admit(
     options: &Options,
     databases: &Databases,
     control: Secret,
-) -> Result<()> {
+    emitter: &Emitter,
+) -> Result<Option<BTreeSet<String>>> {
     if let Command::Rollback { to: Some(to), .. } = command {
         known_step(outline.iter().map(|o| &o.id), to)?;
     }
@@ -167,30 +184,40 @@ async fn admit(
     };
     let Some((journal, run)) = newest.await? else {
         return if *command == Command::Run {
-            known_by(plan, &databases.without_readers()).await
+            known_by(plan, &databases.without_readers(), &BTreeSet::new()).await.map(|()| None)
         } else {
             Err(never_run(plan))
         };
     };
     // While somebody acts, where the run stands is theirs to say: the lease is refused, or waited for.
     if LeaseLook::new(journal.lease(&plan.name).await?).status == LeaseStatus::Held {
-        return Ok(());
+        return Ok(None);
     }
-    let state = begin(&journal, run, plan, outline, command).await?;
+    let state = match begin(&journal, run, plan, outline, command).await {
+        Ok(state) => state,
+        Err(error) => {
+            return Err(
+                foretell::told(error, (plan, outline, &journal, run), command, databases, emitter).await
+            );
+        }
+    };
     let databases = databases.without_readers();
     if *command == Command::Abort {
-        return Ok(());
+        return Ok(None);
     }
+    foretell::export_fits(plan, outline, &state, run, command)?;
+    let absent = absent::find(plan, outline, &state, command, &databases).await;
     if let Some(begun) = Begun::of(&state) {
-        compare(plan, &databases, Some(&begun), options.accept_changes).await?;
+        compare(plan, &databases, Some(&begun), options.accept_changes, &absent).await?;
         plan_fits(outline, &state)?;
     }
-    known_by(plan, &databases).await
+    known_by(plan, &databases, &absent).await?;
+    Ok(Some(absent))
 }
 
 /// No database of the plan has a schema of our name that is somebody else's.
-async fn known_by(plan: &Plan, databases: &Databases) -> Result<()> {
-    for name in plan.databases.keys() {
+async fn known_by(plan: &Plan, databases: &Databases, absent: &BTreeSet<String>) -> Result<()> {
+    for name in plan.databases.keys().filter(|name| !absent.contains(*name)) {
         assert_no_strangers(&mut databases.read_only(name).await?, &Worker::Own).await?;
     }
     Ok(())
@@ -299,7 +326,7 @@ async fn begin(
             "only a run that is done or aborted can be finished; see `handover resume`, `rollback` and `abort`"
                 .into(),
         ),
-        (Command::Rollback { to, accept_loss }, _) => {
+        (Command::Rollback { to, accept_loss, .. }, _) => {
             rollback_is_accepted(outline, &state, to.as_ref(), *accept_loss)?;
             Ok(state)
         }

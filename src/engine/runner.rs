@@ -14,8 +14,9 @@ use crate::plan::Plan;
 use crate::postgres::install::{Part, assert_no_strangers, install};
 use crate::postgres::{Databases, Lease, Worker, creators, fence};
 use crate::steps::{Access, Context, Critical, Port, Step};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -35,6 +36,8 @@ pub(super) struct Runner<'a> {
     pub(super) options: Options,
     pub(super) stop: CancellationToken,
     pub(super) abort: CancellationToken,
+    /// Databases that are done without, and not fenced: see [`super::absent`].
+    pub(super) absent: BTreeSet<String>,
     /// The step whose decision had fallen when a request to abort was heard.
     pub(super) overtaken: Option<StepId>,
     pub(super) failed: mpsc::UnboundedSender<(StepId, Error)>,
@@ -54,7 +57,9 @@ impl Runner<'_> {
         self.attach(&command).await?;
         match command {
             Command::Run | Command::Resume => {}
-            Command::Rollback { to, accept_loss } => self.start_rollback(to, accept_loss).await?,
+            Command::Rollback { to, accept_loss, export } => {
+                self.start_rollback(to, accept_loss, export).await?;
+            }
             Command::Finish => return self.finish().await,
             Command::Abort => {
                 let by = this_process().to_string();
@@ -83,10 +88,11 @@ impl Runner<'_> {
         // not what was reviewed is left alone: no schema is made, no connection ended, no fence moved. It was compared
         // before the lease was asked for; what changed since is found here.
         let Compared { digest, reviewed, accepts } =
-            compare(self.plan, &self.databases, begun.as_ref(), self.options.accept_changes).await?;
+            compare(self.plan, &self.databases, begun.as_ref(), self.options.accept_changes, &self.absent)
+                .await?;
         self.recorder.with(|state| plan_fits(&self.outline, state))?;
         let mut warnings = Vec::new();
-        for name in self.plan.databases.keys() {
+        for name in self.plan.databases.keys().filter(|name| !self.absent.contains(*name)) {
             let mut session = self.databases.read_only(name).await?;
             assert_no_strangers(&mut session, &Worker::Own).await?;
             if matches!(command, Command::Run | Command::Resume) {
@@ -96,8 +102,13 @@ impl Runner<'_> {
                 }
             }
         }
-        for (name, _) in self.written() {
+        for (name, _) in self.written().into_iter().filter(|(name, _)| !self.absent.contains(*name)) {
             self.fence(name, &lease).await?;
+        }
+        for name in &self.absent {
+            warnings.push(format!(
+                "{name} cannot be reached: the way back does without it, and nobody can say how much is lost there"
+            ));
         }
         let (accepted_digest, accepted) = if begun.is_none() {
             // Not before: a run that could not even reach its databases leaves nothing behind.
@@ -152,7 +163,7 @@ impl Runner<'_> {
     }
 
     /// Makes this runner the only one that can write to a database.
-    async fn fence(&self, name: &str, lease: &Lease) -> Result<()> {
+    pub(super) async fn fence(&self, name: &str, lease: &Lease) -> Result<()> {
         let mut session = self.databases.writer(name).await?;
         install(&mut session, Part::Database).await?;
         let ended = fence::take_over(&mut session, lease).await?;
@@ -165,10 +176,15 @@ impl Runner<'_> {
         Ok(())
     }
 
-    async fn start_rollback(&self, to: Option<StepId>, accept_loss: bool) -> Result<()> {
+    async fn start_rollback(
+        &self,
+        to: Option<StepId>,
+        accept_loss: bool,
+        export: Option<PathBuf>,
+    ) -> Result<()> {
         self.recorder.with(|state| rollback_is_accepted(&self.outline, state, to.as_ref(), accept_loss))?;
         let reason = format!("asked for by {}", this_process());
-        self.recorder.append(Record::RollbackStarted { to, reason, accept_loss }).await
+        self.recorder.append(Record::RollbackStarted { to, reason, accept_loss, export }).await
     }
 
     async fn drive(&mut self) -> Result<Ended> {
@@ -193,7 +209,12 @@ impl Runner<'_> {
                     let reason = format!("step `{step}` failed: {}", failure.message);
                     because = Some(failure);
                     self.recorder
-                        .append(Record::RollbackStarted { to: None, reason, accept_loss: false })
+                        .append(Record::RollbackStarted {
+                            to: None,
+                            reason,
+                            accept_loss: false,
+                            export: None,
+                        })
                         .await?;
                 }
                 Next::Complete => {
@@ -270,6 +291,10 @@ impl Runner<'_> {
             Way::Back => (failpoint::UNDO_STARTED, failpoint::UNDO_UNRECORDED),
         };
         failpoint::at(started)?;
+        if let Some(words) = self.left_alone(step, way == Way::Back).await? {
+            self.note(Level::Warning, format!("step `{}`: {words}", step.id));
+            return Ok(json!({ "left_alone": words }));
+        }
         if begun {
             self.end_leftovers(step).await?;
         }
@@ -371,9 +396,8 @@ impl Runner<'_> {
         for (name, access) in databases {
             match self.databases.writer(name).await {
                 Ok(session) => drop(fence::end_step(&session, lease, step.id.as_str()).await?),
-                Err(error) if access == Access::Write || error.class() == Class::LeaseLost => {
-                    return Err(error);
-                }
+                Err(error) if error.class() == Class::LeaseLost => return Err(error),
+                Err(error) if access == Access::Write && !self.absent.contains(name) => return Err(error),
                 // What only reads, and cannot be reached, harms nobody.
                 Err(_) => {}
             }
@@ -411,6 +435,7 @@ impl Runner<'_> {
             critical: self.options.critical.clone(),
             ledger: self.recorder.clone(),
             accept_loss,
+            export: self.recorder.with(|state| state.export.clone()),
             may_wait: self.options.may_wait,
         }
     }

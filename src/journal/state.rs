@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Which way the run is going, or how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -133,6 +134,9 @@ pub struct RunState {
     /// Set once `finish` has begun to drop what a rollback needs.
     #[serde(skip)]
     pub finishing: bool,
+    /// Into which folder the rollback that was begun last writes what it loses.
+    #[serde(skip)]
+    pub export: Option<PathBuf>,
     /// Set while it is stopped.
     pub halted: Option<Halt>,
     /// The step after which nothing before it can be undone without loss.
@@ -158,6 +162,7 @@ impl RunState {
             facts: BTreeMap::new(),
             standing_ended: BTreeMap::new(),
             finishing: false,
+            export: None,
             halted: None,
             no_return: None,
             seq: 0,
@@ -328,8 +333,9 @@ impl RunState {
                 self.standing_ended.insert(step.clone(), by.clone().unwrap_or_else(|| step.clone()));
             }
             Record::PointOfNoReturn { step } => self.no_return = Some(step.clone()),
-            Record::RollbackStarted { to, accept_loss, .. } => {
+            Record::RollbackStarted { to, accept_loss, export, .. } => {
                 self.halted = None;
+                self.export.clone_from(export);
                 self.phase = Phase::Back { to: to.clone(), accept_loss: *accept_loss };
                 for step in self.steps.values_mut() {
                     step.failures = 0;

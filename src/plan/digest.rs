@@ -7,7 +7,7 @@ pub use crate::postgres::identity::DatabaseIdentity;
 use crate::postgres::identity::identify;
 use crate::steps::Access;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Feeds named pieces to a hash so that no two different lists of pieces feed it the same bytes.
@@ -191,8 +191,20 @@ impl Plan {
     /// # Errors
     /// One that cannot be reached; a URL for working that leads to a standby.
     pub async fn identities(&self, databases: &Databases) -> Result<BTreeMap<String, DatabaseIdentity>> {
+        self.identities_without(databases, &BTreeSet::new()).await
+    }
+
+    /// The same without some of them.
+    ///
+    /// # Errors
+    /// As [`Plan::identities`].
+    pub async fn identities_without(
+        &self,
+        databases: &Databases,
+        absent: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, DatabaseIdentity>> {
         let mut out = BTreeMap::new();
-        for name in self.databases.keys() {
+        for name in self.databases.keys().filter(|name| !absent.contains(*name)) {
             let session = databases.reader(name).await?;
             let identity = identify(&session).await?;
             if identity.standby && !databases.has_reader(name) {

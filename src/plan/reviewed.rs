@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::event::Reviewed;
 use crate::postgres::Databases;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 impl Plan {
@@ -15,8 +15,20 @@ impl Plan {
     /// # Errors
     /// A file or a database that cannot be read.
     pub async fn reviewed(&self, databases: &Databases) -> Result<Reviewed> {
+        self.reviewed_without(databases, &BTreeSet::new()).await
+    }
+
+    /// The same without some databases, which are not asked.
+    ///
+    /// # Errors
+    /// As [`Plan::reviewed`].
+    pub async fn reviewed_without(
+        &self,
+        databases: &Databases,
+        absent: &BTreeSet<String>,
+    ) -> Result<Reviewed> {
         let mut out = self.reviewed_files()?;
-        for (name, identity) in self.identities(databases).await? {
+        for (name, identity) in self.identities_without(databases, absent).await? {
             let what = format!("database {} of the server {}", identity.database, identity.system_identifier);
             out.parts.insert(format!("database {name}"), what);
         }

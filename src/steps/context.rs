@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use handover_port::{Memory, Port};
 use serde::Serialize;
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A human's word on a run.
@@ -48,6 +49,8 @@ pub struct Context {
     pub ledger: Arc<dyn Ledger>,
     /// Whether the operator accepted that this undo loses what `reversibility` says it loses.
     pub accept_loss: bool,
+    /// The folder into which an undo is to write what it loses, before it undoes anything.
+    pub export: Option<PathBuf>,
     /// Whether somebody is there to wait for: false lets `approve` halt the run instead of waiting.
     pub may_wait: bool,
 }

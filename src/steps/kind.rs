@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
 use crate::problem::Problems;
+use crate::table::Table;
 use crate::value::Duration;
 use async_trait::async_trait;
 use handover_port::Description;
@@ -17,6 +18,17 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What an undo would lose, counted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Counted {
+    /// In a line, as far as it is known and no further.
+    pub words: String,
+    /// As a table.
+    pub table: Option<Table>,
+    /// As the kind has it, for programs.
+    pub detail: Value,
+}
 
 /// How the plan layer meets a kind.
 #[derive(Debug, Clone)]
@@ -294,6 +306,25 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
         None
     }
 
+    /// What its undo would lose as things stand, counted. None: it counts nothing. It only looks, and within a bound.
+    ///
+    /// # Errors
+    /// The lease, the journal or a stop; what else is in the way is part of the answer.
+    async fn count_loss(&self, _cx: &Context) -> Result<Option<Counted>> {
+        Ok(None)
+    }
+
+    /// Whether its undo writes what it loses to files when it is asked to ([`Context::export`]).
+    fn exports_loss(&self) -> bool {
+        false
+    }
+
+    /// The database that its undo can do without, once it is accepted that what is there is lost: the way back must not
+    /// end where that server is gone.
+    fn does_without(&self) -> Option<&str> {
+        None
+    }
+
     /// The database that it fills from nothing: its undo empties it.
     fn fills(&self) -> Option<&str> {
         None
@@ -352,6 +383,9 @@ pub fn links(steps: &[Step]) -> Links {
     let mut links = Links { ids: steps.iter().map(|step| step.id.clone()).collect(), ..Links::default() };
     for (place, step) in steps.iter().enumerate() {
         step.kind.clone().link(&step.id, place, &mut links);
+        let writes = step.kind.databases().into_iter().filter(|(_, access)| *access == Access::Write);
+        let written: BTreeSet<String> = writes.map(|(name, _)| name.to_owned()).collect();
+        links.writers.extend(written.into_iter().map(|name| (place, name)));
     }
     links
 }

@@ -88,6 +88,8 @@ pub struct Links {
     pub replications: Of<Replicate>,
     /// `verify` steps.
     pub verifications: Of<Verify>,
+    /// Who writes where: places of steps and databases.
+    pub writers: Vec<(usize, String)>,
 }
 
 impl Links {
@@ -101,6 +103,12 @@ impl Links {
     #[must_use]
     pub fn before(&self, step: &StepId) -> Option<&StepId> {
         self.ids.get(self.place(step).checked_sub(1)?)
+    }
+
+    /// The steps behind a place that write to a database.
+    pub fn writers_behind(&self, place: usize, database: &str) -> impl Iterator<Item = &StepId> {
+        let those = self.writers.iter().filter(move |(at, name)| *at > place && name == database);
+        those.filter_map(|(at, _)| self.ids.get(*at))
     }
 
     /// The copies from one database to the other before a place.

@@ -8,6 +8,7 @@ mod copy;
 pub mod create_index;
 pub mod critical;
 pub mod cutover;
+pub mod export;
 pub mod kind;
 pub mod lever;
 pub mod links;
@@ -25,7 +26,8 @@ pub use context::{Context, Ledger};
 pub use critical::Critical;
 pub use handover_port::{Description, Memory, Port, Precedent};
 pub use kind::{
-    Access, CheckContext, Kind, Midway, OnFailure, Parsed, Retry, Step, StepKind, Tells, Undo, read_file,
+    Access, CheckContext, Counted, Kind, Midway, OnFailure, Parsed, Retry, Step, StepKind, Tells, Undo,
+    read_file,
 };
 pub use links::Links;
 pub use needs::{Locks, Need};

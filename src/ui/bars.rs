@@ -293,6 +293,12 @@ impl Listener for Bars {
                     Level::Info => format!("  {step}{text}"),
                 });
             }
+            Event::Loss { step, words, table, .. } => {
+                self.line(&format!("{} {}: {words}", style("!").yellow().bold(), style(step).bold()));
+                for line in table.iter().flat_map(table::lines) {
+                    self.line(&format!("    {line}"));
+                }
+            }
             Event::Standing { step, text, .. } => self.standing(step, text),
             Event::Stopping { bound } => {
                 let work = self.header.as_ref().map(|header| (&header.step, header.begun.elapsed()));

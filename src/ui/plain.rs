@@ -108,6 +108,12 @@ impl Listener for Plain {
                     None => out(format_args!("         {mark}{text}")),
                 }
             }
+            Event::Loss { step, words, table, .. } => {
+                out(format_args!("         {step}: {words}"));
+                for line in table.iter().flat_map(table::lines) {
+                    out(format_args!("           {line}"));
+                }
+            }
             Event::Standing { step, text, .. } => {
                 if self.due(format!("{step}//standing")) {
                     out(format_args!("         {step} (standing): {text}"));

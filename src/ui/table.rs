@@ -6,11 +6,13 @@ use console::{Alignment, measure_text_width, pad_str};
 use indicatif::HumanCount;
 use serde_json::Value;
 
-/// The table that a record brings: of a step that is done, or of one that is about to fail.
+/// The table that a record brings: of a step that is done or undone, or of one that is about to fail.
 #[must_use]
 pub fn of_record(record: &Record) -> Option<(&StepId, Table)> {
     match record {
-        Record::StepDone { step, summary } => Some((step, Table::of(summary)?)),
+        Record::StepDone { step, summary } | Record::UndoDone { step, summary } => {
+            Some((step, Table::of(summary)?))
+        }
         Record::StepFact { step, key, value } if key == KEY => Some((step, Table::read(value)?)),
         _ => None,
     }

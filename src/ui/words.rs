@@ -44,7 +44,10 @@ pub fn sentence(record: &Record) -> Option<String> {
         Record::RollbackStarted { to: Some(to), reason, .. } => format!("rolling back to `{to}` ({reason})"),
         Record::UndoStarted { step, attempt: 1 } => format!("{step}: undoing"),
         Record::UndoStarted { step, attempt } => format!("{step}: undoing again (attempt {attempt})"),
-        Record::UndoDone { step, .. } => format!("{step}: undone"),
+        Record::UndoDone { step, summary } => match summary.get("loses").and_then(Value::as_str) {
+            Some(words) => format!("{step}: undone; lost: {words}"),
+            None => format!("{step}: undone"),
+        },
         Record::UndoFailed { step, failure } => {
             format!("{step}: undo failed: {}", of_step(step, &failure.message))
         }

@@ -39,6 +39,7 @@ proofs! {
     replicate => crate::replicate::scenario(),
     reverse => crate::reverse::scenario(),
     pooler => crate::pooler::scenario(),
+    lost => crate::lost::scenario(),
 }
 
 macro_rules! checkpoints {

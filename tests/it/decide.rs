@@ -226,7 +226,7 @@ proptest! {
                                 continue;
                             }
                             if accept_loss || losses(&plan, &sim.state, to.as_ref()).is_empty() {
-                                sim.record(Record::RollbackStarted { to, reason: "r".into(), accept_loss });
+                                sim.record(Record::RollbackStarted { to, reason: "r".into(), accept_loss, export: None });
                             }
                         }
                     }
@@ -264,7 +264,7 @@ proptest! {
                     });
                     prop_assert!(!begun.clone().any(|o| sim.loses(&o.id)), "an automatic rollback loses something");
                     prop_assert!(losses(&plan, &sim.state, None).is_empty(), "an automatic rollback lost something");
-                    sim.record(Record::RollbackStarted { to: None, reason: failure.message, accept_loss: false });
+                    sim.record(Record::RollbackStarted { to: None, reason: failure.message, accept_loss: false, export: None });
                 }
                 Next::Complete => {
                     let all: Vec<StepId> = plan.iter().map(|o| o.id.clone()).collect();
@@ -380,7 +380,12 @@ fn a_rollback_that_cannot_end_is_not_begun() {
     fits(&state, Some("hard")).unwrap();
     // Half undone, it can be neither kept nor built upon.
     let mut records = done(&["a", "hard", "b"]);
-    records.push(Record::RollbackStarted { to: Some("hard".into()), reason: "r".into(), accept_loss: false });
+    records.push(Record::RollbackStarted {
+        to: Some("hard".into()),
+        reason: "r".into(),
+        accept_loss: false,
+        export: None,
+    });
     records.push(Record::UndoStarted { step: "b".into(), attempt: 1 });
     assert!(fits(&folded(records), Some("b")).unwrap_err().contains("being undone already"));
 }
@@ -411,6 +416,7 @@ fn a_standing_task_stands_again_when_what_ended_it_is_undone() {
         to: Some("relay".into()),
         reason: "r".into(),
         accept_loss: false,
+        export: None,
     });
     records.push(Record::UndoStarted { step: "replay".into(), attempt: 1 });
     records.push(Record::UndoDone { step: "replay".into(), summary: serde_json::Value::Null });

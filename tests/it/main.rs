@@ -44,6 +44,7 @@ mod house;
 mod lease;
 mod lever;
 mod local;
+mod lost;
 mod migrate;
 mod migrate_hints;
 mod migrate_locks;

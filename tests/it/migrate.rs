@@ -365,6 +365,7 @@ fn looking(world: &World) -> Context {
         links: Arc::default(),
         ledger,
         accept_loss: false,
+        export: None,
         may_wait: false,
         critical: Default::default(),
     }

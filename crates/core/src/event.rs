@@ -1,15 +1,17 @@
 //! What happens in a run: records that the journal keeps, and progress that only listeners see.
 //!
-//! This is a leaf: it imports nothing of ours but the error class, so that every layer may speak it.
+//! This is a leaf: it imports nothing of ours but the error class and tables, so that every layer may speak it.
 
 use crate::error::{Class, Error};
 use crate::redact::clean;
+use crate::table::Table;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 /// The identity of one execution of a plan: time-ordered, unique across hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -211,6 +213,9 @@ pub enum Record {
         reason: String,
         /// Whether the operator accepted that something is lost.
         accept_loss: bool,
+        /// The folder into which what is lost is written before anything is undone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        export: Option<PathBuf>,
     },
     /// The intention to undo a step.
     UndoStarted {
@@ -339,6 +344,17 @@ pub enum Event {
         /// One sentence.
         text: String,
     },
+    /// What a rollback would lose, counted; nothing was undone.
+    Loss {
+        /// The step whose undo it is.
+        step: StepId,
+        /// In a line.
+        words: String,
+        /// As a table.
+        table: Option<Table>,
+        /// As the step's kind has it.
+        detail: Value,
+    },
     /// The operator or the system asked for a stop; the step in work goes on to its next safe place.
     Stopping {
         /// Whether something goes on that must not be cut short, so that asking once more ends nothing.
@@ -378,7 +394,8 @@ impl Emitter {
     /// Tells the listeners.
     pub fn emit(&self, mut event: Event) {
         if let Some(sender) = &self.0 {
-            if let Event::Note { text, .. } | Event::Standing { text, .. } = &mut event
+            if let Event::Note { text, .. } | Event::Standing { text, .. } | Event::Loss { words: text, .. } =
+                &mut event
                 && let Cow::Owned(cleaned) = clean(text)
             {
                 *text = cleaned;

@@ -210,6 +210,12 @@ failpoints! {
     CUTOVER_UNDO_OPENED = "cutover.undo-opened";
     /// A participant is turned back; the journal does not know yet.
     CUTOVER_UNDO_REVERTED = "cutover.undo-reverted";
+    /// What a rollback loses was counted, and is in the journal; nothing was undone.
+    LOST_UNDO_COUNTED = "lost.undo-counted";
+    /// The rows of a table that a rollback loses are in a file that has not its name yet.
+    LOST_UNDO_WRITTEN = "lost.undo-written";
+    /// All rows that a rollback loses are in their files; nothing was undone.
+    LOST_UNDO_EXPORTED = "lost.undo-exported";
     /// The slot of a stream back is there; its subscription is not.
     REVERSE_SLOT_CREATED = "reverse.slot-created";
     /// The stream back is ready and carries nothing yet; nothing is frozen.

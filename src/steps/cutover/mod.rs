@@ -23,6 +23,7 @@ pub(super) mod gates;
 mod hours;
 mod invariants;
 mod large_objects;
+mod lost;
 pub(super) mod options;
 mod partial;
 mod participant;
@@ -45,7 +46,9 @@ mod uncaptured;
 mod watched;
 mod window;
 
-use super::{Access, CheckContext, Context, Description, Links, Locks, Midway, Need, StepKind, Tells, Undo};
+use super::{
+    Access, CheckContext, Context, Counted, Description, Links, Locks, Midway, Need, StepKind, Tells, Undo,
+};
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
@@ -186,6 +189,21 @@ impl StepKind for Cutover {
 
     fn is_whole(&self) -> Option<Tells> {
         Some(state::is_whole)
+    }
+
+    async fn count_loss(&self, cx: &Context) -> Result<Option<Counted>> {
+        match (&self.freeze, &self.to) {
+            (Some(_), Some(_)) => Ok(Some(lost::count(self, cx).await?.told())),
+            _ => Ok(None),
+        }
+    }
+
+    fn exports_loss(&self) -> bool {
+        self.freeze.is_some() && self.to.is_some()
+    }
+
+    fn does_without(&self) -> Option<&str> {
+        self.freeze.as_ref().and(self.to.as_deref())
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {

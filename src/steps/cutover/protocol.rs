@@ -8,7 +8,7 @@ use super::preflight::Proof;
 use super::state::{Event, Stage, Way};
 use super::together::{call_off, commit_all, millis, prepare, still_held};
 use super::{
-    account, approval, attempts, back, blockers, freeze, invariants, large_objects, partial, preflight,
+    account, approval, attempts, back, blockers, freeze, invariants, large_objects, lost, partial, preflight,
     quarantine, reverse, sequences, statements, stillness, stream, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
@@ -264,6 +264,14 @@ async fn decide(
     book: &Book<'_>,
     attempt: &mut Attempt<'_, '_>,
 ) -> Result<()> {
+    if let Some(to) = &cutover.to {
+        // Before anybody waits. Without it a rollback only knows less of what it loses.
+        let counted = async { lost::keep_counters(cx, &cx.reader(to).await?).await };
+        match counted.await {
+            Err(error) if matches!(error.class(), Class::LeaseLost | Class::Journal) => return Err(error),
+            _ => {}
+        }
+    }
     attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
     prepare(cutover, outer, cx, book).await?;
@@ -347,9 +355,11 @@ async fn decide(
         quarantine::refuse(cutover, &green, &streams).await?;
         partial::refuse(cutover, cx, &blue, &green).await?;
         invariants::prove_in_pause(quick.as_ref()).await?;
-        Ok::<_, Error>((sequences, round))
+        // All has arrived, and nobody was sent there: from here on it is the application's.
+        let mark = lost::look(&green).await?;
+        Ok::<_, Error>((sequences, round, mark))
     };
-    let (sequences, round) = tokio::select! {
+    let (sequences, round, mark) = tokio::select! {
         result = tokio::time::timeout(budget, drain) => result.map_err(|_| over_budget())??,
         // Nothing is decided, and writers wait.
         () = outer.stop.cancelled() => return Err(Error::cancelled()),
@@ -361,6 +371,7 @@ async fn decide(
     // From here on only the old side knows the outcome. Nothing may cut this short: a commit whose answer was
     // not waited for would be a decision that nobody knows of. The server's own limits bound it.
     stillness::mark(&tx, cx).await?;
+    lost::keep(&tx, cx, &mark).await?;
     freeze::decide(&tx, cx, cutover, &stream::gate(cutover, cx), &attempt.proof.successor).await?;
     if frozen.elapsed() > budget {
         return Err(over_budget());

@@ -8,7 +8,7 @@ use super::state::{Event, Stand, Way};
 use super::stream::{self, Stream};
 use super::switch::Flipping;
 use super::together::{self, millis};
-use super::{freeze, protocol, sequences, statements};
+use super::{freeze, lost, protocol, sequences, statements};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
 use crate::steps::Context;
@@ -60,14 +60,25 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
         && !book.is_turning_back().await
         && !cx.accept_loss
     {
-        return Err(Error::usage(format!("this would lose what was written on {to} since the cutover"))
-            .hint(
-                "`handover rollback --accept-loss` accepts that; `handover abort` leaves everything as it is",
-            ));
+        let counted = lost::count(cutover, cx).await?.words();
+        return Err(Error::usage(format!(
+            "this would lose what was written on {to} since the cutover: {counted}"
+        ))
+        .hint(
+            "`handover rollback --accept-loss` accepts that; `handover abort` leaves everything as it is",
+        ));
+    }
+    if cutover.freeze.is_some() && !book.is_turning_back().await {
+        lost::before(cutover, cx).await?;
     }
     cx.proceed()?;
     let section = cx.critical("the cutover is being turned back");
-    turn(cutover, cx, &section, &book, returned).await
+    let mut summary = turn(cutover, cx, &section, &book, returned).await?;
+    drop(section);
+    if cutover.freeze.is_some() && !book.returned().await {
+        lost::after(cutover, cx, &mut summary).await?;
+    }
+    Ok(summary)
 }
 
 /// Turns everybody back, from a decision that stands, or from where an earlier undo came to.

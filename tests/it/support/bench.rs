@@ -118,6 +118,7 @@ impl Bench {
             links: Arc::new(links(&steps)),
             ledger: ledger.clone(),
             accept_loss: false,
+            export: None,
             may_wait: false,
             critical: Default::default(),
         };

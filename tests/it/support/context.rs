@@ -83,6 +83,7 @@ pub async fn context(
         links: Arc::default(),
         ledger,
         accept_loss: false,
+        export: None,
         may_wait: false,
         critical: Default::default(),
     };

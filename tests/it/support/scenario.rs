@@ -29,6 +29,8 @@ pub struct Scenario {
     pub pooler: bool,
     /// Whether a rollback needs `--accept-loss`.
     pub lossy: bool,
+    /// Whether that rollback exports what it loses.
+    pub exports: bool,
     /// Whether a rollback brings the databases back to how they were; some kinds leave green's content alone.
     pub rollback_restores: bool,
 }
@@ -52,7 +54,11 @@ impl Scenario {
 
     /// What a rollback of it has to be told.
     fn loss(&self) -> &'static [&'static str] {
-        if self.lossy { &["--accept-loss"] } else { &[] }
+        match (self.lossy, self.exports) {
+            (true, true) => &["--accept-loss", "--export", "$WORLD/lost"],
+            (true, false) => &["--accept-loss"],
+            _ => &[],
+        }
     }
 
     async fn world(&self, templates: &Templates) -> World {
@@ -91,7 +97,7 @@ impl Scenario {
         command
             .env("HANDOVER_FAILPOINT", format!("{name}:1:error:40001"))
             .env("HANDOVER_FAILPOINT_MARK", &mark);
-        let output = bounded(command.arg(verb).arg(world.plan()).args(args)).await;
+        let output = bounded(command.arg(verb).arg(world.plan()).args(world.args(args))).await;
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(mark.exists(), "{name} was not reached: {text}");
         std::fs::remove_file(&mark).unwrap();

@@ -180,17 +180,22 @@ impl World {
         std::env::join_paths(folders).unwrap()
     }
 
+    /// Arguments, with this world's folder for `$WORLD`.
+    pub fn args(&self, args: &[&str]) -> Vec<String> {
+        args.iter().map(|arg| arg.replace("$WORLD", &self.folder.path().to_string_lossy())).collect()
+    }
+
     /// `handover VERB PLAN ARGS…`.
     pub async fn handover(&self, verb: &str, args: &[&str]) -> Ended {
         let mut command = self.command();
-        command.arg(verb).arg(self.plan()).args(args);
+        command.arg(verb).arg(self.plan()).args(self.args(args));
         Ended::new(bounded(&mut command).await)
     }
 
     /// The same, with a failpoint armed (`name`, `name:3`, `name:1:stop`).
     pub async fn handover_failing(&self, failpoint: &str, verb: &str, args: &[&str]) -> Ended {
         let mut command = self.command();
-        command.env("HANDOVER_FAILPOINT", failpoint).arg(verb).arg(self.plan()).args(args);
+        command.env("HANDOVER_FAILPOINT", failpoint).arg(verb).arg(self.plan()).args(self.args(args));
         Ended::new(bounded(&mut command).await)
     }
 
