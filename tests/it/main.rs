@@ -70,6 +70,7 @@ mod replicate_resume;
 mod replicate_versions;
 mod restore;
 mod reverse;
+mod reverse_autovacuum;
 mod secrets;
 mod sessions;
 mod statements;

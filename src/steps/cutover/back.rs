@@ -12,11 +12,13 @@ use super::options::Cutover;
 use super::reverse;
 use super::state::{Event, Stage, Stand};
 use super::stream::{self, Stream};
-use super::{attempts, differences, feeds, freeze, preflight, sequences, statements, together, watched};
+use super::{
+    attempts, blockers, differences, feeds, freeze, preflight, sequences, statements, together, watched,
+};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
-use crate::postgres::fingerprint;
+use crate::postgres::{Session, fingerprint};
 use crate::steps::Context;
 use futures_util::future::join_all;
 use handover_actions::Actions;
@@ -32,6 +34,8 @@ pub struct Returned {
     pub attempts: u32,
     /// When writers were held off.
     pub frozen: Option<Instant>,
+    /// A session of the old side's, to open it by while clients wait.
+    pub ready: Option<Session>,
 }
 
 /// Whether the decision to go back stands, which the new side knows.
@@ -75,14 +79,16 @@ pub async fn decide(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<
             statements::end_orphaned(cutover, &section, cutover.to.as_ref()).await?;
             if is_decided(cutover, &section).await? {
                 book.note(Event::Returned).await?;
-                return Ok(Returned { attempts: number, frozen: None });
+                return Ok(Returned { attempts: number, frozen: None, ready: None });
             }
             release(cutover, &section, book).await?;
         }
         number += 1;
         let schema = ready(cutover, cx).await?;
         match attempt(cutover, cx, book, &schema).await? {
-            Ok(frozen) => return Ok(Returned { attempts: number, frozen: Some(frozen) }),
+            Ok((frozen, ready)) => {
+                return Ok(Returned { attempts: number, frozen: Some(frozen), ready });
+            }
             Err(error) if !attempts::passes(&error) => return Err(error),
             Err(error) => attempts::again(cutover, cx, number, error, "the new side serves on").await?,
         }
@@ -125,12 +131,7 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
     let link = &stream.link;
     let (mut blue, mut green) = (cx.writer(freeze).await?, cx.writer(to).await?);
     let watcher = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
-    let schema = fingerprint::digest(&watcher).await?;
-    let mut obstacles = differences::differences(cutover, &stream, &blue, &green).await?;
-    obstacles.extend(preflight::rooms(cutover, &green, &blue).await?);
-    if let Some(text) = obstacles.into_iter().next() {
-        return Err(attempts::refusal(&green, text));
-    }
+    refuse(cutover, &stream, &blue, &green).await?;
     if let Some(Stream { replicate, link, copy }) = stream::forward(cutover, cx) {
         ahead::make(cx, &replicate, &copy, &link).await?;
         ahead::freshen(cx, &link).await?;
@@ -153,7 +154,13 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
             },
             late => late,
         };
-        let Some(obstacle) = obstacle else { return Ok(schema) };
+        let Some(obstacle) = obstacle else {
+            // Last of all, and the digest first: the stream forward is a part of it, and what was altered while we
+            // waited is looked at as well.
+            let schema = fingerprint::digest(&watcher).await?;
+            refuse(cutover, &stream, &blue, &green).await?;
+            return Ok(schema);
+        };
         if begun.elapsed() >= patience {
             return Err(Error::new(
                 Class::Timeout,
@@ -172,21 +179,31 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
     }
 }
 
+/// Refuses what no waiting mends.
+async fn refuse(cutover: &Cutover, stream: &Stream, blue: &Session, green: &Session) -> Result<()> {
+    let mut obstacles = differences::differences(cutover, stream, blue, green).await?;
+    obstacles.extend(preflight::rooms(cutover, green, blue).await?);
+    match obstacles.into_iter().next() {
+        Some(text) => Err(attempts::refusal(green, text)),
+        None => Ok(()),
+    }
+}
+
 /// One attempt: to the decision, or until everybody goes on with the new side.
 async fn attempt(
     cutover: &Cutover,
     outer: &Context,
     book: &Book<'_>,
     schema: &str,
-) -> Result<Result<Instant>> {
+) -> Result<Result<(Instant, Option<Session>)>> {
     outer.proceed()?;
     let section = outer.critical("an attempt to go back");
     let cx: &Context = &section;
     let frozen = Instant::now();
     let error = match try_to_decide(cutover, outer, cx, book, schema).await {
-        Ok(frozen) => {
+        Ok((frozen, ready)) => {
             book.note(Event::Returned).await?;
-            return Ok(Ok(frozen));
+            return Ok(Ok((frozen, Some(ready))));
         }
         Err(error) if matches!(error.class(), Class::LeaseLost | Class::Journal) => return Err(error),
         Err(error) => error,
@@ -198,29 +215,28 @@ async fn attempt(
         // The answer to the commit was lost: it counts.
         if is_decided(cutover, cx).await? {
             book.note(Event::Returned).await?;
-            return Ok(Ok(frozen));
+            return Ok(Ok((frozen, None)));
         }
     }
     release(cutover, cx, book).await?;
     Ok(Err(error))
 }
 
-/// Up to and including the decision. Returns when writers were held off.
+/// Up to and including the decision. Returns when writers were held off, and the session of the old side's.
 async fn try_to_decide(
     cutover: &Cutover,
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
     schema: &str,
-) -> Result<Instant> {
+) -> Result<(Instant, Session)> {
     let (Some(freeze), Some(to), Some(Stream { link, .. })) =
         (&cutover.freeze, &cutover.to, stream::stream(cutover, cx))
     else {
         return Err(Error::internal("a way back without a stream"));
     };
     book.note(Event::PrepareReturn).await?;
-    together::prepare(cutover, outer, cx, book).await?;
-    failpoint::at(failpoint::REVERSE_UNDO_PREPARED)?;
+    // Whatever takes a connection comes first: clients wait from here on until they are let go.
     let budget = cutover.write_pause.0;
     let (mut freezer, counter) = (cx.writer(to).await?, cx.reader(to).await?);
     let mut setter = cx.writer(freeze).await?;
@@ -228,6 +244,10 @@ async fn try_to_decide(
     let mut gauge = Gauge::open(cx, &link).await?;
     let tables = freeze::tables(&counter, cutover).await?;
     freeze::limit(&freezer, budget).await?;
+    let (rule, freezer_pid) = (Blockers::default().rule(), freezer.backend_pid().await?);
+
+    together::prepare(cutover, outer, cx, book).await?;
+    failpoint::at(failpoint::REVERSE_UNDO_PREPARED)?;
     // From here on a decision may have fallen, whatever is heard of it.
     book.note(Event::PreparedReturn).await?;
 
@@ -235,7 +255,8 @@ async fn try_to_decide(
     let tx = freezer.transaction().await?;
     tx.durable().await?;
     let drain = async {
-        freeze::lock(&tx, &tables, budget, frozen)
+        let locks = freeze::lock(&tx, &tables, budget, frozen);
+        blockers::beside(locks, &rule, cx, &watcher, freezer_pid)
             .await
             .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::REVERSE_UNDO_FROZEN)?;
@@ -246,8 +267,8 @@ async fn try_to_decide(
             }
             Ok::<_, Error>(())
         };
-        tokio::try_join!(arrived, watched::assert_unchanged(&watcher, schema))?;
-        sequences::carry(&counter, &mut setter, cutover.sequence_margin).await?;
+        let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
+        tokio::try_join!(arrived, watched::assert_unchanged(&watcher, schema), sequences)?;
         // What was applied is visible on the old side, and not on its disk before something durable is.
         match freeze::confirms(&mut setter, cx, budget).await? {
             None => Ok(()),
@@ -269,5 +290,5 @@ async fn try_to_decide(
     }
     tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
     failpoint::at(failpoint::REVERSE_UNDO_DECIDED)?;
-    Ok(frozen)
+    Ok((frozen, setter))
 }

@@ -60,7 +60,8 @@ pub async fn clear(rule: &Rule, cx: &Context, blue: &Session) -> Result<()> {
     end(rule, cx, blue, found).await
 }
 
-/// Waits for locks, and ends those who keep the backend that asks for them waiting.
+/// Waits for locks, and ends those who keep the backend that asks for them waiting: an autovacuum always, for it begins
+/// again by itself, and clients as the rule says.
 ///
 /// # Errors
 /// The wait's own; the lease lost or the journal failing.
@@ -80,12 +81,13 @@ pub async fn beside<T>(
 /// Returns only when the lease is lost or the journal fails; what else goes wrong is told, and the wait goes on as it would
 /// without this.
 async fn while_waiting(rule: &Rule, cx: &Context, watcher: &Session, pid: i32) -> Error {
-    if rule.ending == Ending::Wait {
-        return std::future::pending().await;
-    }
     loop {
         tokio::time::sleep(LOOK).await;
         let looked = async {
+            cancel_autovacuum(cx, watcher, pid).await?;
+            if rule.ending == Ending::Wait {
+                return Ok(());
+            }
             let found = ending::of_backend(watcher, pid, rule.older_than.0).await?;
             end(rule, cx, watcher, found).await
         };
@@ -97,6 +99,19 @@ async fn while_waiting(rule: &Rule, cx: &Context, watcher: &Session, pid: i32) -
                 return std::future::pending().await;
             }
         }
+    }
+}
+
+/// Cancels an autovacuum that a backend waits for. The look before the pause does that, too, and the launcher may have begun
+/// another one since. Where it is not allowed to us (before Postgres 18 only to a superuser) it is waited for like
+/// others. By one statement, so that the signal reaches who was seen; in it who blocks is asked once, and not for each process.
+async fn cancel_autovacuum(cx: &Context, watcher: &Session, pid: i32) -> Result<()> {
+    cx.proceed()?;
+    let sql = "select pg_cancel_backend(a.pid) from pg_stat_activity a
+         where a.pid = any((select pg_blocking_pids($1))::int4[]) and a.backend_type = 'autovacuum worker'";
+    match watcher.query(sql, &[&pid]).await {
+        Err(error) if error.class() != Class::Privilege => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
+use crate::postgres::Session;
 use crate::postgres::error::is_out_of_locks;
 use crate::postgres::ours::OURS;
 use crate::steps::{Context, replicate};
@@ -34,6 +35,8 @@ struct Attempt<'g, 'a> {
     decided: Option<Instant>,
     sequences: usize,
     large_objects: Option<(Synchronizer, SyncRound)>,
+    /// A session of the new side's, for what follows the decision while clients still wait.
+    successor: Option<Session>,
 }
 
 /// What an attempt led to.
@@ -75,6 +78,7 @@ pub async fn run(cutover: &Cutover, cx: &Context) -> Result<Value> {
             decided: None,
             sequences: 0,
             large_objects: None,
+            successor: None,
         };
         let error = match try_to_flip(cutover, cx, &book, &mut attempt).await? {
             Outcome::Flipped(participants) => {
@@ -143,7 +147,7 @@ async fn go_on(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Value
     if !matches!(book.stage().await, Stage::Decided | Stage::Committed) {
         book.note(Event::Decided).await?;
     }
-    let participants = commit_all(cutover, cx, &section, book, Instant::now()).await?;
+    let participants = commit_all(cutover, cx, &section, book, Instant::now(), None).await?;
     drop(section);
     let pause = since_decision(cutover, cx).await;
     freeze::bolt(cx, cutover, stream::gate(cutover, cx)).await;
@@ -235,7 +239,8 @@ async fn try_to_flip(
     if book.stage().await != Stage::Decided {
         book.note(Event::Decided).await?;
     }
-    commit_all(cutover, outer, cx, book, attempt.prepared).await.map(Outcome::Flipped)
+    let successor = attempt.successor.take();
+    commit_all(cutover, outer, cx, book, attempt.prepared, successor).await.map(Outcome::Flipped)
 }
 
 /// Where a failed attempt stands, when nothing of it runs any more. The server may still be taking back our own locks, and
@@ -274,10 +279,10 @@ async fn decide(
     }
     attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
-    prepare(cutover, outer, cx, book).await?;
-    failpoint::at(failpoint::CUTOVER_PREPARED)?;
-    attempt.gates.window.assert_open(cx).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
+        prepare(cutover, outer, cx, book).await?;
+        failpoint::at(failpoint::CUTOVER_PREPARED)?;
+        attempt.gates.window.assert_open(cx).await?;
         book.note(Event::Prepared).await?;
         outer.proceed()?;
         still_held(cutover, cx, book).await?;
@@ -285,6 +290,7 @@ async fn decide(
         return failpoint::at(failpoint::CUTOVER_DECIDED);
     };
 
+    // Whatever takes a connection comes first: clients wait from here on until they are let go.
     let budget = cutover.write_pause.0;
     let mut freezer = cx.writer(name).await?;
     let mut blue = cx.writer(name).await?;
@@ -308,6 +314,11 @@ async fn decide(
     // Should the old side lose the decision, it is still known to whom it was.
     cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
     reverse::keep_shut(cx, attempt.proof.successor_is_shut).await?;
+
+    attempt.prepared = Instant::now();
+    prepare(cutover, outer, cx, book).await?;
+    failpoint::at(failpoint::CUTOVER_PREPARED)?;
+    attempt.gates.window.assert_open(cx).await?;
     // From here on a decision may have fallen, whatever is heard of it.
     book.note(Event::Prepared).await?;
 
@@ -379,6 +390,7 @@ async fn decide(
     tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
     attempt.decided = Some(Instant::now());
     attempt.sequences = sequences;
+    attempt.successor = Some(setter);
     attempt.large_objects = synchronizer.zip(round);
     failpoint::at(failpoint::CUTOVER_DECIDED)
 }

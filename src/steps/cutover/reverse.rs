@@ -177,16 +177,22 @@ pub async fn keep_shut(cx: &Context, is_shut: bool) -> Result<()> {
 }
 
 /// Behind the decision, before any participant commits: opens the new side, where an earlier way back has shut it.
-/// Tried again for as long as a commit would be: the decision stands.
+/// Tried again for as long as a commit would be: the decision stands. `ready` is a session of the new side's for the first
+/// try, because clients wait.
 ///
 /// # Errors
 /// The lease or the journal, or a new side that cannot be opened.
-pub async fn open_successor(cutover: &Cutover, outer: &Context, cx: &Context) -> Result<()> {
+pub async fn open_successor(
+    cutover: &Cutover,
+    outer: &Context,
+    cx: &Context,
+    mut ready: Option<Session>,
+) -> Result<()> {
     let is_shut = cx.recall::<bool>(SUCCESSOR_IS_SHUT)? == Some(true);
     let Some(to) = cutover.to.as_ref().filter(|_| is_shut) else { return Ok(()) };
     let begun = std::time::Instant::now();
     loop {
-        let opened = async { freeze::open(&mut cx.writer(to).await?, cx).await };
+        let opened = open_with(ready.take(), to, cx);
         let Err(error) = opened.await else { return Ok(()) };
         if matches!(error.class(), Class::LeaseLost | Class::Journal) {
             return Err(error);
@@ -200,6 +206,21 @@ pub async fn open_successor(cutover: &Cutover, outer: &Context, cx: &Context) ->
         cx.warn(format!("{to} cannot be opened: {error}; it is tried again, for the decision stands"));
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     }
+}
+
+/// Opens a side by the session that is ready, or by a new one. May be repeated.
+///
+/// # Errors
+/// What the server says.
+pub async fn open_with(ready: Option<Session>, side: &str, cx: &Context) -> Result<()> {
+    if let Some(mut session) = ready {
+        match freeze::open(&mut session, cx).await {
+            // The connection was lost since: once more by a new one.
+            Err(error) if error.class().is_transient() => {}
+            opened => return opened,
+        }
+    }
+    freeze::open(&mut cx.writer(side).await?, cx).await
 }
 
 /// Tables that a rollback loses, as the end of a sentence.

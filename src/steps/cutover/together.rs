@@ -6,6 +6,7 @@ use super::reverse;
 use super::state::{Event, Stand};
 use crate::error::{Class, Error, Result};
 use crate::failpoint;
+use crate::postgres::Session;
 use crate::steps::Context;
 use futures_util::future::{join_all, try_join_all};
 use handover_actions::Actions;
@@ -35,18 +36,20 @@ pub async fn still_held(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Res
 }
 
 /// Commits every participant that has not been, all at once; returns how long each was held. A commit that fails is
-/// tried again, for the decision stands; once the run is asked to stop, the next failure ends the step.
+/// tried again, for the decision stands; once the run is asked to stop, the next failure ends the step. `ready` is a session
+/// of the new side's, if there is one.
 pub async fn commit_all(
     cutover: &Cutover,
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
     prepared: Instant,
+    ready: Option<Session>,
 ) -> Result<Value> {
     let actions = &Actions::new(cx);
     let begun = Instant::now();
     // Clients that follow must find it open.
-    reverse::open_successor(cutover, outer, cx).await?;
+    reverse::open_successor(cutover, outer, cx, ready).await?;
     let commit = async |participant: &Participant| -> Result<Value> {
         if book.stand(&participant.name).await != Stand::Committed {
             let _section = cx.critical(format!("participant {} is being committed", participant.name));

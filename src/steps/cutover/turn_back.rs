@@ -87,7 +87,7 @@ async fn turn(
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
-    returned: Option<Returned>,
+    mut returned: Option<Returned>,
 ) -> Result<Value> {
     // Opening the old side takes its own word back: from here on only the journal tells.
     if !book.is_turning_back().await {
@@ -98,7 +98,8 @@ async fn turn(
     if let Some(freeze) = &cutover.freeze {
         let loses = cutover.reverse.as_ref().is_some_and(|reverse| !reverse.loses.is_empty());
         if without_loss && !loses {
-            freeze::open(&mut cx.writer(freeze).await?, cx).await?;
+            let ready = returned.as_mut().and_then(|returned| returned.ready.take());
+            reverse::open_with(ready, freeze, cx).await?;
         } else if without_loss {
             freeze::open_with_loss(&mut cx.writer(freeze).await?, cx).await?;
         } else {
@@ -116,7 +117,7 @@ async fn turn(
     failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
     let back = revert_all(cutover, outer, cx, book).await?;
     let mut summary = json!({ "turned_back": back });
-    if let Some(Returned { attempts, frozen: Some(frozen) }) = &returned {
+    if let Some(Returned { attempts, frozen: Some(frozen), .. }) = &returned {
         summary["attempts"] = json!(attempts);
         summary["write_pause_ms"] = json!(millis(frozen.elapsed()));
     }
