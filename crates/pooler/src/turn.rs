@@ -50,6 +50,7 @@ impl Pooler<'_> {
             }
         }
         hold.introduce(self.entry()).await?;
+        self.keep().await?;
         // Before it is done: who releases must know that the pause may be ours.
         self.port.remember(&self.fact("paused"), &true).await?;
         let all = join_all(instances.map(async |i| match self.pause(i).await? {
@@ -155,6 +156,21 @@ impl Pooler<'_> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
+    }
+
+    /// Keeps what the entry of each file is before it is turned: here, because clients wait when it is turned. What an
+    /// operator changed since an attempt that was called off counts; an entry that leads to the new side is ours.
+    async fn keep(&self) -> Result<()> {
+        let target = self.target()?;
+        let kept = self.kept()?;
+        let mut next = kept.clone();
+        for path in self.configs() {
+            let was = entry::find(&entry::without_probe(&read(&path)?), self.entry())?.written;
+            if was.target(self.entry()) != target {
+                next.insert(path, was);
+            }
+        }
+        if next == kept { Ok(()) } else { self.port.remember(&self.fact("entries"), &next).await }
     }
 
     /// Writes the entry of every file anew, where it leads to the new side; what it was is kept first.
