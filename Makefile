@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo test bench bench-copy bench-cutover bench-build lint fmt setup
+.PHONY: help demo test bench bench-copy bench-cutover bench-flips bench-build lint fmt setup
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +27,11 @@ bench-cutover: ## Time the pause of a cutover by the number of tables (ARGS="--t
 	@scripts/setup bench
 	$(CARGO) build --release --locked
 	scripts/bench/cutover $(ARGS)
+
+bench-flips: ## Flip there and back through PgBouncer under load (ARGS="--flips 40 --rates 500,1000" and so on)
+	@scripts/setup flips
+	$(CARGO) build --release --locked
+	scripts/bench/flips $(ARGS)
 
 bench-build: ## Time a first build and a small change, in CPU seconds (ARGS="--baseline COMMIT" and so on)
 	@scripts/bench/build $(ARGS)

