@@ -13,7 +13,7 @@ demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--
 	target/release/handover demo $(ARGS)
 
 test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
-	$(CARGO) test --locked --workspace
+	TMPDIR=$$(scripts/scratch) $(CARGO) test --locked --workspace
 
 bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)
 	$(CARGO) bench --locked --bench overhead
