@@ -66,11 +66,11 @@ impl StepKind for Capture {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        capture::describe(self, cx).await
+        capture::describe(self, cx, &[]).await
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        let stream = capture::begin(self, cx).await?;
+        let stream = capture::begin(self, cx, &[]).await?;
         super::watched::keep_for_capture(cx, self).await?;
         let names: Vec<String> = self.tables.keys().map(ToString::to_string).collect();
         Ok(json!({ "stream": stream.name, "partitions": stream.partitions, "tables": names }))

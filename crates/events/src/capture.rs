@@ -11,6 +11,6 @@ mod look;
 mod options;
 
 pub use gaps::{Gap, OPERATIONS, Why, words};
-pub use install::{begin, remove, verify};
+pub use install::{assert_hung, begin, leaves_out, remove, verify};
 pub use look::{check, describe};
-pub use options::{Capture, Rest, Table, Truncate, When};
+pub use options::{Capture, Rest, Table, Truncate, When, for_queue};

@@ -19,8 +19,9 @@
 //! 1. Before the freeze, [`backlog`] says how far replay is behind.
 //! 2. With writers frozen and drained, [`write_fence_marker`] on *another* session than the one that holds the
 //!    freeze; go on when [`marker_passed`] says so, or give up and try again later: a marker does no harm.
-//! 3. If changes will flow back from the new side, [`close`] in the deciding transaction keeps the triggers from
-//!    capturing those; [`reopen`] in its undo.
+//! 3. If events will flow back from the new side, have each capture leave out the other's stream ([`capture::begin`]): no
+//!    trigger is ever switched. Where something else writes what flows back, [`close`] in the deciding transaction keeps the
+//!    triggers from capturing that; [`reopen`] in its undo.
 //!
 //! ```
 //! use handover_events::Counts;
@@ -29,6 +30,7 @@
 //! assert!(counts.complete());
 //! ```
 
+pub mod applies;
 mod budget;
 pub mod capture;
 pub mod catalog;

@@ -1,6 +1,7 @@
 //! The offsets on the new side: which number each partition stands at, and what became of the events up to it.
 //! To operators they are called marks.
 
+use crate::applies;
 use crate::outbox::Partition;
 use crate::stream::Stream;
 use handover_core::error::{Error, Result};
@@ -99,11 +100,14 @@ pub async fn done(green: &Session, stream: &Stream) -> Result<Vec<i64>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Locks a partition's offset and reads it.
+/// Locks a partition's offset and reads it. From here on the transaction says that it applies events of the stream.
 pub async fn lock(tx: &Tx<'_>, stream: &Stream, partition: i32) -> Result<i64> {
     let row = tx
         .query_opt(
-            &format!("select done from {OURS}.replay where stream = $1 and partition = $2 for update"),
+            &format!(
+                "select done, {} from {OURS}.replay where stream = $1 and partition = $2 for update",
+                applies::saying("$1")
+            ),
             &[&stream.name, &partition],
         )
         .await?;

@@ -103,6 +103,24 @@ pub async fn aside(green: &Session, streams: &[&str]) -> Result<Vec<Aside>> {
         .collect())
 }
 
+/// Gives what was set aside of a stream another name: the stream is over, and one that bears its name begins anew.
+///
+/// # Errors
+/// Lease lost, or what the server says.
+pub async fn lay_by(session: &mut Session, stream: &str) -> Result<()> {
+    let tx = session.transaction().await?;
+    tx.execute(
+        &format!(
+            "update {OURS}.event_quarantine
+             set stream = 'until ' || to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || ': ' || stream, retry = false
+             where stream = $1"
+        ),
+        &[&stream],
+    )
+    .await?;
+    tx.commit().await
+}
+
 /// The keys of a partition that somebody asked to try again.
 pub(crate) async fn asked(green: &Session, stream: &Stream, partition: i32) -> Result<Vec<(String, String)>> {
     let rows = green

@@ -19,7 +19,7 @@ mod retry;
 mod window;
 mod worker;
 
-pub use act::{catch_up, counts, drain, finish, keep_up, undo, verify};
+pub use act::{catch_up, counts, drain, finish, keep_up, rehearse, undo, verify};
 pub use copied::{Copied, Snapshot};
 pub use look::{check, describe};
 pub use mapping::{Apply, Effect, Mapping};

@@ -6,6 +6,7 @@
 //! decides how a value is written as text.
 //! (<https://www.postgresql.org/docs/current/sql-createtrigger.html>)
 
+use crate::applies;
 use crate::catalog::Form;
 use handover_postgres::ours::OURS;
 use handover_postgres::routine::Routine;
@@ -96,6 +97,8 @@ pub(crate) struct Spec<'a> {
     pub operations: Vec<(Operation, Option<&'a str>)>,
     /// Whether a TRUNCATE is refused.
     pub refuse_truncate: bool,
+    /// The streams whose replay writes here and is not captured.
+    pub leaves_out: &'a [String],
 }
 
 /// What is executed for one table, in one transaction.
@@ -230,8 +233,12 @@ impl Spec<'_> {
             .map(|c| format!("format('%s', old.{0}) = format('%s', new.{0})", quote_ident(c)))
             .collect();
         let table = self.table.to_string();
+        let leave_out = match self.leaves_out {
+            [] => String::new(),
+            streams => format!("if {} then return null; end if;\n  ", applies::one_of(streams)),
+        };
         let body = format!(
-            "case tg_op
+            "{leave_out}case tg_op
   when 'UPDATE' then
     if {same} then
       {update}

@@ -11,17 +11,18 @@ use handover_core::{Class, Error, Result, failpoint};
 use handover_port::Port;
 use handover_postgres::ours::OURS;
 use handover_postgres::profile::SearchPath;
-use handover_postgres::{Session, TableName, blockers, quote_ident};
+use handover_postgres::{Session, TableName, blockers, quote_ident, quote_literal};
 use std::time::{Duration, Instant};
 
 /// How long all attempts to get a table's lock may take together.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Registers the stream, declares it in the queue, and makes the triggers of every table that has none.
+/// Registers the stream, declares it in the queue, and makes the triggers of every table that has none. What the replays
+/// of the streams `leaves_out` write is not captured: it comes from where this capture's events go.
 ///
 /// # Errors
 /// Lease lost, a table that cannot be captured as asked, a lock that was not to be had, or what a server says.
-pub async fn begin(capture: &Capture, port: &Port) -> Result<Stream> {
+pub async fn begin(capture: &Capture, port: &Port, leaves_out: &[String]) -> Result<Stream> {
     let mut session = port.writer(&capture.from).await?;
     let tx = session.transaction().await?;
     let stream = Stream::register(
@@ -41,7 +42,7 @@ pub async fn begin(capture: &Capture, port: &Port) -> Result<Stream> {
         let facts = inspect(&session, name).await?;
         let key = capture_key(capture, name, table, facts.as_ref())?;
         let forms = facts.map(|facts| facts.forms).unwrap_or_default();
-        let spec = table.spec(&stream, index, name, &key, &forms);
+        let spec = table.spec(&stream, index, name, &key, &forms, leaves_out);
         let begun = Instant::now();
         let mut rest = Duration::from_millis(200);
         while let Err(error) = install(&mut session, &spec, path).await {
@@ -76,10 +77,19 @@ pub async fn begin(capture: &Capture, port: &Port) -> Result<Stream> {
 /// # Errors
 /// What is missing.
 pub async fn verify(capture: &Capture, port: &Port) -> Result<()> {
+    let stream = assert_hung(capture, port).await?;
+    connect_queue(port).await?.depth(&stream.name).await.map(drop)
+}
+
+/// Proves that every trigger is there and enabled.
+///
+/// # Errors
+/// One that is not ([`Class::Data`]), or what the server says.
+pub async fn assert_hung(capture: &Capture, port: &Port) -> Result<Stream> {
     let session = port.reader(&capture.from).await?;
     let stream = Stream::get(&session, port.run, &port.step).await?;
     for (index, (name, table)) in capture.tables.iter().enumerate() {
-        let spec = table.spec(&stream, index, name, &[], &[]);
+        let spec = table.spec(&stream, index, name, &[], &[], &[]);
         let rows = session.query(&find(), &[&function_pattern(stream.id)]).await?;
         for trigger in spec.triggers() {
             let found = rows.iter().find(|row| {
@@ -93,7 +103,24 @@ pub async fn verify(capture: &Capture, port: &Port) -> Result<()> {
             }
         }
     }
-    connect_queue(port).await?.depth(&stream.name).await.map(drop)
+    Ok(stream)
+}
+
+/// Whether the triggers of a stream leave out what the replay of another one writes, as [`begin`] may have been told.
+///
+/// # Errors
+/// What the server says.
+pub async fn leaves_out(session: &Session, stream: &Stream, other: &str) -> Result<bool> {
+    let row = session
+        .query_one(
+            &format!(
+                "select coalesce(bool_and(strpos(p.prosrc, $2) > 0), false) from pg_proc p
+                 join pg_namespace n on n.oid = p.pronamespace where n.nspname = '{OURS}' and p.proname like $1"
+            ),
+            &[&function_pattern(stream.id), &quote_literal(other)],
+        )
+        .await?;
+    Ok(row.get(0))
 }
 
 /// Drops the triggers, the stream in the queue and the outbox's rows. Returns how many triggers there were.

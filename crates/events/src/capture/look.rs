@@ -166,8 +166,8 @@ pub fn obstacles(name: &TableName, table: &Table, facts: Option<&TableFacts>) ->
     out
 }
 
-/// Says what the step would do, through read-only sessions.
-pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
+/// Says what [`super::begin`] would do, through read-only sessions.
+pub async fn describe(capture: &Capture, port: &Port, leaves_out: &[String]) -> Result<Description> {
     let session = port.reader(&capture.from).await?;
     let asking = port.operator_reader(&capture.from).await?;
     let mut out = Description::default();
@@ -183,7 +183,8 @@ pub async fn describe(capture: &Capture, port: &Port) -> Result<Description> {
         let Some(facts) = facts else { continue };
         if obstacles.is_empty() {
             let key = key_of(table, Some(&facts));
-            for sql in table.spec(&stream, index, name, &key, &facts.forms).installation().statements() {
+            let spec = table.spec(&stream, index, name, &key, &facts.forms, leaves_out);
+            for sql in spec.installation().statements() {
                 out.statement(&capture.from, sql);
             }
         }

@@ -108,6 +108,7 @@ impl Table {
         name: &'a TableName,
         key: &'a [String],
         forms: &'a [(String, Form)],
+        leaves_out: &'a [String],
     ) -> Spec<'a> {
         Spec {
             capture: stream.id,
@@ -119,6 +120,7 @@ impl Table {
             forms,
             operations: self.operations(),
             refuse_truncate: self.truncate == Truncate::Refuse,
+            leaves_out,
         }
     }
 
@@ -144,15 +146,14 @@ impl Capture {
     /// What the stream of this step is called in a run.
     #[must_use]
     pub fn stream_name(&self, run: RunId, step: &StepId) -> String {
-        let prefix = self.stream.clone().unwrap_or_else(|| {
-            let step: String = step
-                .as_str()
-                .chars()
-                .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
-                .take(100)
-                .collect();
-            format!("handover.{step}")
-        });
+        let prefix = self.stream.clone().unwrap_or_else(|| format!("handover.{}", for_queue(step)));
         format!("{prefix}.{}", run.0.simple())
     }
+}
+
+/// A step's id as a part of a stream's name.
+#[must_use]
+pub fn for_queue(step: &StepId) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+    step.as_str().chars().map(plain).take(100).collect()
 }

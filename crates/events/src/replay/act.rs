@@ -1,5 +1,6 @@
 //! The acts of a replay: catching up, draining, keeping up, proving, forgetting.
 
+use super::mapping;
 use super::options::{Mode, Replay};
 use super::worker::{Pool, Source, Until};
 use crate::offsets;
@@ -57,6 +58,15 @@ pub async fn drain(replay: &Replay, port: &Port, source: Source<'_>, green: Sess
 /// As for [`catch_up`].
 pub async fn keep_up(replay: &Replay, port: &Port, source: Source<'_>, green: Session) -> Result<()> {
     pool(replay, port, source, green).await?.work(Until::Stopped).await
+}
+
+/// Prepares every statement on the database that events are applied to: what is wrong with one is found before the first
+/// event comes.
+///
+/// # Errors
+/// A statement that cannot be prepared there, the lease, or no connection.
+pub async fn rehearse(replay: &Replay, port: &Port) -> Result<()> {
+    mapping::prepare(&port.operator_writer(&replay.to).await?, &replay.events).await.map(drop)
 }
 
 /// How many events have which outcome. `step`: the capture; `database`: where it captures.
