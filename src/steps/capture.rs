@@ -14,6 +14,13 @@ use handover_events::relay;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// The streams that bring back what a cutover's new side writes: replayed here, it is not captured once more.
+fn comes_back(capture: &Capture, cx: &Context) -> Vec<String> {
+    let cutovers =
+        cx.links.cutovers.all().filter(|(_, cutover)| cutover.freeze.as_ref() == Some(&capture.from));
+    cutovers.filter_map(|(id, cutover)| cutover.stream_back(cx.run, id)).collect()
+}
+
 #[async_trait]
 impl StepKind for Capture {
     fn link(self: Arc<Self>, id: &StepId, place: usize, links: &mut Links) {
@@ -66,11 +73,11 @@ impl StepKind for Capture {
     }
 
     async fn describe(&self, cx: &Context) -> Result<Description> {
-        capture::describe(self, cx, &[]).await
+        capture::describe(self, cx, &comes_back(self, cx)).await
     }
 
     async fn run(&self, cx: &Context) -> Result<Value> {
-        let stream = capture::begin(self, cx, &[]).await?;
+        let stream = capture::begin(self, cx, &comes_back(self, cx)).await?;
         super::watched::keep_for_capture(cx, self).await?;
         let names: Vec<String> = self.tables.keys().map(ToString::to_string).collect();
         Ok(json!({ "stream": stream.name, "partitions": stream.partitions, "tables": names }))

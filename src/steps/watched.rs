@@ -9,7 +9,7 @@ use handover_events::capture::Capture;
 use std::collections::BTreeSet;
 
 /// Where a capture keeps its facts in the journal.
-const UNIT: &str = "fingerprint";
+pub(super) const UNIT: &str = "fingerprint";
 
 /// Keeps what a capture relies on: its tables, those below them, and its triggers as they are now.
 ///
@@ -31,8 +31,16 @@ pub(super) fn concerns_capture(subject: &Subject, tables: &BTreeSet<TableName>) 
 
 /// The tables of a capture, and those below them.
 pub(super) async fn captured(blue: &Session, capture: &Capture) -> Result<BTreeSet<TableName>> {
-    let names: Vec<String> = capture.tables.keys().map(TableName::sql).collect();
-    let rows = blue
+    with_those_below(blue, &capture.tables.keys().collect()).await
+}
+
+/// Tables, and those that inherit from them or are their partitions.
+pub(super) async fn with_those_below(
+    session: &Session,
+    tables: &BTreeSet<&TableName>,
+) -> Result<BTreeSet<TableName>> {
+    let names: Vec<String> = tables.iter().map(|table| table.sql()).collect();
+    let rows = session
         .query(
             "with recursive t (oid) as (
                  select to_regclass(x)::oid from unnest($1::text[]) x
@@ -43,7 +51,7 @@ pub(super) async fn captured(blue: &Session, capture: &Capture) -> Result<BTreeS
         )
         .await?;
     let below = rows.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
-    Ok(capture.tables.keys().cloned().chain(below).collect())
+    Ok(tables.iter().map(|table| (*table).clone()).chain(below).collect())
 }
 
 /// What a capture relies on; none of one that an earlier version began.

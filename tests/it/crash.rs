@@ -38,6 +38,7 @@ proofs! {
     gates => crate::cutover_gates::scenario(),
     replicate => crate::replicate::scenario(),
     reverse => crate::reverse::scenario(),
+    carry => crate::carry::scenario(),
     pooler => crate::pooler::scenario(),
     lost => crate::lost::scenario(),
 }

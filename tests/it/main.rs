@@ -9,6 +9,7 @@ mod bluegreen;
 mod bluegreen_application;
 mod capture;
 mod capture_partial;
+mod carry;
 mod cleanup;
 mod cleanup_expect;
 mod cleanup_verify;

@@ -222,6 +222,12 @@ failpoints! {
     REVERSE_READY = "reverse.ready";
     /// The stream back flows; the step is not recorded as done.
     REVERSE_FLOWING = "reverse.flowing";
+    /// The triggers of a way back by events are there; the journal does not know what they rely on.
+    CARRY_CAPTURED = "carry.captured";
+    /// The journal says from when on the new side's writes count; nothing is frozen.
+    CARRY_COUNTS = "carry.counts";
+    /// The triggers of a way back by events are gone; how far it was replayed is still there.
+    CARRY_UNDO_DROPPED = "carry.undo-dropped";
     /// All participants are prepared to go back; nothing is frozen.
     REVERSE_UNDO_PREPARED = "reverse.undo-prepared";
     /// Writers on the new side are held off.

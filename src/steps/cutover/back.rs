@@ -6,15 +6,14 @@
 //! more, which is what sends their clients there.
 
 use super::book::Book;
+use super::carrier::Carrier;
 use super::forecast::Measured;
 use super::gates::Blockers;
 use super::options::Cutover;
 use super::reverse;
 use super::state::{Event, Stage, Stand};
 use super::stream::{self, Stream};
-use super::{
-    attempts, blockers, differences, feeds, freeze, preflight, sequences, statements, together, watched,
-};
+use super::{attempts, blockers, freeze, preflight, sequences, statements, together, watched};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::failpoint;
@@ -22,7 +21,7 @@ use crate::postgres::{Session, fingerprint};
 use crate::steps::Context;
 use futures_util::future::join_all;
 use handover_actions::Actions;
-use handover_replication::{Gauge, ahead};
+use handover_replication::ahead;
 use std::time::{Duration, Instant};
 
 /// How long an operator who accepts loss waits at most for a way back that has none.
@@ -71,6 +70,19 @@ pub async fn stay(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()
 /// # Errors
 /// What is in the way: the new side serves on.
 pub async fn decide(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Returned> {
+    let carrier =
+        reverse::carrier(cutover, cx).ok_or_else(|| Error::internal("a way back that nothing carries"))?;
+    // No standing task does while a run goes back.
+    let _carrying = carrier.carry(cx);
+    try_until_decided(cutover, cx, book, &*carrier).await
+}
+
+async fn try_until_decided(
+    cutover: &Cutover,
+    cx: &Context,
+    book: &Book<'_>,
+    carrier: &dyn Carrier,
+) -> Result<Returned> {
     let mut number = 0;
     loop {
         if is_open(book.stage().await) {
@@ -84,8 +96,8 @@ pub async fn decide(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<
             release(cutover, &section, book).await?;
         }
         number += 1;
-        let schema = ready(cutover, cx).await?;
-        match attempt(cutover, cx, book, &schema).await? {
+        let schema = ready(cutover, cx, carrier).await?;
+        match attempt(cutover, cx, book, carrier, &schema).await? {
             Ok((frozen, ready)) => {
                 return Ok(Returned { attempts: number, frozen: Some(frozen), ready });
             }
@@ -123,26 +135,22 @@ async fn release(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<()>
 
 /// Waits until a pause would be short, with the stream forward made ready. Returns the digest of the new side's schema,
 /// to be compared behind the lock.
-async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
-    let (Some(freeze), Some(to), Some(stream)) = (&cutover.freeze, &cutover.to, stream::stream(cutover, cx))
-    else {
-        return Err(Error::internal("a way back without a stream"));
-    };
-    let link = &stream.link;
+async fn ready(cutover: &Cutover, cx: &Context, carrier: &dyn Carrier) -> Result<String> {
+    let (freeze, to) = (carrier.to(), carrier.from());
     let (mut blue, mut green) = (cx.writer(freeze).await?, cx.writer(to).await?);
     let watcher = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
-    refuse(cutover, &stream, &blue, &green).await?;
+    refuse(cutover, cx, carrier, &blue, &green).await?;
     if let Some(Stream { replicate, link, copy }) = stream::forward(cutover, cx) {
         ahead::make(cx, &replicate, &copy, &link).await?;
         ahead::freshen(cx, &link).await?;
     }
     let patience = if cx.accept_loss { cutover.patience.0.min(IMPATIENCE) } else { cutover.patience.0 };
     let begun = Instant::now();
-    let mut gauge = Gauge::open(cx, link).await?;
+    let mut arrivals = carrier.arrivals(cx).await?;
     // What the plan lets be ended is in the way of the flip; here everybody is waited for.
     let (rule, mut measured) = (Blockers::default().rule(), Measured::default());
     loop {
-        let obstacle = match preflight::late(cx, Some(&mut gauge), &mut measured).await? {
+        let obstacle = match arrivals.late(cx, &mut measured).await? {
             None => match preflight::held(&rule, cx, &green, cutover.max_transaction_age.0).await? {
                 None => match stream::gate_of_successor(cutover, cx).raise(&mut green, cx, cutover).await? {
                     None => {
@@ -158,7 +166,7 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
             // Last of all, and the digest first: the stream forward is a part of it, and what was altered while we
             // waited is looked at as well.
             let schema = fingerprint::digest(&watcher).await?;
-            refuse(cutover, &stream, &blue, &green).await?;
+            refuse(cutover, cx, carrier, &blue, &green).await?;
             return Ok(schema);
         };
         if begun.elapsed() >= patience {
@@ -180,8 +188,14 @@ async fn ready(cutover: &Cutover, cx: &Context) -> Result<String> {
 }
 
 /// Refuses what no waiting mends.
-async fn refuse(cutover: &Cutover, stream: &Stream, blue: &Session, green: &Session) -> Result<()> {
-    let mut obstacles = differences::differences(cutover, stream, blue, green).await?;
+async fn refuse(
+    cutover: &Cutover,
+    cx: &Context,
+    carrier: &dyn Carrier,
+    blue: &Session,
+    green: &Session,
+) -> Result<()> {
+    let mut obstacles = carrier.differences(cx, blue, green).await?;
     obstacles.extend(preflight::rooms(cutover, green, blue).await?);
     match obstacles.into_iter().next() {
         Some(text) => Err(attempts::refusal(green, text)),
@@ -194,13 +208,14 @@ async fn attempt(
     cutover: &Cutover,
     outer: &Context,
     book: &Book<'_>,
+    carrier: &dyn Carrier,
     schema: &str,
 ) -> Result<Result<(Instant, Option<Session>)>> {
     outer.proceed()?;
     let section = outer.critical("an attempt to go back");
     let cx: &Context = &section;
     let frozen = Instant::now();
-    let error = match try_to_decide(cutover, outer, cx, book, schema).await {
+    let error = match try_to_decide(cutover, outer, cx, book, carrier, schema).await {
         Ok((frozen, ready)) => {
             book.note(Event::Returned).await?;
             return Ok(Ok((frozen, Some(ready))));
@@ -228,20 +243,17 @@ async fn try_to_decide(
     outer: &Context,
     cx: &Context,
     book: &Book<'_>,
+    carrier: &dyn Carrier,
     schema: &str,
 ) -> Result<(Instant, Session)> {
-    let (Some(freeze), Some(to), Some(Stream { link, .. })) =
-        (&cutover.freeze, &cutover.to, stream::stream(cutover, cx))
-    else {
-        return Err(Error::internal("a way back without a stream"));
-    };
+    let (freeze, to) = (carrier.to(), carrier.from());
     book.note(Event::PrepareReturn).await?;
     // Whatever takes a connection comes first: clients wait from here on until they are let go.
     let budget = cutover.write_pause.0;
     let (mut freezer, counter) = (cx.writer(to).await?, cx.reader(to).await?);
     let mut setter = cx.writer(freeze).await?;
     let watcher = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
-    let mut gauge = Gauge::open(cx, &link).await?;
+    let mut arrivals = carrier.arrivals(cx).await?;
     let tables = freeze::tables(&counter, cutover).await?;
     freeze::limit(&freezer, budget).await?;
     let (rule, freezer_pid) = (Blockers::default().rule(), freezer.backend_pid().await?);
@@ -260,15 +272,8 @@ async fn try_to_decide(
             .await
             .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::REVERSE_UNDO_FROZEN)?;
-        let arrived = async {
-            let mark = gauge.write(feeds::MARK).await?;
-            while !gauge.passed(&mark).await? {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            Ok::<_, Error>(())
-        };
         let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
-        tokio::try_join!(arrived, watched::assert_unchanged(&watcher, schema), sequences)?;
+        tokio::try_join!(arrivals.all(), watched::assert_unchanged(&watcher, schema), sequences)?;
         // What was applied is visible on the old side, and not on its disk before something durable is.
         match freeze::confirms(&mut setter, cx, budget).await? {
             None => Ok(()),

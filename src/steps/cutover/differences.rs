@@ -6,7 +6,7 @@ use super::stream::Stream;
 use crate::error::Result;
 use crate::postgres::{Session, TableName, catalog};
 use crate::problem::few;
-use handover_copy::LargeObjects;
+use handover_copy::{Copy, LargeObjects};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What of the new side would not come back as things are, in words: tables and columns, other streams, large objects.
@@ -85,19 +85,28 @@ pub async fn differences(
             replicate.to
         ));
     }
-    if copy.large_objects != LargeObjects::Skip {
-        let sql = "select count(*) from pg_largeobject_metadata";
-        for session in [blue, green] {
-            if session.query_one(sql, &[]).await?.get::<_, i64>(0) > 0 {
-                out.push(format!(
-                    "{} has large objects, which no stream carries back: leave `reverse:` out, or say `large_objects: skip` in the copy",
-                    session.database()
-                ));
-                break;
-            }
+    out.extend(large_objects(copy, [blue, green]).await?);
+    Ok(out)
+}
+
+/// Large objects of either side, which nothing carries back, in words.
+///
+/// # Errors
+/// What a server says.
+pub async fn large_objects(copy: &Copy, sides: [&Session; 2]) -> Result<Option<String>> {
+    if copy.large_objects == LargeObjects::Skip {
+        return Ok(None);
+    }
+    for session in sides {
+        let row = session.query_one("select count(*) from pg_largeobject_metadata", &[]).await?;
+        if row.get::<_, i64>(0) > 0 {
+            return Ok(Some(format!(
+                "{} has large objects, which nothing carries back: leave `reverse:` out, or say `large_objects: skip` in the copy",
+                session.database()
+            )));
         }
     }
-    Ok(out)
+    Ok(None)
 }
 
 /// Tables with triggers of the application's that fire for what a subscription applies.

@@ -7,11 +7,13 @@
 
 mod account;
 mod approval;
+mod arrivals;
 mod attempts;
 mod back;
 mod before;
 mod blockers;
 mod book;
+mod carrier;
 mod check;
 mod differences;
 mod feeds;
@@ -24,6 +26,7 @@ mod hours;
 mod invariants;
 mod large_objects;
 mod lost;
+mod native;
 pub(super) mod options;
 mod partial;
 mod participant;
@@ -31,6 +34,7 @@ mod passes;
 mod preflight;
 mod protocol;
 mod quarantine;
+mod replayed;
 mod reverse;
 mod sequences;
 mod served;
@@ -43,6 +47,7 @@ mod switch;
 mod together;
 mod turn_back;
 mod uncaptured;
+mod uncarried;
 mod watched;
 mod window;
 
@@ -52,7 +57,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::event::{RunId, StepId};
 use crate::failpoint;
-use crate::problem::{Problems, few};
+use crate::problem::Problems;
 use async_trait::async_trait;
 use handover_actions::Actions;
 pub use options::{Allowed, Cutover, Participant, Reverse};
@@ -128,6 +133,10 @@ impl StepKind for Cutover {
             .collect()
     }
 
+    fn uses_queue(&self) -> bool {
+        self.reverse.as_ref().is_some_and(Reverse::is_replayed)
+    }
+
     fn needs(&self, access: Access) -> &'static [Need] {
         match access {
             Access::Read => &[Need::ReadEverything, Need::Monitor],
@@ -170,11 +179,8 @@ impl StepKind for Cutover {
         let to = self.to.as_deref().unwrap_or("the new side");
         let loses = format!("what was written on {to} since the cutover");
         match &self.reverse {
-            Some(reverse) => {
-                let but = match reverse.loses.is_empty() {
-                    true => String::new(),
-                    false => format!(", but for {}", few(&reverse.loses.iter().collect::<Vec<_>>())),
-                };
+            Some(_) => {
+                let but = self.but_for();
                 let how =
                     format!("hands over from {to} to {freeze} with all that was written{but}, and {how}");
                 Undo::WhileCarried { how, loses }

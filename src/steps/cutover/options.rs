@@ -1,13 +1,17 @@
 //! What a plan says of a cutover.
 
 use super::gates::{Ask, Blockers, Survives, Window};
+use crate::event::{RunId, StepId};
 use crate::postgres::TableName;
+use crate::problem::few;
 use crate::value::{Duration, EnvString};
 use handover_actions::{Action, FileWrite};
+use handover_events::capture::{Capture, Table, for_queue};
+use handover_events::replay::{Mapping, Mode, OnPoison, Replay};
 use handover_pooler::PgBouncer;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Flips participants together, with writes on the old side held off meanwhile and refused afterwards.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -110,6 +114,24 @@ fn default_transaction_age() -> Duration {
     Duration::secs(1)
 }
 
+impl Cutover {
+    /// Tables that a rollback loses although everything else is carried back, as the end of a sentence.
+    #[must_use]
+    pub fn but_for(&self) -> String {
+        match self.reverse.as_ref().filter(|reverse| !reverse.loses.is_empty()) {
+            Some(reverse) => format!(", but for {}", few(&reverse.loses.iter().collect::<Vec<_>>())),
+            None => String::new(),
+        }
+    }
+
+    /// What the stream of events back is called in a run; none where nothing is carried back, or the servers do it.
+    #[must_use]
+    pub fn stream_back(&self, run: RunId, step: &StepId) -> Option<String> {
+        let reverse = self.reverse.as_ref().filter(|reverse| reverse.is_replayed())?;
+        Some(reverse.capture(self.to.as_ref()?, step).stream_name(run, step))
+    }
+}
+
 /// What a plan says of the stream back.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -125,11 +147,70 @@ pub struct Reverse {
     /// Tables of the new side that are not carried back: what is written to them after the cutover is lost by a rollback,
     /// and the next cutover to that side is refused until it is made anew.
     pub loses: BTreeSet<TableName>,
+    /// What is captured on the new side, by table, where the two sides have different schemas: as a `capture` step says it.
+    /// Unless given, the servers replicate, which takes one schema on both sides.
+    pub tables: BTreeMap<TableName, Table>,
+    /// What these events mean on the old side, by the table they were captured from: as a `replay` step says it.
+    pub events: BTreeMap<TableName, Mapping>,
+    /// In how many partitions keys of `tables` fall: that many are replayed at once.
+    #[schemars(range(min = 1, max = 256))]
+    pub partitions: u32,
+    /// What to do about an event that changes nothing on the old side, though its effect is not there already.
+    pub on_missing: OnPoison,
+    /// What to do about an event that the old side refuses, as for a constraint.
+    pub on_error: OnPoison,
 }
 
 impl Default for Reverse {
     fn default() -> Self {
-        Reverse { connection: None, max_lag: Duration::secs(2), wal_budget_mb: None, loses: BTreeSet::new() }
+        Reverse {
+            connection: None,
+            max_lag: Duration::secs(2),
+            wal_budget_mb: None,
+            loses: BTreeSet::new(),
+            tables: BTreeMap::new(),
+            events: BTreeMap::new(),
+            partitions: 4,
+            on_missing: OnPoison::Halt,
+            on_error: OnPoison::Halt,
+        }
+    }
+}
+
+impl Reverse {
+    /// Whether writes are captured on the new side and replayed on the old one, rather than replicated by the servers.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        !self.tables.is_empty() || !self.events.is_empty()
+    }
+
+    /// The capture on the new side `from`, as a step would say it.
+    #[must_use]
+    pub fn capture(&self, from: &str, step: &StepId) -> Capture {
+        Capture {
+            from: from.to_owned(),
+            tables: self.tables.clone(),
+            partitions: self.partitions,
+            // Not that of a capture step: both may be in one queue.
+            stream: Some(format!("handover.back.{}", for_queue(step))),
+            lock_timeout: Duration::millis(500),
+            outbox_budget_mb: 1024,
+        }
+    }
+
+    /// The replay into the old side `to`, as a step would say it.
+    #[must_use]
+    pub fn replay(&self, to: &str) -> Replay {
+        Replay {
+            to: to.to_owned(),
+            from: None,
+            events: self.events.clone(),
+            mode: Some(Mode::Tail),
+            batch: 500,
+            caught_up: 0,
+            on_missing: self.on_missing,
+            on_error: self.on_error,
+        }
     }
 }
 

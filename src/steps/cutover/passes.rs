@@ -1,12 +1,15 @@
 //! Whom a gate that is shut lets through.
 
 use crate::postgres::quote_literal;
+use handover_events::applies;
 
 /// Whom a gate lets through when it is shut.
 #[derive(Debug, Clone, Default)]
 pub struct Passes {
     /// The workers of the subscription by this name.
     pub subscription: Option<String>,
+    /// Transactions that apply events of the stream by this name.
+    pub replay: Option<String>,
     /// Sessions whose `application_name` begins so. It keeps nobody out who means to write; it is there against clients
     /// that were not told.
     pub sessions: Option<String>,
@@ -26,6 +29,15 @@ impl Passes {
     end if;
     ",
                 quote_literal(name)
+            ));
+        }
+        if let Some(stream) = &self.replay {
+            out.push_str(&format!(
+                "if {} then
+        {PASS}
+    end if;
+    ",
+                applies::one_of(std::slice::from_ref(stream))
             ));
         }
         if let Some(prefix) = &self.sessions {

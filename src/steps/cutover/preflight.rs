@@ -8,7 +8,7 @@ use super::gates::Rule;
 use super::options::Cutover;
 use super::window::Watch;
 use super::{
-    approval, attempts, blockers as sessions, forecast, freeze, large_objects, quarantine, reverse,
+    approval, arrivals, attempts, blockers as sessions, forecast, freeze, large_objects, quarantine, reverse,
     sequences, served, stream, subscriptions, switch, uncaptured, watched,
 };
 use crate::error::{Class, Error, Result};
@@ -74,7 +74,7 @@ pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<P
     let mut waited = false;
     let mut measured = Measured::default();
     loop {
-        let obstacle = match late(cx, gauge.as_mut(), &mut measured).await? {
+        let obstacle = match arrivals::late(cx, gauge.as_mut(), &mut measured).await? {
             None => match obstacle(cutover, cx, &blue, &green).await? {
                 None => match Gate::of(cx).raise(&mut blue, cx, cutover).await? {
                     None => unconfirmed(cutover, cx, [&mut blue, &mut successor], &mut measured).await?,
@@ -172,23 +172,6 @@ pub async fn out_of_locks(cutover: &Cutover, cx: &Context, error: Error) -> Opti
         // It cannot even be counted: no room for what a connection takes.
         Err(_) => Some(error),
     }
-}
-
-/// Whether changes arrive too late by replication, in words.
-pub async fn late(
-    cx: &Context,
-    gauge: Option<&mut Gauge>,
-    measured: &mut Measured,
-) -> Result<Option<String>> {
-    let Some(gauge) = gauge else { return Ok(None) };
-    let (to, patience) = (gauge.link().to.clone(), gauge.link().max_lag);
-    let begun = Instant::now();
-    if gauge.mark(cx, feeds::MARK, patience).await? {
-        measured.arrived(begun.elapsed());
-        return Ok(None);
-    }
-    let behind = handover_replication::bytes(gauge.behind().await?);
-    Ok(Some(format!("a change takes longer than {patience:?} to arrive on {to}, which is {behind} behind")))
 }
 
 /// Which side's commits wait for a standby that does not answer, in words.

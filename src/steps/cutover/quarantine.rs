@@ -33,11 +33,11 @@ pub async fn refuse(cutover: &Cutover, green: &Session, streams: &[Stream]) -> R
     let (s, are) = if events == 1 { ("", "is") } else { ("s", "are") };
     Err(Error::new(
         Class::Invariant,
-        format!("{events} captured event{s} {are} set aside and not on the new side: {}", few(&keys)),
+        format!("{events} captured event{s} {are} set aside and not on {}: {}", green.database(), few(&keys)),
     )
     .on_database(green.database())
     .hint(format!(
-        "the old side serves on. See them there: `select number, tbl, key, reason, event from {OURS}.event_quarantine where \
+        "who serves serves on. See them there: `select number, tbl, key, reason, event from {OURS}.event_quarantine where \
          {which} order by number;` mend the cause, then `update {OURS}.event_quarantine set retry = true where {which};` \
          and `handover resume`: replay tries them again. If they may stay behind, say `allow_quarantined: true` (or how \
          many) under the cutover, and `handover resume --accept-changes`"
@@ -51,11 +51,18 @@ pub async fn pending(
     blue: &Session,
     green: &Session,
 ) -> Result<Option<String>> {
-    let streams = feeds::streams(cutover, cx, blue).await?;
+    pending_of(cutover, green, &feeds::streams(cutover, cx, blue).await?).await
+}
+
+/// As [`pending`], of these streams.
+///
+/// # Errors
+/// That too much is set aside, or what the server says.
+pub async fn pending_of(cutover: &Cutover, green: &Session, streams: &[Stream]) -> Result<Option<String>> {
     let names: Vec<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
     let (_, asked) = quarantine::count_aside(green, &names).await?;
     if asked > 0 {
         return Ok(Some(format!("replay is about to try {asked} events again that were set aside")));
     }
-    refuse(cutover, green, &streams).await.map(|()| None)
+    refuse(cutover, green, streams).await.map(|()| None)
 }

@@ -1,22 +1,24 @@
-//! The stream back: from the decision on, what is written on the new side is replicated to the old one, so that a rollback
-//! loses nothing ([`super::back`]).
+//! The way back: from the decision on, what is written on the new side is carried to the old one, so that a rollback
+//! loses nothing ([`super::back`]). How it is carried, a [`Carrier`] knows.
 //!
-//! It is made before the pause, so that not even the new side's first write is missed, and nothing that came from the
-//! old side goes back to it ([`handover_replication::ahead`]). It flows when the stream forward is gone: two streams at
-//! once would send each other's changes round. The old side goes on refusing everybody else's writes; only the stream's
-//! own workers are let through.
+//! It is made before the pause, so that not even the new side's first write is missed, and flows when nothing goes forward any
+//! more. The old side goes on refusing everybody else's writes; only what carries is let through.
 
-use super::differences::{differences, firing};
-use super::options::Cutover;
+use super::attempts;
+use super::carrier::Carrier;
+use super::freeze;
+use super::native::Native;
+use super::options::{Cutover, Reverse};
+use super::replayed::Replayed;
 use super::state::CARRIED_BACK;
-use super::stream::{Stream, forward, stream};
-use super::{attempts, freeze};
+use super::stream::{forward, stream};
 use crate::error::{Class, Result};
 use crate::failpoint;
-use crate::postgres::{Session, catalog};
-use crate::problem::{Problems, Segment, few};
+use crate::postgres::Session;
+use crate::problem::{Problems, Segment};
 use crate::steps::{CheckContext, Context, Description};
-use handover_replication::{ENDED, Leave, ahead};
+use handover_events::capture::{Rest, words};
+use handover_replication::{ENDED, Leave};
 
 /// The fact that an earlier way back shut the new side, which is to be opened before anybody is sent there.
 const SUCCESSOR_IS_SHUT: &str = "successor_is_shut";
@@ -31,22 +33,9 @@ pub fn check(cutover: &Cutover, cx: &CheckContext<'_>, problems: &mut Problems) 
             .hint("a stream back goes from the new side to the old one");
         return;
     };
-    if cx.links.copied(cx.index, freeze, to).is_none() {
-        problems
-            .error(["reverse"], format!("no step before this one copies {freeze} to {to}"))
-            .at_key()
-            .hint(
-                "the stream back carries the tables of that copy: add a `copy` step, or leave `reverse:` out",
-            );
-    }
-    if let Some((id, _)) = cx.links.captures.before(cx.index).find(|(_, capture)| capture.from == *freeze) {
-        problems
-            .error(
-                ["reverse"],
-                format!("step `{id}` captures on {freeze}, and what comes back would be captured again"),
-            )
-            .at_key()
-            .hint("`reverse:` is for two sides of one schema, which a `replicate` step keeps in step");
+    match reverse.is_replayed() {
+        true => replayed_check(cutover, reverse, (freeze, to), cx, problems),
+        false => native_check((freeze, to), cx, problems),
     }
     for (i, participant) in cutover.participants.iter().enumerate() {
         let at = vec![Segment::from("participants"), i.into()];
@@ -73,6 +62,89 @@ pub fn check(cutover: &Cutover, cx: &CheckContext<'_>, problems: &mut Problems) 
     }
 }
 
+/// What the servers' own replication needs of a plan.
+fn native_check((freeze, to): (&str, &str), cx: &CheckContext<'_>, problems: &mut Problems) {
+    if cx.links.copied(cx.index, freeze, to).is_none() {
+        problems
+            .error(["reverse"], format!("no step before this one copies {freeze} to {to}"))
+            .at_key()
+            .hint(
+                "the stream back carries the tables of that copy: add a `copy` step, or leave `reverse:` out",
+            );
+    }
+    if let Some((id, _)) = cx.links.captures.before(cx.index).find(|(_, capture)| capture.from == freeze) {
+        problems
+            .error(
+                ["reverse"],
+                format!("step `{id}` captures on {freeze}, and what comes back would be captured again"),
+            )
+            .at_key()
+            .hint("say under `reverse:` `tables` and `events` what is captured on the new side and what it means on the old one; without them, `reverse:` is for two sides of one schema, which a `replicate` step keeps in step");
+    }
+}
+
+/// What capture and replay back need of a plan.
+fn replayed_check(
+    cutover: &Cutover,
+    reverse: &Reverse,
+    (freeze, to): (&str, &str),
+    cx: &CheckContext<'_>,
+    problems: &mut Problems,
+) {
+    if !cx.has_queue {
+        problems
+            .error(["reverse"], "the plan has no queue to carry what is captured")
+            .at_key()
+            .hint("add `queue: ${QUEUE_URL}` (amqp://… for RabbitMQ, postgres://… for the embedded one)");
+    }
+    if let Some((id, _)) = cx.links.replicated(cx.index, freeze, to) {
+        problems
+            .error(
+                ["reverse", "tables"],
+                format!(
+                    "step `{id}` replicates {freeze} to {to}, and what is replayed on {freeze} would go round"
+                ),
+            )
+            .at_key()
+            .hint("leave `tables` and `events` out: `reverse: {}` is for two sides that replicate");
+    }
+    let Some(step) = cx.links.ids.get(cx.index) else { return };
+    let (capture, replay) = (reverse.capture(to, step), reverse.replay(freeze));
+    let mut below = problems.base().clone();
+    below.0.push("reverse".into());
+    problems.within(below, |problems| {
+        handover_events::capture::check(&capture, problems);
+        handover_events::replay::check(&replay, &capture, problems);
+    });
+    for (name, table) in &reverse.tables {
+        let at = || [Segment::from("reverse"), "tables".into(), name.to_string().into()];
+        let gaps = table.gaps(None);
+        if table.rest == Rest::Refuse && !gaps.is_empty() {
+            problems
+                .error(at(), format!("of what is written to {name} is carried back: {}", words(&gaps)))
+                .at_key()
+                .hint("capture all of `on: [insert, update, delete]` without `when` and `columns`, or say `rest: ignore` if a rollback may lose the rest");
+        }
+        if reverse.loses.contains(name) || cutover.except.contains(name) {
+            problems
+                .error(
+                    at(),
+                    format!("{name} is both carried back and named as one that is not (`loses`, `except`)"),
+                )
+                .at_key()
+                .hint("leave it out of one of the two");
+        }
+    }
+}
+
+/// How what is written on the new side comes back; none where the plan does not ask for it.
+pub fn carrier<'a>(cutover: &'a Cutover, cx: &Context) -> Option<Box<dyn Carrier + 'a>> {
+    if let Some(replayed) = Replayed::of(cutover, cx) {
+        return Some(Box::new(replayed));
+    }
+    stream(cutover, cx).map(|stream| Box::new(Native::new(cutover, stream)) as Box<dyn Carrier + 'a>)
+}
+
 /// Says what would be done for it; what makes it impossible is among the blockers.
 ///
 /// # Errors
@@ -84,59 +156,10 @@ pub async fn describe(
     green: &Session,
     out: &mut Description,
 ) -> Result<()> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(()) };
-    let Stream { replicate, copy, link } = &stream;
-    out.action(format!(
-        "before the pause: publish the tables of {0}, make a slot there and a subscription on {1} that is disabled; from the decision on, what is written on {0} goes back to {1}{2}",
-        replicate.from,
-        replicate.to,
-        but_for(cutover)
-    ));
-    look(cutover, cx, &stream, blue, green, out).await?;
-    if !catalog::tables(green).await?.is_empty() {
-        ahead::describe(cx, copy, link, green, out).await?;
+    match carrier(cutover, cx) {
+        Some(carrier) => carrier.describe(cx, blue, green, out).await,
+        None => Ok(()),
     }
-    Ok(())
-}
-
-/// What makes it impossible, among the blockers, and what is to be known of it.
-async fn look(
-    cutover: &Cutover,
-    cx: &Context,
-    stream: &Stream,
-    blue: &Session,
-    green: &Session,
-    out: &mut Description,
-) -> Result<()> {
-    let Stream { replicate, copy, link } = stream;
-    for session in [blue, green] {
-        let version = session.major().await?;
-        if version < ahead::TELLS_ORIGIN {
-            out.blocker(format!(
-                "the stream back needs Postgres {} on both sides, which tell where a change came from, and {} is {version}: leave `reverse:` out",
-                ahead::TELLS_ORIGIN,
-                session.database()
-            ));
-        }
-    }
-    // What is there already counts as taken.
-    if !ahead::is_there(cx, link).await? {
-        let mut said = Description::default();
-        handover_replication::look(replicate, copy, &cx.databases, green, blue, &mut said).await?;
-        out.blockers.extend(said.blockers.into_iter().map(|text| format!("the stream back: {text}")));
-    }
-    let firing = firing(blue).await?;
-    if !firing.is_empty() {
-        out.warning(format!(
-            "triggers that are enabled ALWAYS or REPLICA fire on {} for each row that comes back to {}: what they write arrives twice",
-            replicate.to,
-            few(&firing)
-        ));
-    }
-    for text in differences(cutover, stream, blue, green).await? {
-        out.blocker(text);
-    }
-    Ok(())
 }
 
 /// Makes it ready, before the pause.
@@ -144,26 +167,26 @@ async fn look(
 /// # Errors
 /// What is in its way, or what a server says.
 pub async fn ready(cutover: &Cutover, cx: &Context, blue: &Session, green: &Session) -> Result<()> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(()) };
+    let Some(carrier) = carrier(cutover, cx) else { return Ok(()) };
     let mut said = Description::default();
-    look(cutover, cx, &stream, blue, green, &mut said).await?;
+    carrier.look(cx, blue, green, &mut said).await?;
     if let Some(text) = said.blockers.into_iter().next() {
         return Err(attempts::refusal(blue, text));
     }
     for text in &said.warnings {
         cx.warn(text);
     }
-    ahead::make(cx, &stream.replicate, &stream.copy, &stream.link).await?;
+    carrier.make(cx).await?;
     failpoint::at(failpoint::REVERSE_READY)
 }
 
-/// Forgets what the log kept for it while the cutover waited: nobody has written on the new side so far.
+/// Forgets what was kept for it while the cutover waited: nobody has written on the new side so far.
 ///
 /// # Errors
 /// What a server says.
 pub async fn freshen(cutover: &Cutover, cx: &Context) -> Result<()> {
-    match stream(cutover, cx) {
-        Some(stream) => ahead::freshen(cx, &stream.link).await,
+    match carrier(cutover, cx) {
+        Some(carrier) => carrier.freshen(cx).await,
         None => Ok(()),
     }
 }
@@ -223,35 +246,27 @@ pub async fn open_with(ready: Option<Session>, side: &str, cx: &Context) -> Resu
     freeze::open(&mut cx.writer(side).await?, cx).await
 }
 
-/// Tables that a rollback loses, as the end of a sentence.
-fn but_for(cutover: &Cutover) -> String {
-    match cutover.reverse.as_ref().filter(|reverse| !reverse.loses.is_empty()) {
-        Some(reverse) => format!(", but for {}", few(&reverse.loses.iter().collect::<Vec<_>>())),
-        None => String::new(),
-    }
-}
-
 /// Lets it flow, when all have committed and the stream forward is gone. The cutover is complete whatever becomes of the
 /// stream, so one that cannot flow is only ended.
 ///
 /// # Errors
 /// What may pass, or the journal.
 pub async fn flow(cutover: &Cutover, cx: &Context) -> Result<()> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(()) };
-    if ahead::ended(cx, &stream.link)?.is_some() {
+    let Some(carrier) = carrier(cutover, cx) else { return Ok(()) };
+    if ended(cx)?.is_some() {
         return Ok(());
     }
-    let reason = match ahead::trouble(cx, &stream.link).await? {
+    let reason = match carrier.trouble(cx).await? {
         Some(trouble) => trouble,
-        None => match ahead::enable(cx, &stream.link).await {
+        None => match carrier.enable(cx).await {
             Ok(()) => {
                 cx.remember(CARRIED_BACK, &true).await?;
                 failpoint::at(failpoint::REVERSE_FLOWING)?;
                 cx.note(format!(
                     "what is written on {} goes back to {} from here on: a rollback loses nothing{}",
-                    stream.link.from,
-                    stream.link.to,
-                    but_for(cutover)
+                    carrier.from(),
+                    carrier.to(),
+                    cutover.but_for()
                 ));
                 return Ok(());
             }
@@ -274,9 +289,8 @@ pub async fn flow(cutover: &Cutover, cx: &Context) -> Result<()> {
 /// # Errors
 /// A fact that cannot be read.
 pub fn flows(cutover: &Cutover, cx: &Context) -> Result<bool> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(false) };
-    let carried = cx.recall::<bool>(CARRIED_BACK)? == Some(true);
-    Ok(carried && ahead::ended(cx, &stream.link)?.is_none())
+    let carried = cutover.reverse.is_some() && cx.recall::<bool>(CARRIED_BACK)? == Some(true);
+    Ok(carried && ended(cx)?.is_none())
 }
 
 /// Takes it away.
@@ -284,8 +298,8 @@ pub fn flows(cutover: &Cutover, cx: &Context) -> Result<bool> {
 /// # Errors
 /// What a server says.
 pub async fn discard(cutover: &Cutover, cx: &Context) -> Result<()> {
-    match stream(cutover, cx) {
-        Some(stream) => handover_replication::discard(cx, &stream.link).await,
+    match carrier(cutover, cx) {
+        Some(carrier) => carrier.discard(cx).await,
         None => Ok(()),
     }
 }
@@ -309,24 +323,23 @@ pub async fn discard_or_tell(cutover: &Cutover, cx: &Context) -> Result<()> {
 /// # Errors
 /// A stream that is over, the first time; what a server says.
 pub async fn stand(cutover: &Cutover, cx: &Context) -> Result<()> {
-    let Some(stream) = stream(cutover, cx) else { return Ok(()) };
-    if let Some(reason) = ahead::ended(cx, &stream.link)? {
-        discard_or_tell(cutover, cx).await?;
-        cx.warn(format!(
-            "there is no stream back any more ({reason}): a rollback loses what is written on {}",
-            stream.link.from
-        ));
-        return Ok(());
+    let Some(carrier) = carrier(cutover, cx) else { return Ok(()) };
+    match ended(cx)? {
+        None => carrier.stand(cx).await,
+        Some(reason) => {
+            discard_or_tell(cutover, cx).await?;
+            cx.warn(format!(
+                "there is no stream back any more ({reason}): a rollback loses what is written on {}",
+                carrier.from()
+            ));
+            Ok(())
+        }
     }
-    let result = handover_replication::stand(&stream.replicate, cx, &stream.link).await;
-    // One that is over stays so.
-    if let Err(error) = &result
-        && error.class() == Class::Resources
-        && ahead::ended(cx, &stream.link)?.is_none()
-    {
-        cx.remember(ENDED, &error.message()).await?;
-    }
-    result
+}
+
+/// Why it was ended before its time; none when it was not.
+fn ended(cx: &Context) -> Result<Option<String>> {
+    cx.recall(ENDED)
 }
 
 /// Takes away what the stream forward has, where it does not begin again.

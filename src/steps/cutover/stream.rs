@@ -19,9 +19,12 @@ pub struct Stream {
     pub copy: Copy,
 }
 
-/// The stream back; none where the plan has none.
+/// The stream back; none where the plan has none that the servers carry.
 pub fn stream(cutover: &Cutover, cx: &Context) -> Option<Stream> {
     let (reverse, from, to) = (cutover.reverse.as_ref()?, cutover.to.as_ref()?, cutover.freeze.as_ref()?);
+    if reverse.is_replayed() {
+        return None;
+    }
     let (_, copy) = feeds::copies(cutover, cx).last()?;
     let replicate = Replicate {
         from: from.clone(),
@@ -50,13 +53,15 @@ pub fn forward(cutover: &Cutover, cx: &Context) -> Option<Stream> {
 /// The gate of the old side.
 pub fn gate(cutover: &Cutover, cx: &Context) -> Gate {
     let subscription = stream(cutover, cx).map(|stream| stream.link.name);
-    Gate::of(cx).letting(Passes { subscription, sessions: None })
+    let replay = cutover.stream_back(cx.run, &cx.step);
+    Gate::of(cx).letting(Passes { subscription, replay, sessions: None })
 }
 
 /// The gate of the new side, once the way back was taken. The stream forward and our own undo go on there.
 pub fn gate_of_successor(cutover: &Cutover, cx: &Context) -> Gate {
     let subscription = forward(cutover, cx).map(|stream| stream.link.name);
-    Gate::of(cx).letting(Passes { subscription, sessions: Some(Lease::application_prefix(&cx.plan)) })
+    let sessions = Some(Lease::application_prefix(&cx.plan));
+    Gate::of(cx).letting(Passes { subscription, replay: None, sessions })
 }
 
 /// What is left of the stream forward after the decision: should the way back be taken, it begins again.

@@ -94,10 +94,10 @@ async fn turn(
         book.note(Event::TurnBack).await?;
     }
     let without_loss = book.returned().await;
+    let loses = if without_loss { left_behind(cutover, cx).await? } else { Vec::new() };
     // The old side first: a participant that is turned back must find it open.
     if let Some(freeze) = &cutover.freeze {
-        let loses = cutover.reverse.as_ref().is_some_and(|reverse| !reverse.loses.is_empty());
-        if without_loss && !loses {
+        if without_loss && loses.is_empty() {
             let ready = returned.as_mut().and_then(|returned| returned.ready.take());
             reverse::open_with(ready, freeze, cx).await?;
         } else if without_loss {
@@ -128,12 +128,25 @@ async fn turn(
         if let Some(Stream { link, .. }) = stream::forward(cutover, cx) {
             ahead::enable(cx, &link).await?;
         }
-        summary["loses"] = json!(cutover.reverse.as_ref().map(|reverse| &reverse.loses));
+        if !loses.is_empty() {
+            cx.warn(format!("went back without {}", loses.join(", ")));
+            summary["loses"] = json!(loses.join(", "));
+        }
     } else {
         freeze::clear(cx, cutover.to.as_ref().filter(|_| cutover.reverse.is_some())).await;
     }
     freeze::clear(cx, cutover.freeze.as_ref()).await;
     Ok(summary)
+}
+
+/// What a way back leaves behind although it carries all else, in words: what the plan names, and what could not be applied.
+async fn left_behind(cutover: &Cutover, cx: &Context) -> Result<Vec<String>> {
+    let named = cutover.reverse.iter().flat_map(|reverse| &reverse.loses).map(ToString::to_string);
+    let aside = match reverse::carrier(cutover, cx) {
+        Some(carrier) => carrier.left_behind(cx).await?,
+        None => None,
+    };
+    Ok(named.chain(aside).collect())
 }
 
 /// Turns every participant back, all at once, and each again until it is: clients wait. Once the run is asked to stop, the
