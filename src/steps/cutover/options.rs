@@ -3,6 +3,7 @@
 use super::gates::{Ask, Blockers, Survives, Window};
 use crate::event::{RunId, StepId};
 use crate::postgres::TableName;
+use crate::postgres::ours::OURS;
 use crate::problem::few;
 use crate::value::{Duration, EnvString};
 use handover_actions::{Action, FileWrite};
@@ -192,7 +193,7 @@ impl Reverse {
             tables: self.tables.clone(),
             partitions: self.partitions,
             // Not that of a capture step: both may be in one queue.
-            stream: Some(format!("handover.back.{}", for_queue(step))),
+            stream: Some(format!("{OURS}.back.{}", for_queue(step))),
             lock_timeout: Duration::millis(500),
             outbox_budget_mb: 1024,
         }

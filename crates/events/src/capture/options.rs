@@ -6,6 +6,7 @@ use crate::trigger::{Operation, Spec};
 use handover_core::event::{RunId, StepId};
 use handover_core::value::Duration;
 use handover_postgres::TableName;
+use handover_postgres::ours::OURS;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,7 +147,7 @@ impl Capture {
     /// What the stream of this step is called in a run.
     #[must_use]
     pub fn stream_name(&self, run: RunId, step: &StepId) -> String {
-        let prefix = self.stream.clone().unwrap_or_else(|| format!("handover.{}", for_queue(step)));
+        let prefix = self.stream.clone().unwrap_or_else(|| format!("{OURS}.{}", for_queue(step)));
         format!("{prefix}.{}", run.0.simple())
     }
 }
