@@ -13,7 +13,9 @@ demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--
 	target/release/handover demo $(ARGS)
 
 test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
-	TMPDIR=$$(scripts/scratch) $(CARGO) test --locked --workspace
+	@# One more than cores, as some of them wait.
+	TMPDIR=$$(scripts/scratch) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(getconf _NPROCESSORS_ONLN) + 1))} \
+	    $(CARGO) test --locked --workspace
 
 bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)
 	$(CARGO) bench --locked --bench overhead
