@@ -27,6 +27,7 @@ mod invariants;
 mod large_objects;
 mod lost;
 mod native;
+mod newer;
 pub(super) mod options;
 mod partial;
 mod participant;

@@ -10,7 +10,7 @@
 
 use super::feeds;
 use super::options::Cutover;
-use super::{freeze, partial};
+use super::{freeze, newer, partial};
 use crate::error::{Class, Error, Result};
 use crate::event::Measure;
 use crate::postgres::catalog::is_application;
@@ -208,19 +208,11 @@ async fn differs(
 ) -> Result<bool> {
     let Some(freeze) = &cutover.freeze else { return Ok(false) };
     let session = cx.databases.labelled(cx.step.as_str()).read_only(freeze).await?;
-    for (name, value) in [("statement_timeout", "0"), ("row_security", "off")] {
-        session.set(name, value).await?;
-    }
-    // A row tells the lower half of its writer's 64 bits; the writer is none of the future, which gives the upper.
     let row = session
         .query_one(
             &format!(
-                "select count(*), coalesce(bool_or(w.xid >= 3 and not pg_visible_in_snapshot(
-                     (case when w.xid > (n.next & 4294967295) then ((n.next >> 32) - 1) else n.next >> 32 end << 32 | w.xid)::text::xid8,
-                     $1::text::pg_snapshot)), false)
-                 from only {} t
-                 cross join (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint) n (next)
-                 cross join lateral (select t.xmin::text::bigint) w (xid)",
+                "select count(*), coalesce(bool_or({}), false) from only {} t",
+                newer::than("$1::text::pg_snapshot"),
                 table.sql()
             ),
             &[&state.snapshot.xids],

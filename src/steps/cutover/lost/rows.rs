@@ -1,13 +1,12 @@
 //! Rows of transactions that the new side had not seen when it took over.
 //!
-//! A row tells who wrote its present version (`xmin`): what a snapshot of that time does not show as visible was inserted
-//! or updated since. A deleted row tells nothing. The lower half of a number of 64 bits is all that a row has of it; no
-//! writer is of the future, which gives the upper half.
-//! (<https://www.postgresql.org/docs/current/ddl-system-columns.html>)
+//! What a snapshot of that time does not show as visible was inserted or updated since ([`newer`]). A deleted row tells
+//! nothing.
 
 use super::baseline::Mark;
 use crate::error::{Class, Error, Result};
 use crate::postgres::{Session, TableName, quote_literal};
+use crate::steps::cutover::newer;
 use std::time::Instant;
 
 /// Pages that are searched at once: 32 MB. Between two stretches the time is looked at.
@@ -25,14 +24,9 @@ pub struct Found {
 /// The condition on a row of `t`. `oldest`: how many transactions ago the oldest one could be that the mark does not show.
 #[must_use]
 pub fn since(mark: &Mark, oldest: i64) -> String {
-    let snapshot = quote_literal(&mark.snapshot);
+    let later = newer::than(&format!("{}::pg_snapshot", quote_literal(&mark.snapshot)));
     // The first part is quick and leaves out nearly all rows; a snapshot does not move within a statement.
-    format!(
-        "pg_catalog.age(t.xmin) <= {oldest} and t.xmin::text::bigint >= 3 and not pg_visible_in_snapshot(
-             ((select case when t.xmin::text::bigint > (x.next & 4294967295) then (x.next >> 32) - 1 else x.next >> 32 end
-               from (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint) x (next)) << 32
-              | t.xmin::text::bigint)::text::xid8, {snapshot}::pg_snapshot)"
-    )
+    format!("pg_catalog.age(t.xmin) <= {oldest} and {later}")
 }
 
 /// How many transactions ago the oldest one could be that the mark does not show, for [`since`].
