@@ -166,10 +166,6 @@ async fn was_left_alone(green: &Session, table: &TableName, rows: u64) -> Result
 /// A session that counts; several count at once, so none of them needs helpers.
 async fn counter(port: &Port, copy: &Copy) -> Result<Session> {
     let green = target::reader(port, copy).await?;
-    for (name, value) in
-        [("statement_timeout", "0"), ("row_security", "off"), ("max_parallel_workers_per_gather", "0")]
-    {
-        green.set(name, value).await?;
-    }
+    green.set("max_parallel_workers_per_gather", "0").await?;
     Ok(green)
 }

@@ -27,7 +27,15 @@ pub fn captures<'a>(
     cutover: &'a Cutover,
     cx: &'a Context,
 ) -> impl Iterator<Item = (&'a StepId, &'a Capture)> {
-    cx.links.captures.before(cx.place()).filter(|(_, capture)| Some(&capture.from) == cutover.freeze.as_ref())
+    captures_on(cutover.freeze.as_ref(), cx)
+}
+
+/// The captures on a side.
+pub fn captures_on<'a>(
+    side: Option<&'a String>,
+    cx: &'a Context,
+) -> impl Iterator<Item = (&'a StepId, &'a Capture)> {
+    cx.links.captures.before(cx.place()).filter(move |(_, capture)| Some(&capture.from) == side)
 }
 
 /// The tables of which they capture something.

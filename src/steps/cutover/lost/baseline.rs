@@ -12,7 +12,6 @@ use crate::postgres::{Session, TableName, Tx};
 use crate::steps::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tokio_postgres::types::Json;
 
 /// The checkpoint that is committed with the decision.
 const UNIT: &str = "successor_when_decided";
@@ -81,15 +80,9 @@ pub async fn keep(tx: &Tx<'_>, cx: &Context, mark: &Mark) -> Result<()> {
 /// The mark of the decision that stands; none of one that an older version made.
 ///
 /// # Errors
-/// What the server says.
-pub async fn kept(cx: &Context, blue: &Session) -> Result<Option<Mark>> {
-    let row = blue
-        .query_opt(
-            &format!("select state from {OURS}.checkpoint where run = $1 and step = $2 and unit = $3"),
-            &[&cx.run.0, &cx.step.as_str(), &UNIT],
-        )
-        .await?;
-    Ok(row.and_then(|row| row.try_get::<_, Json<Mark>>(0).ok()).map(|Json(mark)| mark))
+/// What the server says, or a mark of another shape.
+pub async fn kept(cx: &Context, blue: &mut Session) -> Result<Option<Mark>> {
+    blue.transaction().await?.checkpoint(cx.run, &cx.step, UNIT).await
 }
 
 /// Keeps what the new side's server has counted so far, before a pause.

@@ -4,19 +4,13 @@
 
 use super::baseline::Mark;
 use crate::error::Result;
-use crate::event::StepId;
 use crate::postgres::Session;
 use crate::postgres::ours::OURS;
 use crate::steps::Context;
+use crate::steps::cutover::feeds;
 use crate::steps::cutover::options::Cutover;
 use handover_events::Stream;
-use handover_events::capture::Capture;
 use std::collections::BTreeMap;
-
-/// Captures on the new side that were there before the cutover.
-fn captures<'a>(cutover: &'a Cutover, cx: &'a Context) -> impl Iterator<Item = (&'a StepId, &'a Capture)> {
-    cx.links.captures.before(cx.place()).filter(|(_, capture)| Some(&capture.from) == cutover.to.as_ref())
-}
 
 /// Rows inserted, updated and deleted since the mark, by table, of those tables of which everything is captured and kept.
 ///
@@ -29,7 +23,7 @@ pub async fn since(
     mark: &Mark,
 ) -> Result<BTreeMap<String, [i64; 3]>> {
     let mut out = BTreeMap::new();
-    for (id, capture) in captures(cutover, cx) {
+    for (id, capture) in feeds::captures_on(cutover.to.as_ref(), cx) {
         let Some(stream) = Stream::find(green, cx.run, id).await? else { continue };
         // What was applied elsewhere is trimmed, and then nothing here tells how much of it is newer than the mark.
         let trimmed = green

@@ -49,8 +49,8 @@ pub async fn count(cutover: &Cutover, cx: &Context) -> Result<Tally> {
 /// Nothing was kept of that; what the old side says.
 pub async fn mark(cutover: &Cutover, cx: &Context) -> Result<Mark> {
     let freeze = cutover.freeze.as_deref().unwrap_or_default();
-    let blue = cx.databases.labelled(cx.step.as_str()).read_only(freeze).await?;
-    baseline::kept(cx, &blue).await?.ok_or_else(|| {
+    let mut blue = cx.databases.labelled(cx.step.as_str()).read_only(freeze).await?;
+    baseline::kept(cx, &mut blue).await?.ok_or_else(|| {
         Error::data(format!(
             "{freeze} no longer knows, or was never told, where the new side stood when it took over"
         ))
@@ -76,7 +76,6 @@ pub async fn assert_successor(green: &Session, mark: &Mark) -> Result<i64> {
 /// Counts in a database.
 async fn with(cutover: &Cutover, cx: &Context, green: &Session, mark: &Mark) -> Result<Tally> {
     let until = Instant::now() + PATIENCE;
-    green.set("row_security", "off").await?;
     green.set("lock_timeout", "1s").await?;
     let condition = rows::since(mark, assert_successor(green, mark).await?);
     let (now, then) = (baseline::counters(green).await?, baseline::kept_counters(cx));

@@ -33,9 +33,7 @@ pub async fn write(cutover: &Cutover, cx: &Context, path: &Path, pass: Pass) -> 
     let to = cutover.to.as_deref().unwrap_or_default();
     let mark = count::mark(cutover, cx).await?;
     let mut green = cx.databases.labelled(cx.step.as_str()).read_only(to).await?;
-    for (name, value) in [("row_security", "off"), ("statement_timeout", "0"), ("lock_timeout", "30s")] {
-        green.set(name, value).await?;
-    }
+    green.set("lock_timeout", "30s").await?;
     count::assert_successor(&green, &mark).await?;
     let mut folder = Folder::open(path, cx.run, &cx.step, to)?;
     let late = pass == Pass::Late;
