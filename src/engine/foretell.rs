@@ -1,12 +1,12 @@
 //! What a rollback would lose, counted before anything is done: whoever is refused is told what it is about.
 
 use super::command::Command;
-use super::decide::{Loss, Outline, losses, refusal, rollback_fits, rollback_is_accepted, to_undo};
+use super::decide::{Loss, Outline, losses, refusal, to_undo};
 use super::dry_run;
 use super::frozen::Frozen;
 use crate::error::{Error, Result};
-use crate::event::{Emitter, Event, RunId};
-use crate::journal::{Journal, RunState};
+use crate::event::{Emitter, Event, RunId, StepId};
+use crate::journal::RunState;
 use crate::plan::Plan;
 use crate::postgres::Databases;
 use crate::steps::export;
@@ -17,31 +17,20 @@ use std::time::Duration;
 /// How long the steps may take to count together.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// The refusal of a rollback that nobody accepted, with what would be lost: counted, and told to the listeners. Any other
-/// error stays as it is.
-pub(super) async fn told(
-    error: Error,
-    (plan, outline, journal, run): (&Plan, &[Outline], &Journal, RunId),
-    command: &Command,
+/// The refusal of a rollback that nobody accepted, with what would be lost: counted, as far as that is quick, and told to the
+/// listeners.
+pub(super) async fn refused(
+    plan: &Plan,
+    lost: &[Loss],
+    (run, state): (RunId, RunState),
+    to: Option<&StepId>,
     databases: &Databases,
     emitter: &Emitter,
 ) -> Error {
-    let Command::Rollback { to, accept_loss: false, .. } = command else { return error };
-    let Ok(state) = journal.entries(run).await.and_then(|entries| RunState::fold(&entries)) else {
-        return error;
-    };
-    let refused = rollback_is_accepted(outline, &state, to.as_ref(), false);
-    if rollback_fits(outline, &state, to.as_ref()).is_err()
-        || !refused.is_err_and(|refused| refused.message() == error.message())
-    {
-        return error;
-    }
-    let lost = losses(outline, &state, to.as_ref());
-    let counting =
-        counted(plan, &lost, Frozen { run, state, precedents: BTreeMap::new() }, databases, emitter);
-    match tokio::time::timeout(LIMIT, counting).await {
-        Ok(lost) => refusal(&lost, to.as_ref()),
-        Err(_) => error,
+    let ledger = Frozen { run, state, precedents: BTreeMap::new() };
+    match tokio::time::timeout(LIMIT, counted(plan, lost, ledger, databases, emitter)).await {
+        Ok(counted) => refusal(&counted, to),
+        Err(_) => refusal(lost, to),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::command::{Command, Ended, Options};
 use super::compare::{Begun, compare};
-use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_is_accepted};
+use super::decide::{Loss, Outline, known_step, losses, plan_fits, rollback_fits};
 use super::decided::{fallen, outage};
 use super::heartbeat::{self, beat};
 use super::recorder::Recorder;
@@ -69,13 +69,7 @@ pub async fn execute(
     let heart = tokio::spawn(beat(pulse, lease.clone(), run, options.lease_ttl, done.clone(), abort.clone()));
 
     let result = async {
-        let state = match begin(&journal, run, plan, &outline, &command).await {
-            Ok(state) => state,
-            Err(error) => {
-                let of = (plan, &*outline, &*journal, run);
-                return Err(foretell::told(error, of, &command, &databases, &emitter).await);
-            }
-        };
+        let state = begin(&journal, run, plan, &outline, &command, &databases, &emitter).await?;
         let absent = match known {
             Some(absent) => absent,
             None => {
@@ -193,14 +187,7 @@ async fn admit(
     if LeaseLook::new(journal.lease(&plan.name).await?).status == LeaseStatus::Held {
         return Ok(None);
     }
-    let state = match begin(&journal, run, plan, outline, command).await {
-        Ok(state) => state,
-        Err(error) => {
-            return Err(
-                foretell::told(error, (plan, outline, &journal, run), command, databases, emitter).await
-            );
-        }
-    };
+    let state = begin(&journal, run, plan, outline, command, databases, emitter).await?;
     let databases = databases.without_readers();
     if *command == Command::Abort {
         return Ok(None);
@@ -281,6 +268,8 @@ async fn begin(
     plan: &Plan,
     outline: &[Outline],
     command: &Command,
+    databases: &Databases,
+    emitter: &Emitter,
 ) -> Result<RunState> {
     let (called, file) = (plan.called(), plan.file.display().to_string());
     let way_back = |state: &RunState| advice::way_back(&called, "it", &losses(outline, state, None));
@@ -327,8 +316,11 @@ async fn begin(
                 .into(),
         ),
         (Command::Rollback { to, accept_loss, .. }, _) => {
-            rollback_is_accepted(outline, &state, to.as_ref(), *accept_loss)?;
-            Ok(state)
+            rollback_fits(outline, &state, to.as_ref())?;
+            match losses(outline, &state, to.as_ref()) {
+                lost if lost.is_empty() || *accept_loss => Ok(state),
+                lost => Err(foretell::refused(plan, &lost, (run, state), to.as_ref(), databases, emitter).await),
+            }
         }
         _ => Ok(state),
     }
