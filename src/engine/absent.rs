@@ -9,7 +9,7 @@ use crate::event::StepId;
 use crate::journal::{Phase, RunState, Status};
 use crate::plan::Plan;
 use crate::postgres::Databases;
-use crate::steps::{Access, Step};
+use crate::steps::Step;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -66,16 +66,14 @@ impl Runner<'_> {
     /// # Errors
     /// The lease; a database that this step cannot do without.
     pub(super) async fn left_alone(&mut self, step: &Step, back: bool) -> Result<Option<String>> {
-        let written: BTreeSet<String> = step
-            .kind
-            .databases()
-            .into_iter()
-            .filter(|(_, access)| *access == Access::Write)
-            .map(|(name, _)| name.to_owned())
-            .collect();
+        if self.absent.is_empty() {
+            return Ok(None);
+        }
+        let written = step.kind.written();
         let lease = self.databases.lease()?.clone();
         let mut gone = None;
-        for name in self.absent.clone().intersection(&written) {
+        let asked: Vec<&str> = written.iter().copied().filter(|name| self.absent.contains(*name)).collect();
+        for name in asked {
             match self.fence(name, &lease).await {
                 Ok(()) => drop(self.absent.remove(name)),
                 Err(error) if error.class() == Class::LeaseLost => return Err(error),
@@ -92,11 +90,10 @@ impl Runner<'_> {
                 .with(|state| matches!(state.status(&other.id), Status::Pending | Status::Undone));
             !undone && other.kind.does_without().is_some_and(|name| self.absent.contains(name))
         });
-        if back && waits && written.is_subset(&self.absent) {
-            let names: Vec<&String> = written.iter().collect();
+        if back && waits && written.iter().all(|name| self.absent.contains(*name)) {
             return Ok(Some(format!(
                 "what it did stays on {}, which cannot be reached: make that anew before it is used again",
-                crate::problem::few(&names)
+                crate::problem::few(&written.iter().collect::<Vec<_>>())
             )));
         }
         Err(error)

@@ -12,7 +12,7 @@ use crate::journal::{Journal, Phase, RunState, Status};
 use crate::plan::{Plan, compare_looked_at};
 use crate::postgres::install::{assert_no_strangers, assert_one_name};
 use crate::postgres::{Databases, Worker, creators, ours};
-use crate::steps::{Access, Context, Description, Port, Precedent, Step, Undo};
+use crate::steps::{Context, Description, Port, Precedent, Step, Undo};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -392,13 +392,7 @@ fn maker<'a>(plan: &'a Plan, place: usize, ledger: &Frozen) -> Option<&'a StepId
         .iter()
         .take(place)
         .filter(|earlier| *ledger.state.status(&earlier.id) != Status::Done)
-        .filter(|earlier| {
-            earlier
-                .kind
-                .databases()
-                .iter()
-                .any(|(name, access)| *access == Access::Write && used.contains(name))
-        })
+        .filter(|earlier| earlier.kind.written().iter().any(|name| used.contains(name)))
         .collect();
     let makes = earlier.iter().rev().find(|step| step.kind.makes_tables());
     makes.or(earlier.last()).map(|step| &step.id)

@@ -102,7 +102,7 @@ impl Runner<'_> {
                 }
             }
         }
-        for (name, _) in self.written().into_iter().filter(|(name, _)| !self.absent.contains(*name)) {
+        for name in self.written().into_iter().filter(|name| !self.absent.contains(*name)) {
             self.fence(name, &lease).await?;
         }
         for name in &self.absent {
@@ -139,7 +139,7 @@ impl Runner<'_> {
     /// Giving up must be possible when a database is gone, or the plan is not what it was. Nothing is done to
     /// any database but to keep an earlier runner out of those that can be reached.
     async fn attach_to_abort(&self, lease: &Lease) -> Result<()> {
-        for (name, _) in self.written() {
+        for name in self.written() {
             if let Err(error) = self.fence(name, lease).await {
                 if error.class() == Class::LeaseLost {
                     return Err(error);
@@ -157,9 +157,8 @@ impl Runner<'_> {
     }
 
     /// The databases that some step writes to.
-    fn written(&self) -> BTreeSet<(&str, Access)> {
-        let all = self.plan.steps.iter().flat_map(|step| step.kind.databases());
-        all.filter(|(_, access)| *access == Access::Write).collect()
+    fn written(&self) -> BTreeSet<&str> {
+        self.plan.steps.iter().flat_map(|step| step.kind.written()).collect()
     }
 
     /// Makes this runner the only one that can write to a database.

@@ -231,6 +231,15 @@ pub trait StepKind: std::fmt::Debug + Send + Sync {
     /// The databases it uses. Those it writes to are fenced before the run begins.
     fn databases(&self) -> Vec<(&str, Access)>;
 
+    /// The databases it writes to.
+    fn written(&self) -> BTreeSet<&str> {
+        self.databases()
+            .into_iter()
+            .filter(|(_, access)| *access == Access::Write)
+            .map(|(name, _)| name)
+            .collect()
+    }
+
     /// Files and folders whose content decides what it does, relative to the plan's folder: part of the digest.
     fn files(&self) -> Vec<PathBuf> {
         Vec::new()
@@ -383,9 +392,7 @@ pub fn links(steps: &[Step]) -> Links {
     let mut links = Links { ids: steps.iter().map(|step| step.id.clone()).collect(), ..Links::default() };
     for (place, step) in steps.iter().enumerate() {
         step.kind.clone().link(&step.id, place, &mut links);
-        let writes = step.kind.databases().into_iter().filter(|(_, access)| *access == Access::Write);
-        let written: BTreeSet<String> = writes.map(|(name, _)| name.to_owned()).collect();
-        links.writers.extend(written.into_iter().map(|name| (place, name)));
+        links.writers.extend(step.kind.written().into_iter().map(|name| (place, name.to_owned())));
     }
     links
 }
