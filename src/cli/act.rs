@@ -205,7 +205,7 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
             return Err(advice::overtaken(step).with_class(Class::Usage));
         }
         journal.request(run, "abort", None, &this_process().to_string(), None).await?;
-        let ended = answer(&journal, &plan, run, state.seq).await?;
+        let ended = answer(&journal, &plan, run, state).await?;
         out(match (format, ended) {
             (Format::Text, true) => format!("{holder} has aborted run {run}"),
             (Format::Text, false) => {
@@ -221,26 +221,21 @@ pub async fn abort(format: Format, args: AbortArgs) -> Result<ExitCode> {
     act(format, args.common, engine::Command::Abort).await
 }
 
-/// Waits for a moment for what the runner makes of a request to abort: true when it aborted.
+/// Waits for a moment for what the runner makes of a request to abort, from `state` on: true when it aborted.
 ///
 /// # Errors
 /// Its refusal, where a decision had fallen before; the control database failing.
-async fn answer(journal: &Journal, plan: &Plan, run: RunId, seq: i64) -> Result<bool> {
+async fn answer(journal: &Journal, plan: &Plan, run: RunId, mut state: RunState) -> Result<bool> {
     let begun = std::time::Instant::now();
     while begun.elapsed() < ANSWER {
-        let entries = journal.entries(run).await?;
-        let mut since = entries.iter().filter(|entry| entry.seq > seq).map(|entry| &entry.record);
-        if since.clone().any(|record| matches!(record, Record::RunAborted { .. })) {
-            return Ok(true);
-        }
-        // It may be complete already.
-        let complete = since.find_map(|record| match record {
-            Record::StepDone { step, .. } => plan.links.cutovers.get(step).map(|_| step),
-            _ => None,
-        });
-        let state = RunState::fold(&entries)?;
-        if let Some(step) = fallen(plan, &state).or(complete) {
-            return Err(advice::overtaken(step).with_class(Class::Usage));
+        for entry in journal.entries_after(run, state.seq).await? {
+            state.apply(&entry)?;
+            if matches!(entry.record, Record::RunAborted { .. }) {
+                return Ok(true);
+            }
+            if let Some(step) = fallen(plan, &state) {
+                return Err(advice::overtaken(step).with_class(Class::Usage));
+            }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
