@@ -261,6 +261,20 @@ async fn standing(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<Wa
     }
 }
 
+/// Has every participant hold its clients. The window may have closed meanwhile.
+async fn hold(
+    cutover: &Cutover,
+    outer: &Context,
+    cx: &Context,
+    book: &Book<'_>,
+    attempt: &mut Attempt<'_, '_>,
+) -> Result<()> {
+    attempt.prepared = Instant::now();
+    prepare(cutover, outer, cx, book).await?;
+    failpoint::at(failpoint::CUTOVER_PREPARED)?;
+    attempt.gates.window.assert_open(cx).await
+}
+
 /// Up to and including the decision.
 async fn decide(
     cutover: &Cutover,
@@ -277,12 +291,9 @@ async fn decide(
             _ => {}
         }
     }
-    attempt.prepared = Instant::now();
     book.note(Event::Prepare).await?;
     let (Some(name), Some(to)) = (&cutover.freeze, &cutover.to) else {
-        prepare(cutover, outer, cx, book).await?;
-        failpoint::at(failpoint::CUTOVER_PREPARED)?;
-        attempt.gates.window.assert_open(cx).await?;
+        hold(cutover, outer, cx, book, attempt).await?;
         book.note(Event::Prepared).await?;
         outer.proceed()?;
         still_held(cutover, cx, book).await?;
@@ -315,10 +326,7 @@ async fn decide(
     cx.remember(freeze::SUCCESSOR, &attempt.proof.successor).await?;
     reverse::keep_shut(cx, attempt.proof.successor_is_shut).await?;
 
-    attempt.prepared = Instant::now();
-    prepare(cutover, outer, cx, book).await?;
-    failpoint::at(failpoint::CUTOVER_PREPARED)?;
-    attempt.gates.window.assert_open(cx).await?;
+    hold(cutover, outer, cx, book, attempt).await?;
     // From here on a decision may have fallen, whatever is heard of it.
     book.note(Event::Prepared).await?;
 
