@@ -10,7 +10,7 @@ use handover_core::error::{Class, Error, Result};
 use handover_core::failpoint;
 use handover_core::problem::{count, few};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a console of an earlier attempt, which may still say PAUSE, is waited for.
@@ -165,7 +165,7 @@ impl Pooler<'_> {
         let kept = self.kept()?;
         let mut next = kept.clone();
         for path in self.configs() {
-            let was = entry::find(&entry::without_probe(&read(&path)?), self.entry())?.written;
+            let was = self.now(&path)?;
             if was.target(self.entry()) != target {
                 next.insert(path, was);
             }
@@ -182,13 +182,17 @@ impl Pooler<'_> {
         let mut kept = self.kept()?;
         for path in self.configs() {
             if !kept.contains_key(&path) {
-                let was = entry::find(&entry::without_probe(&read(&path)?), self.entry())?.written;
-                kept.insert(path.clone(), was);
+                kept.insert(path.clone(), self.now(&path)?);
                 self.port.remember(&self.fact("entries"), &kept).await?;
             }
             self.lead(&path, &target)?;
         }
         failpoint::at(failpoint::POOLER_WRITTEN)
+    }
+
+    /// The entry of a file as it is.
+    fn now(&self, path: &Path) -> Result<Written> {
+        Ok(entry::find(&entry::without_probe(&read(path)?), self.entry())?.written)
     }
 
     fn kept(&self) -> Result<BTreeMap<PathBuf, Written>> {
