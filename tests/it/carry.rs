@@ -1,14 +1,12 @@
 //! A cutover whose way back is captured and replayed: the two sides have different schemas, and the application writes on each
 //! in its own form.
 
+use crate::support::application::{Application, Writes, assert_refuses};
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::world::World;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio_postgres::NoTls;
 
 pub const PLAN: &str = r#"
 handover: 1
@@ -114,64 +112,62 @@ async fn world_of(plan: &str, files: &[(&str, &str)]) -> World {
     World::new(Some(&blue.name), None, plan, files).await
 }
 
-/// What writers were told.
+/// What writers were told: a person and their own gauge in one transaction, in the form of the side that takes it.
 #[derive(Default)]
 struct Told {
     /// The name of each person that was acknowledged, by who wrote it.
     people: BTreeMap<(i32, i32), Option<String>>,
     gauges: BTreeMap<i32, i32>,
-    failures: Vec<String>,
 }
 
-/// The application: a person and its own gauge in one transaction, on the side that takes it and in that side's form.
-struct Application {
-    told: Arc<Mutex<Told>>,
-    stop: Arc<AtomicBool>,
-    on: [Arc<AtomicU64>; 2],
-    writers: Vec<tokio::task::JoinHandle<()>>,
+impl Writes for Told {
+    const REST: Duration = Duration::from_millis(5);
+
+    fn sql(side: usize, writer: i32, number: i32) -> String {
+        // What was written on the other side is altered and deleted, too.
+        let (before, gone) = (number - 3, number - 7);
+        match side {
+            0 => format!(
+                "begin;
+                 insert into person (writer, number, name) values ({writer}, {number}, 'First{number} Last{side}');
+                 update person set name = 'Changed Last{side}' where writer = {writer} and number = {before};
+                 delete from person where writer = {writer} and number = {gone} and number % 3 = 0;
+                 update gauge set value = {number} where writer = {writer};
+                 commit"
+            ),
+            _ => format!(
+                "begin;
+                 insert into human (writer, number, first, last) values ({writer}, {number}, 'First{number}', 'Last{side}');
+                 update human set first = 'Changed', last = 'Last{side}' where writer = {writer} and number = {before};
+                 delete from human where writer = {writer} and number = {gone} and number % 3 = 0;
+                 update gauge set amount = {number} where writer = {writer};
+                 commit"
+            ),
+        }
+    }
+
+    fn acknowledged(&mut self, side: usize, writer: i32, number: i32) {
+        let (before, gone) = (number - 3, number - 7);
+        self.gauges.insert(writer, number);
+        self.people.insert((writer, number), Some(format!("First{number} Last{side}")));
+        if let Some(Some(name)) = self.people.get_mut(&(writer, before)) {
+            *name = format!("Changed Last{side}");
+        }
+        if gone >= 0 && gone % 3 == 0 {
+            self.people.insert((writer, gone), None);
+        }
+    }
 }
 
-impl Application {
-    fn start(world: &World) -> Self {
-        let (told, stop): (Arc<Mutex<Told>>, Arc<AtomicBool>) = Default::default();
-        let on: [Arc<AtomicU64>; 2] = Default::default();
-        let writers = (0..3)
-            .map(|writer| {
-                let sides = [world.blue.clone(), world.green.clone()];
-                let (told, stop, on) = (told.clone(), stop.clone(), on.clone());
-                tokio::spawn(async move { write(writer, &sides, &told, &stop, &on).await })
-            })
-            .collect();
-        Application { told, stop, on, writers }
-    }
-
-    /// Waits until so many more were acknowledged on a side.
-    async fn until(&self, side: usize, more: u64) {
-        let goal = self.on[side].load(Ordering::SeqCst) + more;
-        for _ in 0..1200 {
-            if self.on[side].load(Ordering::SeqCst) >= goal {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("side {side} takes no writes: {:?}", self.told.lock().unwrap().failures);
-    }
-
-    /// Ends it, and holds what it was told against the side that serves: nothing lost, nothing twice, nothing old.
-    async fn end(self, world: &World, side: usize) {
-        self.stop.store(true, Ordering::SeqCst);
-        for writer in self.writers {
-            writer.await.unwrap();
-        }
-        let (people, gauges) = content(world, side).await;
-        let told = self.told.lock().unwrap();
-        assert!(told.failures.is_empty(), "{:?}", told.failures);
-        assert_eq!(gauges, told.gauges);
-        let expected: BTreeMap<(i32, i32), String> =
-            told.people.iter().filter_map(|(key, name)| Some((*key, name.clone()?))).collect();
-        let there: BTreeMap<(i32, i32), String> = people.into_iter().filter(|(key, _)| key.0 < 100).collect();
-        assert_eq!(there, expected);
-    }
+/// Ends it, and holds what it was told against the side that serves: nothing lost, nothing twice, nothing old.
+async fn end(application: Application<Told>, world: &World, side: usize) {
+    let told = application.told().await;
+    let (people, gauges) = content(world, side).await;
+    assert_eq!(gauges, told.gauges);
+    let expected: BTreeMap<(i32, i32), String> =
+        told.people.into_iter().filter_map(|(key, name)| Some((key, name?))).collect();
+    let there: BTreeMap<(i32, i32), String> = people.into_iter().filter(|(key, _)| key.0 < 100).collect();
+    assert_eq!(there, expected);
 }
 
 /// What is on a side, as blue would have it.
@@ -192,77 +188,6 @@ async fn content(world: &World, side: usize) -> (BTreeMap<(i32, i32), String>, B
     )
 }
 
-async fn write(
-    writer: i32,
-    sides: &[Database; 2],
-    told: &Mutex<Told>,
-    stop: &AtomicBool,
-    on: &[Arc<AtomicU64>; 2],
-) {
-    let (mut side, mut client) = (0, None::<tokio_postgres::Client>);
-    for number in 0.. {
-        loop {
-            if stop.load(Ordering::SeqCst) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            if client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
-                let Ok((new, connection)) = tokio_postgres::connect(&sides[side].owner_url(), NoTls).await
-                else {
-                    continue;
-                };
-                tokio::spawn(connection);
-                client = Some(new);
-            }
-            let Some(session) = client.as_ref() else { continue };
-            let name = format!("First{number} Last{side}");
-            // What was written on the other side is altered and deleted, too.
-            let (before, gone) = (number - 3, number - 7);
-            let sql = match side {
-                0 => format!(
-                    "begin;
-                     insert into person (writer, number, name) values ({writer}, {number}, '{name}');
-                     update person set name = 'Changed Last{side}' where writer = {writer} and number = {before};
-                     delete from person where writer = {writer} and number = {gone} and number % 3 = 0;
-                     update gauge set value = {number} where writer = {writer};
-                     commit"
-                ),
-                _ => format!(
-                    "begin;
-                     insert into human (writer, number, first, last) values ({writer}, {number}, 'First{number}', 'Last{side}');
-                     update human set first = 'Changed', last = 'Last{side}' where writer = {writer} and number = {before};
-                     delete from human where writer = {writer} and number = {gone} and number % 3 = 0;
-                     update gauge set amount = {number} where writer = {writer};
-                     commit"
-                ),
-            };
-            match session.batch_execute(&sql).await {
-                Ok(()) => {
-                    let mut told = told.lock().unwrap();
-                    told.gauges.insert(writer, number);
-                    told.people.insert((writer, number), Some(name));
-                    if let Some(Some(name)) = told.people.get_mut(&(writer, before)) {
-                        *name = format!("Changed Last{side}");
-                    }
-                    if gone >= 0 && gone % 3 == 0 {
-                        told.people.insert((writer, gone), None);
-                    }
-                    on[side].fetch_add(1, Ordering::SeqCst);
-                    break;
-                }
-                Err(e) if e.code().is_some_and(|c| c.code() == "25006") => (side, client) = (1 - side, None),
-                Err(e) if e.code().is_some_and(|c| c.code() == "40P01") => {
-                    let _ = session.batch_execute("rollback").await;
-                }
-                Err(e) => {
-                    told.lock().unwrap().failures.push(format!("on side {side}: {e:?}"));
-                    return;
-                }
-            }
-        }
-    }
-}
-
 /// How many events blue's capture has taken, markers left out, and how many wait.
 async fn captured(database: &Database) -> String {
     let sql = "select (select coalesce(sum(events), 0) from handover.outbox_written)
@@ -270,17 +195,10 @@ async fn captured(database: &Database) -> String {
     database.value(sql).await.unwrap()
 }
 
-async fn assert_refuses(database: &Database, sql: &str) {
-    let client = tokio_postgres::connect(&database.owner_url(), NoTls).await.unwrap();
-    tokio::spawn(client.1);
-    let error = client.0.batch_execute(sql).await.unwrap_err();
-    assert_eq!(error.code().map(|c| c.code()), Some("25006"), "{error:?}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_and_there_again_each_write_is_on_each_side_in_its_form() {
     let world = world_of(PLAN, FILES).await;
-    let application = Application::start(&world);
+    let application = Application::<Told>::start(&world);
     world.handover("run", &[]).await.success();
     for _ in 0..2 {
         application.until(1, 150).await;
@@ -294,7 +212,7 @@ async fn there_and_back_and_there_again_each_write_is_on_each_side_in_its_form()
         assert_eq!(std::fs::read_to_string(world.path("switch.conf")).unwrap(), "database = green\n");
     }
     application.until(1, 50).await;
-    application.end(&world, 1).await;
+    end(application, &world, 1).await;
     world.handover("rollback", &["--to", "tail"]).await.success();
     assert_eq!(content(&world, 0).await, content(&world, 1).await);
     world.handover("rollback", &[]).await.success();
@@ -346,7 +264,7 @@ async fn nothing_goes_round() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_on_the_way_under_load_it_loses_nothing() {
     let world = world_of(PLAN, FILES).await;
-    let application = Application::start(&world);
+    let application = Application::<Told>::start(&world);
     world.handover_failing("carry.captured", "run", &[]).await.killed();
     world.handover_failing("cutover.decided", "resume", &[]).await.killed();
     application.until(1, 30).await;
@@ -368,7 +286,7 @@ async fn killed_on_the_way_under_load_it_loses_nothing() {
     application.until(1, 50).await;
     world.handover("rollback", &["--to", "tail"]).await.success();
     application.until(0, 20).await;
-    application.end(&world, 0).await;
+    end(application, &world, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,14 +1,13 @@
 //! A cutover with a stream back: there, back and there again, while the application writes.
 
+use crate::support::application::{Application, Writes, assert_refuses};
 use crate::support::scenario::Scenario;
 use crate::support::servers::{self, Database};
 use crate::support::snapshot::{assert_same, snapshot};
 use crate::support::world::{World, until};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio_postgres::NoTls;
+use tokio_postgres::Error;
 
 pub const PLAN: &str = r#"
 handover: 1
@@ -70,7 +69,7 @@ pub async fn world(plan: &str) -> World {
     World::on(server, Some(&blue.name), None, plan, FILES).await
 }
 
-/// What writers were told.
+/// What writers were told: a payment and the balance it belongs to in one transaction.
 #[derive(Default)]
 struct Told {
     acknowledged: BTreeSet<(i32, i32)>,
@@ -78,140 +77,59 @@ struct Told {
     gauges: BTreeMap<i32, i32>,
     /// The answer never came.
     unknown: BTreeSet<(i32, i32)>,
-    failures: Vec<String>,
 }
 
-/// The application: a payment and the balance it belongs to in one transaction, on the side that takes it.
-struct Application {
-    told: Arc<Mutex<Told>>,
-    stop: Arc<AtomicBool>,
-    on: [Arc<AtomicU64>; 2],
-    writers: Vec<tokio::task::JoinHandle<()>>,
-}
+impl Writes for Told {
+    const REST: Duration = Duration::from_millis(3);
 
-impl Application {
-    fn start(world: &World) -> Self {
-        let (told, stop): (Arc<Mutex<Told>>, Arc<AtomicBool>) = Default::default();
-        let on: [Arc<AtomicU64>; 2] = Default::default();
-        let writers = (0..3)
-            .map(|writer| {
-                let sides = [world.blue.clone(), world.green.clone()];
-                let (told, stop, on) = (told.clone(), stop.clone(), on.clone());
-                tokio::spawn(async move { write(writer, &sides, &told, &stop, &on).await })
-            })
-            .collect();
-        Application { told, stop, on, writers }
+    fn sql(_: usize, writer: i32, number: i32) -> String {
+        format!(
+            "begin;
+             update account set balance = balance + 1 where id = {account};
+             insert into payment (writer, number, account) values ({writer}, {number}, {account});
+             insert into history (note) select 'n' where {number} % 10 = 0;
+             commit;
+             update gauge set value = {number} where writer = {writer}",
+            account = 1 + (number * 7 + writer * 13) % 50
+        )
     }
 
-    /// Waits until so many more were acknowledged on a side.
-    async fn until(&self, side: usize, more: u64) {
-        let goal = self.on[side].load(Ordering::SeqCst) + more;
-        for _ in 0..1200 {
-            if self.on[side].load(Ordering::SeqCst) >= goal {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("side {side} takes no writes: {:?}", self.told.lock().unwrap().failures);
+    fn acknowledged(&mut self, _: usize, writer: i32, number: i32) {
+        self.gauges.insert(writer, number);
+        self.acknowledged.insert((writer, number));
     }
 
-    /// Ends it, and holds what it was told against the side that serves.
-    async fn end(self, serves: &Database) {
-        self.stop.store(true, Ordering::SeqCst);
-        for writer in self.writers {
-            writer.await.unwrap();
+    fn ended(&mut self, writer: i32, number: i32, error: &Error, closed: bool) -> bool {
+        // The flip came between the payment and the row of its own, and the payment came along.
+        if error.code().is_some_and(|c| c.code() == "23505") {
+            self.acknowledged.insert((writer, number));
+            return true;
         }
-        let told = self.told.lock().unwrap();
-        assert!(told.failures.is_empty(), "{:?}", told.failures);
-        let (there, balance, gauges) = tokio::task::block_in_place(|| {
-            tokio::runtime::Handle::current().block_on(async {
-                let admin = serves.admin().await;
-                let rows = admin.query("select writer, number from payment", &[]).await.unwrap();
-                let there: BTreeSet<(i32, i32)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
-                let balance: i64 =
-                    admin.query_one("select sum(balance)::int8 from account", &[]).await.unwrap().get(0);
-                let rows = admin.query("select writer, value from gauge", &[]).await.unwrap();
-                let gauges: BTreeMap<i32, i32> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
-                (there, balance, gauges)
-            })
-        });
-        let lost: Vec<_> = told.acknowledged.difference(&there).collect();
-        assert!(lost.is_empty(), "lost: {lost:?}");
-        assert!(told.unknown.len() < 50, "{} unknown", told.unknown.len());
-        let invented: Vec<_> =
-            there.difference(&told.acknowledged).filter(|id| !told.unknown.contains(id)).collect();
-        assert!(invented.is_empty(), "nobody wrote {invented:?}");
-        // A change that came round would have put an older value over a newer one.
-        assert_eq!(gauges, told.gauges);
-        assert_eq!(balance, i64::try_from(there.len()).unwrap(), "the balances and the payments");
+        if closed {
+            self.unknown.insert((writer, number));
+        }
+        closed
     }
 }
 
-async fn write(
-    writer: i32,
-    sides: &[Database; 2],
-    told: &Mutex<Told>,
-    stop: &AtomicBool,
-    on: &[Arc<AtomicU64>; 2],
-) {
-    let (mut side, mut client) = (0, None::<tokio_postgres::Client>);
-    for number in 0.. {
-        loop {
-            if stop.load(Ordering::SeqCst) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(3)).await;
-            if client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
-                match tokio_postgres::connect(&sides[side].owner_url(), NoTls).await {
-                    Ok((new, connection)) => {
-                        tokio::spawn(connection);
-                        client = Some(new);
-                    }
-                    Err(_) => continue,
-                }
-            }
-            let Some(session) = client.as_ref() else { continue };
-            let sql = format!(
-                "begin;
-                 update account set balance = balance + 1 where id = {account};
-                 insert into payment (writer, number, account) values ({writer}, {number}, {account});
-                 insert into history (note) select 'n' where {number} % 10 = 0;
-                 commit;
-                 update gauge set value = {number} where writer = {writer}",
-                account = 1 + (number * 7 + writer * 13) % 50
-            );
-            match session.batch_execute(&sql).await {
-                Ok(()) => {
-                    let mut told = told.lock().unwrap();
-                    told.gauges.insert(writer, number);
-                    told.acknowledged.insert((writer, number));
-                    on[side].fetch_add(1, Ordering::SeqCst);
-                    break;
-                }
-                Err(e) if e.code().is_some_and(|c| c.code() == "25006") => {
-                    (side, client) = (1 - side, None);
-                }
-                // The flip came between the payment and the row of its own, and the payment came along.
-                Err(e) if e.code().is_some_and(|c| c.code() == "23505") => {
-                    let _ = session.batch_execute("rollback").await;
-                    told.lock().unwrap().acknowledged.insert((writer, number));
-                    break;
-                }
-                Err(e) if e.code().is_some_and(|c| c.code() == "40P01") => {
-                    let _ = session.batch_execute("rollback").await;
-                }
-                Err(e) if e.is_closed() || session.is_closed() => {
-                    told.lock().unwrap().unknown.insert((writer, number));
-                    client = None;
-                    break;
-                }
-                Err(e) => {
-                    told.lock().unwrap().failures.push(format!("on side {side}: {e:?}"));
-                    return;
-                }
-            }
-        }
-    }
+/// Ends it, and holds what it was told against the side that serves.
+async fn end(application: Application<Told>, serves: &Database) {
+    let told = application.told().await;
+    let admin = serves.admin().await;
+    let rows = admin.query("select writer, number from payment", &[]).await.unwrap();
+    let there: BTreeSet<(i32, i32)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+    let balance: i64 = admin.query_one("select sum(balance)::int8 from account", &[]).await.unwrap().get(0);
+    let rows = admin.query("select writer, value from gauge", &[]).await.unwrap();
+    let gauges: BTreeMap<i32, i32> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+    let lost: Vec<_> = told.acknowledged.difference(&there).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+    assert!(told.unknown.len() < 50, "{} unknown", told.unknown.len());
+    let invented: Vec<_> =
+        there.difference(&told.acknowledged).filter(|id| !told.unknown.contains(id)).collect();
+    assert!(invented.is_empty(), "nobody wrote {invented:?}");
+    // A change that came round would have put an older value over a newer one.
+    assert_eq!(gauges, told.gauges);
+    assert_eq!(balance, i64::try_from(there.len()).unwrap(), "the balances and the payments");
 }
 
 /// Rows of tables and positions of sequences.
@@ -231,19 +149,10 @@ async fn assert_in_step(world: &World) {
     assert_same("blue (left) and green", &content(&world.blue).await, &content(&world.green).await);
 }
 
-const REFUSED: &str = "25006";
-
-async fn assert_refuses(database: &Database, sql: &str) {
-    let client = tokio_postgres::connect(&database.owner_url(), NoTls).await.unwrap();
-    tokio::spawn(client.1);
-    let error = client.0.batch_execute(sql).await.unwrap_err();
-    assert_eq!(error.code().map(|c| c.code()), Some(REFUSED), "{error:?}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_and_there_again_loses_nothing() {
     let world = world(PLAN).await;
-    let application = Application::start(&world);
+    let application = Application::<Told>::start(&world);
     world.handover("run", &[]).await.success();
     for _ in 0..2 {
         application.until(1, 200).await;
@@ -259,7 +168,7 @@ async fn there_and_back_and_there_again_loses_nothing() {
         assert_eq!(std::fs::read_to_string(world.path("switch.conf")).unwrap(), "database = green\n");
     }
     application.until(1, 50).await;
-    application.end(&world.green).await;
+    end(application, &world.green).await;
     assert_eq!(world.green.value("select last_value from ticket").await.unwrap(), "500");
     // What was written last goes back as well, and ends with the run.
     assert_in_step_but_sequences(&world).await;
@@ -294,12 +203,12 @@ async fn assert_in_step_but_sequences(world: &World) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_way_back_leaves_blue_as_green_was() {
     let world = world(PLAN).await;
-    let application = Application::start(&world);
+    let application = Application::<Told>::start(&world);
     world.handover("run", &[]).await.success();
     application.until(1, 100).await;
     world.handover("rollback", &[]).await.success();
     application.until(0, 100).await;
-    application.end(&world.blue).await;
+    end(application, &world.blue).await;
     assert_eq!(
         world.green.value("select count(*) from pg_class where relname = 'account'").await.unwrap(),
         "0"
@@ -417,7 +326,7 @@ async fn what_green_got_since_the_flip_is_named_before_the_way_back_is_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_on_the_way_under_load_it_loses_nothing() {
     let world = world(PLAN).await;
-    let application = Application::start(&world);
+    let application = Application::<Told>::start(&world);
     world.handover_failing("reverse.flowing", "run", &[]).await.killed();
     application.until(1, 50).await;
     world.handover("resume", &[]).await.success();
@@ -433,5 +342,5 @@ async fn killed_on_the_way_under_load_it_loses_nothing() {
     assert!(format!("{status}").contains("REFUSED ON BLUE"), "{status}");
     world.handover("resume", &[]).await.success();
     application.until(1, 50).await;
-    application.end(&world.green).await;
+    end(application, &world.green).await;
 }

@@ -5,28 +5,12 @@ use crate::support::servers::{self, Database};
 use crate::support::world::{World, until};
 use handover_lab::{PostgresOptions, PostgresServer};
 
-const PLAN: &str = r#"
-handover: 1
-name: swept
-databases: { blue: '${BLUE_URL}', green: '${GREEN_URL}' }
-control: ${CONTROL_URL}
-steps:
-  - id: copy
-    copy: { from: blue, to: green, jobs: 2 }
-  - id: follow
-    replicate: { from: blue, to: green }
-  - id: flip
-    retry: { attempts: 1 }
-    cutover:
-      freeze: blue
-      to: green
-      write_pause: 5s
-      attempts: 1
-      reverse: { max_lag: 5s }
-      participants:
-        - name: config
-          file: { path: switch.conf, content: "database = green\n" }
-"#;
+/// The plan of the way back, with one attempt of each.
+fn plan() -> String {
+    crate::reverse::PLAN
+        .replace("attempts: 3", "attempts: 1")
+        .replace("    cutover:", "    retry: { attempts: 1 }\n    cutover:")
+}
 
 /// One page in a tenth of a second: a vacuum of it takes a minute.
 const BLUE: &str = r#"
@@ -56,7 +40,7 @@ async fn autovacuum_at_work_calls_nothing_off_there_or_back() {
     let control = Database::create(servers::green().await, None).await;
     let mut world = World::of(blue, green, control);
     world.clients = Some(servers::programs().await.green.folder().to_owned());
-    world.write("plan.yaml", PLAN);
+    world.write("plan.yaml", &plan());
     world.write("switch.conf", "database = blue\n");
     sweep(&world.blue).await;
     world.handover("run", &[]).await.success();

@@ -3,6 +3,7 @@
 // Offered to tests that are yet to be written.
 #![allow(dead_code)]
 
+pub mod application;
 pub mod bench;
 pub mod context;
 pub mod pooler;
