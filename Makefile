@@ -14,7 +14,7 @@ demo: ## Upgrade a live OAuth engine's databases on servers of its own (ARGS="--
 
 test: setup ## Run all tests against real Postgres servers and a real RabbitMQ
 	@# One more than cores, as some of them wait.
-	TMPDIR=$$(scripts/scratch) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(getconf _NPROCESSORS_ONLN) + 1))} \
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(getconf _NPROCESSORS_ONLN) + 1))} \
 	    $(CARGO) test --locked --workspace
 
 bench: ## Measure: overhead of the engine, start-up, memory (docs/benchmarks.md)

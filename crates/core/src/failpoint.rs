@@ -8,21 +8,24 @@
 //! - `name:3:cut` fails there as a broken connection does. Where the place comes after a commit, that is a commit
 //!   whose answer was lost.
 //!
-//! `name:3+:…` fails the third time and each time after it. A last part, as in `name:3:kill:STEP`, counts only from when
+//! `name:3+:…` fails the third time and each time after it. Several places are armed at once with commas between them.
+//! A last part, as in `name:3:kill:STEP`, counts only from when
 //! that step begins, so that the same place in an earlier step of the same kind does not count. Without the
 //! variable a failpoint costs one load. Names start with the step kind (`copy.…`), or with `engine.…`, `journal.…`, `checkpoint.…`; the crash tests
 //! kill and fail at every one of [`ALL`], and fail when one is never reached: `HANDOVER_FAILPOINT_MARK` names a file
-//! that is made when the armed one is.
+//! that gets a line with the name of each armed one that is.
 
 use crate::error::{Class, Error, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The variable that arms one failpoint.
+/// The variable that arms failpoints.
 pub const VARIABLE: &str = "HANDOVER_FAILPOINT";
-/// The variable that names the file to make when it is reached.
+/// The variable that names the file to write to when one is reached.
 pub const MARK: &str = "HANDOVER_FAILPOINT_MARK";
 
 macro_rules! failpoints {
@@ -263,7 +266,7 @@ struct Armed {
 }
 
 impl Armed {
-    /// Reads the variable. What it does not understand kills, as the shortest form does.
+    /// Reads one part of the variable. What it does not understand kills, as the shortest form does.
     fn parse(value: &str) -> Option<Self> {
         let mut parts = value.split(':');
         let name = parts.next().filter(|name| !name.is_empty())?.to_owned();
@@ -297,17 +300,18 @@ impl Armed {
     }
 }
 
-fn armed() -> Option<&'static Armed> {
-    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
-    ARMED.get_or_init(|| Armed::parse(&std::env::var(VARIABLE).ok()?)).as_ref()
+fn armed() -> &'static [Armed] {
+    static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
+    let read = || std::env::var(VARIABLE).unwrap_or_default().split(',').filter_map(Armed::parse).collect();
+    ARMED.get_or_init(read)
 }
 
 /// Tells that a step begins; the engine calls it before the step's own failpoints can be reached.
 pub fn begin(step: &str) {
-    if let Some(armed) = armed()
-        && let Some(wanted) = &armed.step
-    {
-        armed.inside.store(wanted == step, Ordering::SeqCst);
+    for armed in armed() {
+        if let Some(wanted) = &armed.step {
+            armed.inside.store(wanted == step, Ordering::SeqCst);
+        }
     }
 }
 
@@ -316,10 +320,7 @@ pub fn begin(step: &str) {
 /// # Errors
 /// The one that a test has asked for.
 pub fn at(name: &'static str) -> Result<()> {
-    match armed() {
-        Some(armed) if armed.visit(name) => act(name, &armed.mode),
-        _ => Ok(()),
-    }
+    armed().iter().filter(|armed| armed.visit(name)).try_for_each(|armed| act(name, &armed.mode))
 }
 
 /// The same where no failure can be told: there only the signals act.
@@ -330,7 +331,11 @@ pub fn hit(name: &'static str) {
 fn act(name: &str, mode: &Mode) -> Result<()> {
     if let Ok(file) = std::env::var(MARK) {
         // A mark that cannot be made makes the test fail that looks for it, which is right.
-        let _ = std::fs::write(file, name);
+        let _ = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(file)
+            .and_then(|mut file| writeln!(file, "{name}"));
     }
     match mode {
         Mode::Signal(signal) => {

@@ -2,7 +2,7 @@
 
 use super::servers::{self, Database};
 use super::snapshot::assert_same;
-use super::world::{World, bounded, example_program};
+use super::world::{Ended, World, bounded, example_program};
 use handover::failpoint;
 use handover_lab::PostgresServer;
 
@@ -83,26 +83,29 @@ impl Scenario {
             .chain(self.own.iter().copied())
     }
 
-    /// Whether failures are tried everywhere, and not only kills: what takes too long for each change.
-    fn fails(&self) -> bool {
-        let always = ["engine", "cutover", "gate", "checkpoint", "pooler"];
-        std::env::var_os("HANDOVER_PROVE_ERRORS").is_some()
-            || self.prefixes.iter().any(|p| always.contains(p))
+    /// Calls the program with all of `left` armed, and takes those that it reached off the list.
+    async fn call(&self, world: &World, how: How, verb: &str, args: &[&str], left: &mut Vec<&str>) -> Ended {
+        let mark = world.path("failpoint-mark");
+        let points: Vec<String> = left.iter().map(|name| format!("{name}:1:{}", how.action())).collect();
+        let mut command = world.command();
+        command.env("HANDOVER_FAILPOINT", points.join(",")).env("HANDOVER_FAILPOINT_MARK", &mark);
+        let ended = Ended::of(command.arg(verb).arg(world.plan()).args(world.args(args))).await;
+        let reached = std::fs::read_to_string(&mark).unwrap_or_default();
+        std::fs::remove_file(&mark).unwrap_or_default();
+        left.retain(|name| !reached.lines().any(|line| line == *name));
+        match how {
+            How::Killed if !reached.is_empty() => ended.killed(),
+            _ if reached.is_empty() => ended.success(),
+            _ => ended,
+        }
     }
 
-    /// Fails at a failpoint; goes on until it succeeds. Whether that takes a word of the operator's depends on the kind.
-    async fn fail_and_go_on(&self, world: &World, name: &str, verb: &str, args: &[&str]) {
-        let mark = world.path("failpoint-mark");
-        let mut command = world.command();
-        command
-            .env("HANDOVER_FAILPOINT", format!("{name}:1:error:40001"))
-            .env("HANDOVER_FAILPOINT_MARK", &mark);
-        let output = bounded(command.arg(verb).arg(world.plan()).args(world.args(args))).await;
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(mark.exists(), "{name} was not reached: {text}");
-        std::fs::remove_file(&mark).unwrap();
-        if !output.status.success() {
-            world.handover(if verb == "finish" { verb } else { "resume" }, &[]).await.success();
+    /// Calls the program until it succeeds: it is killed, or fails, at the first of `left` that it comes to, and goes on
+    /// from there to the next. Whether a failure takes a word of the operator's depends on the kind.
+    async fn go_on(&self, world: &World, how: How, verb: &str, args: &[&str], left: &mut Vec<&str>) {
+        let mut ended = self.call(world, how, verb, args, left).await;
+        while ended.code != Some(0) {
+            ended = self.call(world, how, if verb == "finish" { verb } else { "resume" }, &[], left).await;
         }
     }
 
@@ -199,49 +202,18 @@ impl Scenario {
         world.handover("finish", &[]).await.success();
         world.drop_now().await;
 
-        // Killed at every failpoint, resumed. Those of an undo are reached by a rollback.
-        for name in self.failpoints() {
-            let world = self.world(&templates).await;
-            if name.contains("undo") {
-                world.handover("run", &[]).await.success();
-                world.handover_failing(name, "rollback", loss).await.killed();
-                world.handover("resume", &[]).await.success();
-                if self.rollback_restores {
-                    assert_same(&format!("undo killed at {name}"), &before, &world.snapshot().await);
-                }
-                world.handover("run", &[]).await.success();
-            } else if name == failpoint::FINISH_STARTED {
-                world.handover("run", &[]).await.success();
-                world.handover_failing(name, "finish", &[]).await.killed();
-                // What a rollback needs may be gone already.
-                world.handover("rollback", loss).await.code(2);
-                world.handover("finish", &[]).await.success();
-            } else {
-                world.handover_failing(name, "run", &[]).await.killed();
-                world.handover("resume", &[]).await.success();
+        for how in [How::Killed, How::Failed] {
+            let finish = self.failpoints().filter(|name| *name == failpoint::FINISH_STARTED).collect();
+            let (undo, run): (Vec<_>, Vec<_>) = self
+                .failpoints()
+                .filter(|name| *name != failpoint::FINISH_STARTED)
+                .partition(|name| name.contains("undo"));
+            let mut left = Left { run, undo, finish };
+            while !left.is_empty() {
+                // What a rollback leaves may keep the next run from a place: it is looked for in a world of its own.
+                let together = if alone() { left.take_one() } else { std::mem::take(&mut left) };
+                left.add(self.prove_at(how, together, &templates, &before, &expected).await);
             }
-            assert_same(&format!("killed at {name}"), &expected, &world.snapshot().await);
-            world.drop_now().await;
-        }
-
-        // An error at each of them: tried again by itself or by the operator, it comes to the same.
-        for name in self.failpoints().filter(|_| self.fails()) {
-            let world = self.world(&templates).await;
-            if name.contains("undo") {
-                world.handover("run", &[]).await.success();
-                self.fail_and_go_on(&world, name, "rollback", loss).await;
-                if self.rollback_restores {
-                    assert_same(&format!("undo failed at {name}"), &before, &world.snapshot().await);
-                }
-                world.handover("run", &[]).await.success();
-            } else if name == failpoint::FINISH_STARTED {
-                world.handover("run", &[]).await.success();
-                self.fail_and_go_on(&world, name, "finish", &[]).await;
-            } else {
-                self.fail_and_go_on(&world, name, "run", &[]).await;
-            }
-            assert_same(&format!("failed at {name}"), &expected, &world.snapshot().await);
-            world.drop_now().await;
         }
 
         // Killed half-way forward, then rolled back instead of resumed.
@@ -253,6 +225,94 @@ impl Scenario {
                 assert_same(&format!("killed at {name}, then rolled back"), &before, &world.snapshot().await);
             }
             world.drop_now().await;
+        }
+    }
+
+    /// Kills or fails it at these places, and goes on each time, forward and back. Returns those that it did not come to.
+    async fn prove_at(&self, how: How, mut left: Left, from: &Templates, before: &str, expected: &str) -> Left {
+        let (world, loss, all) = (self.world(from).await, self.loss(), left.clone());
+        self.go_on(&world, how, "run", &[], &mut left.run).await;
+        assert_same(&format!("{how:?} at {:?}", all.run), expected, &world.snapshot().await);
+        if !all.undo.is_empty() {
+            self.go_on(&world, how, "rollback", loss, &mut left.undo).await;
+            if self.rollback_restores {
+                let what = format!("undo {how:?} at {:?}", all.undo);
+                assert_same(&what, before, &world.snapshot().await);
+            }
+            world.handover("run", &[]).await.success();
+            assert_same(&format!("run again after {:?}", all.undo), expected, &world.snapshot().await);
+        }
+        if !all.finish.is_empty() {
+            let ended = self.call(&world, how, "finish", &[], &mut left.finish).await;
+            if ended.code != Some(0) {
+                // What a rollback needs may be gone already.
+                world.handover("rollback", loss).await.code(2);
+                world.handover("finish", &[]).await.success();
+            }
+            assert_same(&format!("finish {how:?}"), expected, &world.snapshot().await);
+        }
+        assert!(left.len() < all.len(), "never reached: {left:?}");
+        world.drop_now().await;
+        left
+    }
+}
+
+/// What happens at a failpoint.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Killed,
+    Failed,
+}
+
+impl How {
+    fn action(self) -> &'static str {
+        match self {
+            How::Killed => "kill",
+            How::Failed => "error:40001",
+        }
+    }
+}
+
+/// Whether each failpoint gets a world of its own, as in `scripts/soak`. Otherwise one run goes through all of them, killed
+/// at each, which takes a fraction of the time.
+fn alone() -> bool {
+    std::env::var_os("HANDOVER_PROVE_ALONE").is_some()
+}
+
+/// Failpoints still to be reached, by the call that comes to them.
+#[derive(Debug, Clone, Default)]
+struct Left {
+    run: Vec<&'static str>,
+    undo: Vec<&'static str>,
+    finish: Vec<&'static str>,
+}
+
+impl Left {
+    fn lists(&mut self) -> [&mut Vec<&'static str>; 3] {
+        [&mut self.run, &mut self.undo, &mut self.finish]
+    }
+
+    fn len(&self) -> usize {
+        self.run.len() + self.undo.len() + self.finish.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn take_one(&mut self) -> Left {
+        let mut one = Left::default();
+        let from = self.lists().into_iter().zip(one.lists()).find(|(from, _)| !from.is_empty());
+        if let Some((from, to)) = from {
+            to.extend(from.pop());
+        }
+        one
+    }
+
+    fn add(&mut self, other: Left) {
+        let Left { run, undo, finish } = other;
+        for (to, from) in self.lists().into_iter().zip([run, undo, finish]) {
+            to.extend(from);
         }
     }
 }

@@ -18,6 +18,11 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Runs a command to its end.
+    pub async fn of(command: &mut tokio::process::Command) -> Self {
+        Ended::new(bounded(command).await)
+    }
+
     fn new(output: Output) -> Self {
         Ended {
             code: output.status.code(),
@@ -189,14 +194,14 @@ impl World {
     pub async fn handover(&self, verb: &str, args: &[&str]) -> Ended {
         let mut command = self.command();
         command.arg(verb).arg(self.plan()).args(self.args(args));
-        Ended::new(bounded(&mut command).await)
+        Ended::of(&mut command).await
     }
 
     /// The same, with a failpoint armed (`name`, `name:3`, `name:1:stop`).
     pub async fn handover_failing(&self, failpoint: &str, verb: &str, args: &[&str]) -> Ended {
         let mut command = self.command();
         command.env("HANDOVER_FAILPOINT", failpoint).arg(verb).arg(self.plan()).args(self.args(args));
-        Ended::new(bounded(&mut command).await)
+        Ended::of(&mut command).await
     }
 
     /// Blue and green as text, and where poolers lead: by what is in force, and by their files.
