@@ -107,7 +107,11 @@ pub fn scenario() -> Scenario {
     }
 }
 
-async fn world_of(plan: &str, files: &[(&str, &str)]) -> World {
+pub async fn world_of(plan: &str) -> World {
+    world_with(plan, FILES).await
+}
+
+async fn world_with(plan: &str, files: &[(&str, &str)]) -> World {
     let blue = Database::with(servers::blue().await, BLUE).await;
     World::new(Some(&blue.name), None, plan, files).await
 }
@@ -171,7 +175,7 @@ async fn end(application: Application<Told>, world: &World, side: usize) {
 }
 
 /// What is on a side, as blue would have it.
-async fn content(world: &World, side: usize) -> (BTreeMap<(i32, i32), String>, BTreeMap<i32, i32>) {
+pub async fn content(world: &World, side: usize) -> (BTreeMap<(i32, i32), String>, BTreeMap<i32, i32>) {
     let (people, gauges) = match side {
         0 => ("select writer, number, name from person", "select writer, value from gauge"),
         _ => (
@@ -197,7 +201,7 @@ async fn captured(database: &Database) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn there_and_back_and_there_again_each_write_is_on_each_side_in_its_form() {
-    let world = world_of(PLAN, FILES).await;
+    let world = world_of(PLAN).await;
     let application = Application::<Told>::start(&world);
     world.handover("run", &[]).await.success();
     for _ in 0..2 {
@@ -233,7 +237,7 @@ async fn assert_nothing_left(database: &Database) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_round() {
-    let world = world_of(PLAN, FILES).await;
+    let world = world_of(PLAN).await;
     world.blue.execute("insert into person (writer, number, name) values (200, 1, 'On Blue')").await;
     world.handover("run", &[]).await.success();
     // What came forward is not captured on green.
@@ -263,7 +267,7 @@ async fn nothing_goes_round() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_on_the_way_under_load_it_loses_nothing() {
-    let world = world_of(PLAN, FILES).await;
+    let world = world_of(PLAN).await;
     let application = Application::<Told>::start(&world);
     world.handover_failing("carry.captured", "run", &[]).await.killed();
     world.handover_failing("cutover.decided", "resume", &[]).await.killed();
@@ -292,7 +296,7 @@ async fn killed_on_the_way_under_load_it_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_blue_refuses_is_set_aside_and_the_way_back_waits_for_it() {
     let plan = PLAN.replace("max_lag: 5s", "max_lag: 5s\n        on_error: quarantine");
-    let world = world_of(&plan, FILES).await;
+    let world = world_of(&plan).await;
     world.handover("run", &[]).await.success();
     let write = "insert into human (writer, number, first, last) values (200, 1, 'refused by', 'blue'), (200, 2, 'Fine', 'Too')";
     world.green.execute(write).await;
@@ -313,7 +317,7 @@ async fn what_is_set_aside_and_allowed_is_named_as_lost_and_kept() {
     let plan = PLAN
         .replace("max_lag: 5s", "max_lag: 5s\n        on_error: quarantine")
         .replace("sequence_margin: 0", "allow_quarantined: 1");
-    let world = world_of(&plan, FILES).await;
+    let world = world_of(&plan).await;
     world.handover("run", &[]).await.success();
     world
         .green
@@ -332,7 +336,7 @@ async fn a_table_that_nobody_speaks_of_is_named_before_the_pause_and_before_the_
     let made = FILES[1].1.to_owned()
         + " create table audit (id int); create table part (id int) partition by range (id); create table part_1 partition of part for values from (1) to (9);";
     let files = [FILES[0], (FILES[1].0, made.as_str())];
-    let world = world_of(PLAN, &files).await;
+    let world = world_with(PLAN, &files).await;
     let ended = world.handover("run", &[]).await;
     assert!(ended.stderr.contains("nothing carries back what is written to audit, part, part_1"), "{ended}");
     world.write(
@@ -358,7 +362,7 @@ async fn a_table_that_nobody_speaks_of_is_named_before_the_pause_and_before_the_
 async fn a_mapping_that_blue_cannot_execute_is_found_before_the_pause() {
     let plan = PLAN
         .replace("update gauge set value = $new.amount::int", "update gauge set worth = $new.amount::int");
-    let world = world_of(&plan, FILES).await;
+    let world = world_of(&plan).await;
     let ended = world.handover("run", &[]).await;
     assert!(ended.stderr.contains("worth"), "{ended}");
     world.blue.execute("delete from person where number = 1").await;
@@ -370,7 +374,7 @@ async fn a_mapping_that_blue_cannot_execute_is_found_before_the_pause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_checker_refuses_a_way_back_that_leaves_something_out() {
-    let world = world_of(PLAN, FILES).await;
+    let world = world_of(PLAN).await;
     world.handover("check", &[]).await.success();
     for (from, to, says) in [
         ("queue: ${QUEUE_URL}\n", "", "the plan has no queue"),
@@ -401,8 +405,7 @@ async fn the_checker_refuses_a_way_back_that_leaves_something_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capture_that_began_without_it_would_send_it_round() {
     let (head, tail) = PLAN.split_at(PLAN.find("      reverse:").unwrap());
-    let world =
-        world_of(&format!("{head}{}", &tail[tail.find("      participants:").unwrap()..]), FILES).await;
+    let world = world_of(&format!("{head}{}", &tail[tail.find("      participants:").unwrap()..])).await;
     world.handover_failing("gate.passed", "run", &[]).await.killed();
     world.write("plan.yaml", PLAN);
     let ended = world.handover("resume", &["--accept-changes"]).await;

@@ -10,6 +10,7 @@ mod bluegreen_application;
 mod capture;
 mod capture_partial;
 mod carry;
+mod carry_edges;
 mod cleanup;
 mod cleanup_expect;
 mod cleanup_verify;

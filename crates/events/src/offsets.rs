@@ -33,6 +33,11 @@ impl Tally {
     }
 }
 
+/// What to do when one of the two sides is not the one that it was.
+pub(crate) const WHICH_WAY: &str = "was it restored from a backup, swapped, or taken over by a standby that lacked the end? Before a cutover: \
+     `handover rollback` to before the copy, and copy again. After it, the side that serves has what it was told: stay there, and \
+     end the way back with `handover finish`";
+
 /// Sets up the offsets of a stream, unless they are there: replay begins behind what was trimmed, which an earlier
 /// replay applied before it was undone. Returns the highest number done, by partition.
 ///
@@ -55,7 +60,7 @@ pub async fn begin(
     let lost = |what: &str| {
         Error::data(format!("{what}: this database lost what replay had applied to it"))
             .on_database(tx.database())
-            .hint("was it restored from a backup, or swapped? `handover rollback` to before the copy, and copy again")
+            .hint(WHICH_WAY)
     };
     if begun && there == 0 {
         return Err(lost("replay's marks are gone"));
@@ -84,6 +89,9 @@ pub async fn begin(
         .collect();
     if books.iter().zip(&done).any(|(partition, done)| *done < partition.trimmed) {
         return Err(lost("replay's marks are behind what was trimmed from the outbox"));
+    }
+    for (partition, done) in books.iter().zip(&done) {
+        partition.assert_remembers(*done)?;
     }
     tx.commit().await?;
     Ok(done)

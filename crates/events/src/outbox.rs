@@ -3,6 +3,7 @@
 //! Each writing call is one fenced transaction that locks the capture's row first, so that an older relay whose
 //! last transaction is still under way and a newer one take turns.
 
+use crate::offsets::WHICH_WAY;
 use crate::stream::{MARKER, Stream};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
@@ -23,6 +24,25 @@ pub(crate) struct Partition {
     pub trimmed: i64,
     /// How many fence markers are among the trimmed.
     pub trimmed_markers: i64,
+}
+
+impl Partition {
+    /// Proves that the captured side has not forgotten events that are applied. It would give their numbers to other events, which
+    /// would be taken for applied and be lost.
+    ///
+    /// # Errors
+    /// That it has.
+    pub fn assert_remembers(&self, done: i64) -> Result<()> {
+        if done <= self.last {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "event {done} of partition {} is applied, and the database that it was captured on knows no event after {}: it lost what \
+             was written at its end",
+            self.partition, self.last
+        ))
+        .hint(WHICH_WAY))
+    }
 }
 
 /// How all partitions stand, in order.

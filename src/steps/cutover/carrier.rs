@@ -39,6 +39,9 @@ pub trait Carrier: Send + Sync {
     /// What is wrong with it; none when all of it is there.
     async fn trouble(&self, cx: &Context) -> Result<Option<String>>;
 
+    /// Why it would not carry everything as things are, asked for the last time before the pause.
+    async fn unfit(&self, cx: &Context, blue: &Session, green: &Session) -> Result<Option<String>>;
+
     /// Lets it flow.
     async fn enable(&self, cx: &Context) -> Result<()>;
 

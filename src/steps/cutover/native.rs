@@ -107,6 +107,10 @@ impl Carrier for Native<'_> {
         ahead::trouble(cx, &self.stream.link).await
     }
 
+    async fn unfit(&self, cx: &Context, _blue: &Session, _green: &Session) -> Result<Option<String>> {
+        self.trouble(cx).await
+    }
+
     async fn enable(&self, cx: &Context) -> Result<()> {
         ahead::enable(cx, &self.stream.link).await
     }

@@ -116,12 +116,23 @@ fn default_transaction_age() -> Duration {
 }
 
 impl Cutover {
-    /// Tables that a rollback loses although everything else is carried back, as the end of a sentence.
+    /// What a rollback loses by the plan's own word although everything else is carried back: tables, and writes to them.
+    #[must_use]
+    pub fn loses(&self) -> Vec<String> {
+        let Some(reverse) = &self.reverse else { return Vec::new() };
+        let parts = reverse
+            .tables
+            .iter()
+            .filter_map(|(name, table)| table.lets_go().map(|what| format!("writes to {name} ({what})")));
+        reverse.loses.iter().map(ToString::to_string).chain(parts).collect()
+    }
+
+    /// The same, as the end of a sentence.
     #[must_use]
     pub fn but_for(&self) -> String {
-        match self.reverse.as_ref().filter(|reverse| !reverse.loses.is_empty()) {
-            Some(reverse) => format!(", but for {}", few(&reverse.loses.iter().collect::<Vec<_>>())),
-            None => String::new(),
+        match self.loses() {
+            lost if lost.is_empty() => String::new(),
+            lost => format!(", but for {}", few(&lost.iter().collect::<Vec<_>>())),
         }
     }
 

@@ -94,7 +94,11 @@ pub async fn ready(cutover: &Cutover, cx: &Context, book: &Book<'_>) -> Result<P
                 waited = true;
                 continue;
             }
-            reverse::freshen(cutover, cx).await?;
+            if let Some(text) = reverse::freshen(cutover, cx, &blue, &green).await? {
+                wait(cutover, cx, begun, &text).await?;
+                waited = true;
+                continue;
+            }
             // Last of all, and all of it: what was written, made or altered while we waited counts as well.
             if std::mem::take(&mut waited) {
                 proof = prove(cutover, cx, &blue, &green).await?;

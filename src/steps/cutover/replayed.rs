@@ -12,7 +12,7 @@
 use super::carrier::{Arrivals, Carrier, Carrying};
 use super::forecast::Measured;
 use super::options::Cutover;
-use super::{attempts, feeds, quarantine, uncarried};
+use super::{attempts, feeds, quarantine, subscriptions, uncarried};
 use crate::error::{Class, Error, Result};
 use crate::event::StepId;
 use crate::failpoint;
@@ -167,22 +167,20 @@ impl Carrier for Replayed<'_> {
         // Before the copy there is nothing to be covered.
         if !catalog::tables(green).await?.is_empty() {
             out.blockers.extend(uncarried::look(self.cutover, cx, &self.ends.capture, blue, green).await?);
+            out.blockers.extend(subscriptions::writing(green, self.cutover).await?);
         }
         Ok(())
     }
 
     async fn make(&self, cx: &Context) -> Result<()> {
         self.assert_left_out(cx).await?;
-        let made_as = self.made_as(cx);
-        let there = Stream::find(&cx.reader(self.from()).await?, cx.run, &cx.step).await?.is_some();
-        if there && cx.recall::<String>(MADE_AS)?.as_ref() != Some(&made_as) {
-            // Of another plan, or of an earlier way back that could not be taken away.
-            self.discard(cx).await?;
-        } else if !there {
+        match Stream::find(&cx.reader(self.from()).await?, cx.run, &cx.step).await? {
+            // Of an earlier attempt: nothing of it counts, and since then tables were altered or triggers disabled, perhaps.
+            Some(_) => self.discard(cx).await?,
             // Marks that an earlier one left would say that the first events of this one were applied.
-            self.forget(cx).await?;
+            None => self.forget(cx).await?,
         }
-        cx.remember(MADE_AS, &made_as).await?;
+        cx.remember(MADE_AS, &self.made_as(cx)).await?;
         capture::begin(&self.ends.capture, cx, &self.forward(cx)).await?;
         failpoint::at(failpoint::CARRY_CAPTURED)?;
         watched::keep_for_capture(cx, &self.ends.capture).await?;
@@ -205,6 +203,10 @@ impl Carrier for Replayed<'_> {
         }
     }
 
+    async fn unfit(&self, cx: &Context, blue: &Session, green: &Session) -> Result<Option<String>> {
+        Ok(self.differences(cx, blue, green).await?.into_iter().next())
+    }
+
     async fn enable(&self, _cx: &Context) -> Result<()> {
         // The triggers capture already, and the standing task carries.
         Ok(())
@@ -222,6 +224,7 @@ impl Carrier for Replayed<'_> {
 
     async fn differences(&self, cx: &Context, blue: &Session, green: &Session) -> Result<Vec<String>> {
         let mut out = uncarried::look(self.cutover, cx, &self.ends.capture, blue, green).await?;
+        out.extend(subscriptions::writing(green, self.cutover).await?);
         out.extend(self.trouble(cx).await?);
         out.extend(uncarried::drifted(self.cutover, cx, &self.ends.capture, green).await?);
         if cx.recall::<String>(MADE_AS)?.is_some_and(|earlier| earlier != self.made_as(cx)) {

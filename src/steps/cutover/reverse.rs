@@ -180,15 +180,23 @@ pub async fn ready(cutover: &Cutover, cx: &Context, blue: &Session, green: &Sess
     failpoint::at(failpoint::REVERSE_READY)
 }
 
-/// Forgets what was kept for it while the cutover waited: nobody has written on the new side so far.
+/// The last look before the pause: forgets what was kept for it while the cutover waited, for nobody has written on the new side
+/// so far. Says why it would not carry what is written there, as things are now.
 ///
 /// # Errors
 /// What a server says.
-pub async fn freshen(cutover: &Cutover, cx: &Context) -> Result<()> {
-    match carrier(cutover, cx) {
-        Some(carrier) => carrier.freshen(cx).await,
-        None => Ok(()),
-    }
+pub async fn freshen(
+    cutover: &Cutover,
+    cx: &Context,
+    blue: &Session,
+    green: &Session,
+) -> Result<Option<String>> {
+    let Some(carrier) = carrier(cutover, cx) else { return Ok(None) };
+    carrier.freshen(cx).await?;
+    Ok(carrier
+        .unfit(cx, blue, green)
+        .await?
+        .map(|why| format!("there would be no way back without loss: {why}")))
 }
 
 /// Keeps that an earlier way back shut the new side, before a decision can fall.

@@ -1,5 +1,5 @@
-//! An old side that itself subscribes to somebody: what its apply worker writes meets no statement trigger, so it would
-//! go on writing after the decision, and the new side would lack it.
+//! A side that itself subscribes to somebody: what its apply worker writes meets no statement trigger, so it would go on writing
+//! after the decision to leave it, and the other side would lack it.
 
 use super::freeze;
 use super::options::Cutover;
@@ -8,7 +8,8 @@ use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::few;
 use std::collections::BTreeSet;
 
-/// Enabled subscriptions of the database that write to tables that are frozen, in words; with what to do.
+/// Enabled subscriptions of the side that is left, which write to tables that are frozen then, in words; with what to do. The
+/// one from the side that is gone to is not asked for: it is ended on the way.
 pub async fn writing(session: &Session, cutover: &Cutover) -> Result<Option<String>> {
     // These columns of the catalog are open to everybody.
     let rows = session
@@ -39,7 +40,7 @@ pub async fn writing(session: &Session, cutover: &Cutover) -> Result<Option<Stri
     let named: Vec<&String> = names.iter().collect();
     let on = session.database();
     Ok(Some(format!(
-        "{on} itself subscribes to another database ({}), whose changes of {} would go on being written to {on} behind the cutover, and be lost: let the new side subscribe in its place, then `alter subscription {} disable` on {on} (or list these tables under `except:`)",
+        "{on} itself subscribes to another database ({}), whose changes of {} would go on being written to {on} behind the cutover, and be lost: let the other side subscribe in its place, then `alter subscription {} disable` on {on} (or list these tables under `except:`)",
         few(&named),
         few(&tables),
         quote_ident(first)

@@ -141,12 +141,11 @@ async fn turn(
 
 /// What a way back leaves behind although it carries all else, in words: what the plan names, and what could not be applied.
 async fn left_behind(cutover: &Cutover, cx: &Context) -> Result<Vec<String>> {
-    let named = cutover.reverse.iter().flat_map(|reverse| &reverse.loses).map(ToString::to_string);
     let aside = match reverse::carrier(cutover, cx) {
         Some(carrier) => carrier.left_behind(cx).await?,
         None => None,
     };
-    Ok(named.chain(aside).collect())
+    Ok(cutover.loses().into_iter().chain(aside).collect())
 }
 
 /// Turns every participant back, all at once, and each again until it is: clients wait. Once the run is asked to stop, the

@@ -229,7 +229,14 @@ impl Scenario {
     }
 
     /// Kills or fails it at these places, and goes on each time, forward and back. Returns those that it did not come to.
-    async fn prove_at(&self, how: How, mut left: Left, from: &Templates, before: &str, expected: &str) -> Left {
+    async fn prove_at(
+        &self,
+        how: How,
+        mut left: Left,
+        from: &Templates,
+        before: &str,
+        expected: &str,
+    ) -> Left {
         let (world, loss, all) = (self.world(from).await, self.loss(), left.clone());
         self.go_on(&world, how, "run", &[], &mut left.run).await;
         assert_same(&format!("{how:?} at {:?}", all.run), expected, &world.snapshot().await);

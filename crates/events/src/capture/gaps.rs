@@ -3,7 +3,7 @@
 //! A table is carried over only as far as its operations are: `on: [insert]` misses every later update, a condition
 //! misses the writes that it does not hold for, and `columns` misses the values of the others.
 
-use super::options::Table;
+use super::options::{Rest, Table, Truncate};
 use crate::trigger::Operation;
 
 /// Every kind of write that the server counts, in the order of its counters.
@@ -41,6 +41,15 @@ impl std::fmt::Display for Gap {
 }
 
 impl Table {
+    /// What of its writes may be lost by the plan's own word, in words: what `rest: ignore` lets go, and a TRUNCATE.
+    #[must_use]
+    pub fn lets_go(&self) -> Option<String> {
+        let mut gaps = if self.rest == Rest::Ignore { self.gaps(None) } else { Vec::new() };
+        let truncate = (self.truncate == Truncate::Ignore).then(|| "no truncate".to_owned());
+        let all: Vec<String> = gaps.drain(..).map(|gap| gap.to_string()).chain(truncate).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
     /// What it leaves out. `all` are the table's columns, where they are known.
     #[must_use]
     pub fn gaps(&self, all: Option<&[String]>) -> Vec<Gap> {

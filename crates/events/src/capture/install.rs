@@ -24,17 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Lease lost, a table that cannot be captured as asked, a lock that was not to be had, or what a server says.
 pub async fn begin(capture: &Capture, port: &Port, leaves_out: &[String]) -> Result<Stream> {
     let mut session = port.writer(&capture.from).await?;
+    let known = Stream::find(&session, port.run, &port.step).await?.is_some();
+    let queue = connect_queue(port).await?;
+    let name = capture.stream_name(port.run, &port.step);
+    if !known {
+        // Of an earlier stream of this name, whose database is gone: its events would be taken for those of this one.
+        queue.delete(&name).await?;
+    }
     let tx = session.transaction().await?;
-    let stream = Stream::register(
-        &tx,
-        port.run,
-        &port.step,
-        &capture.stream_name(port.run, &port.step),
-        capture.partitions,
-    )
-    .await?;
+    let stream = Stream::register(&tx, port.run, &port.step, &name, capture.partitions).await?;
     tx.commit().await?;
-    connect_queue(port).await?.declare(&stream.name, stream.partitions).await?;
+    queue.declare(&stream.name, stream.partitions).await?;
     session.wait_for_locks(capture.lock_timeout.0).await?;
     let path = port.databases.search_path(&capture.from)?;
     for (index, (name, table)) in capture.tables.iter().enumerate() {

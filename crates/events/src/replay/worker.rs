@@ -336,7 +336,11 @@ impl<'a> Pool<'a> {
         let mut reported: Option<Instant> = None;
         let mut at_start = None;
         loop {
+            let done: Vec<i64> = self.parts.iter().map(|part| part.done.load(Ordering::Relaxed)).collect();
             let books = outbox::read(&blue, &self.stream).await?;
+            for (books, done) in books.iter().zip(done) {
+                books.assert_remembers(done)?;
+            }
             let due = trimmed.elapsed() >= TRIM.1;
             for (part, books) in self.parts.iter().zip(&books) {
                 part.published.store(books.published, Ordering::Relaxed);
