@@ -47,6 +47,7 @@ mod lease;
 mod lever;
 mod local;
 mod lost;
+mod matrix;
 mod migrate;
 mod migrate_hints;
 mod migrate_locks;
