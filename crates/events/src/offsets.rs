@@ -2,7 +2,7 @@
 //! To operators they are called marks.
 
 use crate::applies;
-use crate::outbox::Partition;
+use crate::outbox::{Partition, WHICH_WAY};
 use crate::stream::Stream;
 use handover_core::error::{Error, Result};
 use handover_postgres::ours::OURS;
@@ -32,11 +32,6 @@ impl Tally {
         self.applied + self.already + self.ignored + self.quarantined + self.markers
     }
 }
-
-/// What to do when one of the two sides is not the one that it was.
-pub(crate) const WHICH_WAY: &str = "was it restored from a backup, swapped, or taken over by a standby that lacked the end? Before a cutover: \
-     `handover rollback` to before the copy, and copy again. After it, the side that serves has what it was told: stay there, and \
-     end the way back with `handover finish`";
 
 /// Sets up the offsets of a stream, unless they are there: replay begins behind what was trimmed, which an earlier
 /// replay applied before it was undone. Returns the highest number done, by partition.

@@ -3,13 +3,17 @@
 //! Each writing call is one fenced transaction that locks the capture's row first, so that an older relay whose
 //! last transaction is still under way and a newer one take turns.
 
-use crate::offsets::WHICH_WAY;
 use crate::stream::{MARKER, Stream};
 use handover_core::error::{Error, Result};
 use handover_core::failpoint;
 use handover_postgres::ours::OURS;
 use handover_postgres::{Session, TableName, Tx};
 use handover_queue::Message;
+
+/// What to do when one of the two sides is not the one that it was.
+pub(crate) const WHICH_WAY: &str = "was it restored from a backup, swapped, or taken over by a standby that lacked the end? Before a cutover: \
+     `handover rollback` to before the copy, and copy again. After it, the side that serves has what it was told: stay there, and \
+     end the way back with `handover finish`";
 
 /// How one partition stands on the old side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
