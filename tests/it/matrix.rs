@@ -56,7 +56,6 @@ async fn tried(mut there: Vec<Cell>, mut back: Vec<Cell>) -> BTreeMap<Cell, Resu
         for (way, cells) in [(Way::There, &mut there), (Way::Back, &mut back)] {
             let cell = cells.pop();
             let outcome = stage.flip(way, cell.map(|(_, point, victim)| (point, victim))).await;
-            println!("{way:?} {cell:?}: {outcome:?}");
             let failed = outcome.is_err();
             if let Some(cell) = cell {
                 outcomes.insert(cell, outcome);

@@ -97,11 +97,13 @@ impl Ledger {
         if let Some(lost) = acknowledged.iter().find(|key| !there.contains_key(key)) {
             return Err(format!("entry {lost:?} was acknowledged and is not there"));
         }
-        let told = self.told.lock().unwrap();
-        if let Some(key) = there.keys().find(|key| !told.tried.contains_key(key)) {
+        let unknown = {
+            let told = self.told.lock().unwrap();
+            there.keys().find(|key| !told.tried.contains_key(key)).copied()
+        };
+        if let Some(key) = unknown {
             return Err(format!("entry {key:?} comes from nowhere"));
         }
-        drop(told);
         for row in admin.query(&gauges, &[]).await.map_err(|e| e.to_string())? {
             let (writer, level, last): (i32, i32, i32) = (row.get(0), row.get(1), row.get(2));
             if level != last {
