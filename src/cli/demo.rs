@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 pub const EXAMPLES: &str = "Examples:
   handover demo
   handover demo --kill-at migrate
+  handover demo --and-back
   handover demo --rows 20000 --rate 50 --keep
   handover demo --format json | tail -n 1 | jq .failed_requests
 
@@ -29,6 +30,12 @@ pub struct Args {
     /// Kill the engine with SIGKILL inside this step of either plan, and resume.
     #[arg(long, value_name = "STEP")]
     kill_at: Option<String>,
+    /// When the second plan is done, roll it back under traffic, and go forward again.
+    #[arg(long)]
+    and_back: bool,
+    /// How many writes the new side takes before that, as fast as the service answers them.
+    #[arg(long, default_value_t = 10_000, value_name = "N", requires = "and_back")]
+    writes: u64,
     /// Leave the servers up, and print how to look around and how to stop them.
     #[arg(long)]
     keep: bool,
@@ -79,6 +86,7 @@ pub async fn run(format: Format, args: Args) -> Result<ExitCode> {
         rows: args.rows,
         rate: args.rate,
         kill_at: args.kill_at,
+        and_back: args.and_back.then_some(args.writes),
         keep: args.keep,
         folders: Folders { blue: args.postgres_bin, green: args.postgres_bin_new },
         queue: match args.queue {

@@ -1,14 +1,17 @@
 //! `handover demo`: the main job, shown. A live OAuth service on servers of its own is upgraded twice by the
-//! engine as operators run it, under traffic, and everything that may not happen is counted.
+//! engine as operators run it, under traffic, and everything that may not happen is counted. Where asked for, the second
+//! upgrade is taken back under traffic, and made again.
 
 mod files;
 mod runner;
 mod strike;
 mod tally;
 pub mod verdict;
+pub mod way_back;
 
 pub use handover_lab::oauth::servers::{Folders, QueueChoice};
 pub use verdict::Verdict;
+pub use way_back::WayBack;
 
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -35,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Traffic before the first plan and after the second.
 const AROUND: Duration = Duration::from_secs(1);
 
+/// The step of the second plan behind which everything is taken back.
+const BEFORE_FLIP: &str = "replay";
+
 /// What to show.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -44,6 +50,8 @@ pub struct Options {
     pub rate: f64,
     /// Kill the engine inside this step.
     pub kill_at: Option<String>,
+    /// Take the second plan back when green has taken so many writes, and go forward again.
+    pub and_back: Option<u64>,
     /// Leave the servers up.
     pub keep: bool,
     /// Where Postgres is.
@@ -79,7 +87,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<Verdict> {
     let show = Show { options, folder: folder.path().to_owned(), stop, begun };
     let prepared = tokio::select! {
         prepared = show.prepare() => prepared?,
-        () = show.stop.cancelled() => return Err(Error::cancelled().hint("begin the demo anew; nothing of it is left")),
+        () = show.stop.cancelled() => return Err(ended()),
     };
     let result = show.perform(prepared, &strikes).await;
     if show.options.keep {
@@ -87,6 +95,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<Verdict> {
         let _ = folder.keep();
     }
     result
+}
+
+/// It was asked to stop.
+fn ended() -> Error {
+    Error::cancelled().hint("begin the demo anew; nothing of it is left")
 }
 
 /// Where the engine is to be killed, for each plan.
@@ -177,24 +190,31 @@ impl Show {
 
         let green = on.servers.green.admin(DATABASE).await?;
         let honoured: Honoured = Arc::default();
-        let watcher = tokio::spawn(tally::watch_flip(
+        let watcher = tokio::spawn(tally::watch_flips(
             on.gate.clone(),
+            on.servers.blue.admin(DATABASE).await?,
             on.servers.green.admin(DATABASE).await?,
             traffic.dead_tokens(),
             honoured.clone(),
         ));
         let watcher = Task(watcher.abort_handle());
-        let mut before = None;
+        let (mut before, mut way) = (None, None);
         let plans = async {
             self.say(format_args!("handover run {}", files::FIRST));
             runner.run(files::FIRST, strikes.get(files::FIRST)).await?;
             before = Some(audit::work(&green).await?);
             self.say(format_args!("handover run {}", files::SECOND));
-            runner.run(files::SECOND, strikes.get(files::SECOND)).await
+            runner.run(files::SECOND, strikes.get(files::SECOND)).await?;
+            match self.options.and_back {
+                Some(writes) => {
+                    self.and_back(writes, &on, &runner, &traffic, way.insert(WayBack::default())).await
+                }
+                None => Ok(()),
+            }
         };
         let problem = plans.await.err();
         if self.stop.is_cancelled() {
-            return Err(Error::cancelled().hint("begin the demo anew; nothing of it is left"));
+            return Err(ended());
         }
         if let Some(e) = &problem {
             crate::ui::error(self.options.format, e);
@@ -202,7 +222,7 @@ impl Show {
         self.pause(AROUND).await?;
         traffic.stop().await;
         self.say("the traffic has ended; looking at every token");
-        let mut verdict = Verdict { plans_done: problem.is_none(), ..Verdict::default() };
+        let mut verdict = Verdict { plans_done: problem.is_none(), way_back: way, ..Verdict::default() };
         tally::requests(&mut verdict, &traffic, &on.gate.holds());
         if on.gate.state().database == "green" {
             // Sessions report their figures once a second.
@@ -219,7 +239,8 @@ impl Show {
             let plan = load(&self.folder, file)?;
             tally::journal(&mut verdict, &plan, &on.servers.control_url()).await?;
         }
-        tally::participants(&mut verdict, &on.gate, &self.folder.join(files::CONFIG), &on.servers).await?;
+        verdict.not_flipped =
+            tally::not_at("green", &on.gate, &self.folder.join(files::CONFIG), &on.servers).await?;
         verdict.seconds = self.begun.elapsed().as_secs_f64();
         if self.options.keep {
             self.keep(&on, &runner).await?;
@@ -227,10 +248,42 @@ impl Show {
         Ok(verdict.judged())
     }
 
+    /// Green takes so many writes; then the second plan is taken back under traffic, and made again.
+    async fn and_back(
+        &self,
+        writes: u64,
+        on: &Prepared,
+        runner: &Runner,
+        traffic: &Traffic,
+        way: &mut WayBack,
+    ) -> Result<()> {
+        self.say(format_args!("green takes {} writes more", indicatif::HumanCount(writes)));
+        way.writes_asked = writes;
+        let before = traffic.written();
+        tokio::select! {
+            () = traffic.press(writes) => {}
+            () = self.stop.cancelled() => return Err(ended()),
+        }
+        way.writes_on_green = traffic.written() - before;
+        let (holds, begun) = (on.gate.holds().len(), Instant::now());
+        self.say(format_args!("handover rollback {} --to {BEFORE_FLIP}", files::SECOND));
+        runner.ended_well(&["rollback", files::SECOND, "--to", BEFORE_FLIP]).await?;
+        (way.done, way.seconds) = (true, begun.elapsed().as_secs_f64());
+        self.say("blue serves again; looking at every token there");
+        let blue = on.servers.blue.admin(DATABASE).await?;
+        tally::tokens_on_blue(way, traffic, &blue).await?;
+        way.not_turned_back =
+            tally::not_at("blue", &on.gate, &self.folder.join(files::CONFIG), &on.servers).await?;
+        self.pause(AROUND).await?;
+        tally::pause_of(way, traffic, on.gate.holds().get(holds..).unwrap_or_default());
+        self.say(format_args!("handover resume {}", files::SECOND));
+        runner.ended_well(&["resume", files::SECOND]).await
+    }
+
     async fn pause(&self, time: Duration) -> Result<()> {
         tokio::select! {
             () = tokio::time::sleep(time) => Ok(()),
-            () = self.stop.cancelled() => Err(Error::cancelled().hint("begin the demo anew; nothing of it is left")),
+            () = self.stop.cancelled() => Err(ended()),
         }
     }
 

@@ -36,8 +36,8 @@ impl Runner {
     /// # Errors
     /// When it does not end well, when the strike was not reached, or the demo was asked to stop.
     pub async fn run(&self, plan: &str, strike: Option<&Strike>) -> Result<()> {
-        let Some(strike) = strike else { return self.ended_well(plan, "run", None).await };
-        let status = self.child(plan, "run", Some(&strike.armed())).await?;
+        let Some(strike) = strike else { return self.ended_well(&["run", plan]).await };
+        let status = self.child(&["run", plan], Some(&strike.armed())).await?;
         if status.signal() != Some(Signal::SIGKILL as i32) {
             return Err(Error::internal(format!(
                 "the engine was not killed inside step `{}`: {} was never reached ({status})",
@@ -45,19 +45,23 @@ impl Runner {
             )));
         }
         crate::ui::aside(self.format, format_args!("SIGKILL: {strike}; resuming"));
-        self.ended_well(plan, "resume", None).await
+        self.ended_well(&["resume", plan]).await
     }
 
-    async fn ended_well(&self, plan: &str, verb: &str, armed: Option<&str>) -> Result<()> {
-        let status = self.child(plan, verb, armed).await?;
+    /// Runs a command of the engine's to its end.
+    ///
+    /// # Errors
+    /// When it does not end well, or the demo was asked to stop.
+    pub async fn ended_well(&self, command: &[&str]) -> Result<()> {
+        let status = self.child(command, None).await?;
         if status.success() {
             return Ok(());
         }
-        Err(Error::external(format!("`handover {verb} {plan}` ended with {status}"))
+        Err(Error::external(format!("`handover {}` ended with {status}", command.join(" ")))
             .hint("its error stands above; `handover demo --keep` leaves the servers up for a look"))
     }
 
-    async fn child(&self, plan: &str, verb: &str, armed: Option<&str>) -> Result<ExitStatus> {
+    async fn child(&self, arguments: &[&str], armed: Option<&str>) -> Result<ExitStatus> {
         let cannot = |e: std::io::Error| {
             Error::external(format!("cannot start the engine: {e}"))
                 .hint("the program must be able to start itself; see its permissions")
@@ -68,8 +72,7 @@ impl Runner {
         let path = std::env::join_paths(folders).unwrap_or(path);
         let mut command = tokio::process::Command::new(program);
         command
-            .arg(verb)
-            .arg(plan)
+            .args(arguments)
             .current_dir(&self.folder)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("PATH", path)

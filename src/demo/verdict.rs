@@ -1,5 +1,6 @@
 //! The verdict: what was promised, what was counted, and whether they agree.
 
+use super::way_back::WayBack;
 use console::style;
 use serde::Serialize;
 use std::fmt::Write;
@@ -58,6 +59,8 @@ pub struct Verdict {
     pub steps: Vec<StepTime>,
     /// Where the engine was killed.
     pub killed: Option<String>,
+    /// How the way back went, where it was asked for.
+    pub way_back: Option<WayBack>,
     /// What went wrong in requests, with how often.
     pub failures: Vec<(String, u64)>,
     /// Participants that were not flipped.
@@ -91,6 +94,7 @@ impl Verdict {
         for participant in &self.not_flipped {
             broken.push(format!("{participant} was not flipped"));
         }
+        broken.extend(self.way_back.iter().flat_map(WayBack::broken));
         // Promises about nothing are kept by doing nothing.
         if self.requests == 0 || self.revocations_issued == 0 {
             broken.push("there was no traffic to keep promises to".into());
@@ -150,6 +154,9 @@ impl Verdict {
                 ("the plan's budget", format!("{:.0} ms", self.write_pause_budget_ms)),
             ],
         );
+        if let Some(way) = &self.way_back {
+            section("Way back", &way.rows());
+        }
         section(
             "Green",
             &[
@@ -205,6 +212,10 @@ mod tests {
             Verdict { not_flipped: vec!["the registry".into()], ..good() },
             Verdict { requests: 0, ..good() },
             Verdict { revocations_issued: 0, ..good() },
+            Verdict {
+                way_back: Some(WayBack { done: true, writes_asked: 1, ..WayBack::default() }),
+                ..good()
+            },
         ];
         for verdict in broken {
             let verdict = verdict.judged();

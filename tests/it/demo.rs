@@ -93,6 +93,25 @@ async fn an_engine_killed_inside_a_migration_keeps_them_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn there_and_back_and_there_again_it_keeps_them_too() {
+    let folder = folder();
+    let verdict = kept(&demo(folder.path(), &["--and-back", "--writes", "300"]).output().await.unwrap());
+    let way = &verdict["way_back"];
+    assert!(way["writes_on_green"].as_u64().unwrap() >= 300, "{verdict}");
+    // A write of the service is one event or more.
+    assert!(way["events_carried_back"].as_u64() >= way["writes_on_green"].as_u64(), "{verdict}");
+    for zero in ["revocations_lost", "tokens_unknown_on_blue"] {
+        assert_eq!(way[zero], 0, "{zero}: {verdict}");
+    }
+    for measured in ["write_hold_ms", "write_pause_measured_ms"] {
+        assert!(way[measured].as_f64().unwrap() > 0.0, "{measured}: {verdict}");
+    }
+    let flips = verdict["steps"].as_array().unwrap().iter().filter(|step| step["id"] == "flip").count();
+    assert_eq!(flips, 2, "{verdict}");
+    assert_eq!(left_in(folder.path()), [] as [String; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_step_is_refused_at_once() {
     let folder = folder();
     let output = demo(folder.path(), &["--kill-at", "nowhere"]).output().await.unwrap();

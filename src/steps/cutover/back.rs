@@ -35,6 +35,16 @@ pub struct Returned {
     pub frozen: Option<Instant>,
     /// A session of the old side's, to open it by while clients wait.
     pub ready: Option<Session>,
+    /// How many events came back, where somebody counts them.
+    pub events: Option<i64>,
+}
+
+/// An attempt that came to its decision.
+struct Decided {
+    frozen: Instant,
+    /// The session of the old side's; none where it was lost.
+    ready: Option<Session>,
+    events: Option<i64>,
 }
 
 /// Whether the decision to go back stands, which the new side knows.
@@ -91,15 +101,15 @@ async fn try_until_decided(
             statements::end_orphaned(cutover, &section, cutover.to.as_ref()).await?;
             if is_decided(cutover, &section).await? {
                 book.note(Event::Returned).await?;
-                return Ok(Returned { attempts: number, frozen: None, ready: None });
+                return Ok(Returned { attempts: number, frozen: None, ready: None, events: None });
             }
             release(cutover, &section, book).await?;
         }
         number += 1;
         let schema = ready(cutover, cx, carrier).await?;
         match attempt(cutover, cx, book, carrier, &schema).await? {
-            Ok((frozen, ready)) => {
-                return Ok(Returned { attempts: number, frozen: Some(frozen), ready });
+            Ok(Decided { frozen, ready, events }) => {
+                return Ok(Returned { attempts: number, frozen: Some(frozen), ready, events });
             }
             Err(error) if !attempts::passes(&error) => return Err(error),
             Err(error) => attempts::again(cutover, cx, number, error, "the new side serves on").await?,
@@ -210,15 +220,15 @@ async fn attempt(
     book: &Book<'_>,
     carrier: &dyn Carrier,
     schema: &str,
-) -> Result<Result<(Instant, Option<Session>)>> {
+) -> Result<Result<Decided>> {
     outer.proceed()?;
     let section = outer.critical("an attempt to go back");
     let cx: &Context = &section;
     let frozen = Instant::now();
     let error = match try_to_decide(cutover, outer, cx, book, carrier, schema).await {
-        Ok((frozen, ready)) => {
+        Ok(decided) => {
             book.note(Event::Returned).await?;
-            return Ok(Ok((frozen, Some(ready))));
+            return Ok(Ok(decided));
         }
         Err(error) if matches!(error.class(), Class::LeaseLost | Class::Journal) => return Err(error),
         Err(error) => error,
@@ -230,14 +240,14 @@ async fn attempt(
         // The answer to the commit was lost: it counts.
         if is_decided(cutover, cx).await? {
             book.note(Event::Returned).await?;
-            return Ok(Ok((frozen, None)));
+            return Ok(Ok(Decided { frozen, ready: None, events: None }));
         }
     }
     release(cutover, cx, book).await?;
     Ok(Err(error))
 }
 
-/// Up to and including the decision. Returns when writers were held off, and the session of the old side's.
+/// Up to and including the decision.
 async fn try_to_decide(
     cutover: &Cutover,
     outer: &Context,
@@ -245,7 +255,7 @@ async fn try_to_decide(
     book: &Book<'_>,
     carrier: &dyn Carrier,
     schema: &str,
-) -> Result<(Instant, Session)> {
+) -> Result<Decided> {
     let (freeze, to) = (carrier.to(), carrier.from());
     book.note(Event::PrepareReturn).await?;
     // Whatever takes a connection comes first: clients wait from here on until they are let go.
@@ -273,17 +283,18 @@ async fn try_to_decide(
             .map_err(|e| e.context("writers could not be held off"))?;
         failpoint::at(failpoint::REVERSE_UNDO_FROZEN)?;
         let sequences = sequences::carry(&counter, &mut setter, cutover.sequence_margin);
-        tokio::try_join!(arrivals.all(), watched::assert_unchanged(&watcher, schema), sequences)?;
+        let (events, ..) =
+            tokio::try_join!(arrivals.all(), watched::assert_unchanged(&watcher, schema), sequences)?;
         // What was applied is visible on the old side, and not on its disk before something durable is.
         match freeze::confirms(&mut setter, cx, budget).await? {
-            None => Ok(()),
+            None => Ok(events),
             Some(slow) => Err(Error::new(Class::Timeout, slow).on_database(freeze)),
         }
     };
-    match tokio::time::timeout(budget, drain).await {
+    let events = match tokio::time::timeout(budget, drain).await {
         Ok(result) => result?,
         Err(_) => return Err(attempts::over_budget(cutover)),
-    }
+    };
     failpoint::at(failpoint::REVERSE_UNDO_DRAINED)?;
     outer.proceed()?;
     let left = budget.saturating_sub(frozen.elapsed());
@@ -295,5 +306,5 @@ async fn try_to_decide(
     }
     tx.commit_within(budget.saturating_sub(frozen.elapsed()).max(Duration::from_millis(100))).await?;
     failpoint::at(failpoint::REVERSE_UNDO_DECIDED)?;
-    Ok((frozen, setter))
+    Ok(Decided { frozen, ready: Some(setter), events })
 }

@@ -73,11 +73,12 @@ pub trait Arrivals: Send {
     /// What no waiting mends, or what a server says.
     async fn late(&mut self, cx: &Context, measured: &mut Measured) -> Result<Option<String>>;
 
-    /// With writers held off: waits until everything has arrived, and proves it.
+    /// With writers held off: waits until everything has arrived, and proves it. Gives how many events that were, where
+    /// somebody counts them.
     ///
     /// # Errors
     /// What has not, or what a server says.
-    async fn all(&mut self) -> Result<()>;
+    async fn all(&mut self) -> Result<Option<i64>>;
 }
 
 /// What carries in this process, until it is dropped. It may be cut short anywhere: what it had not finished is done again.

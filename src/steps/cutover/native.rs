@@ -158,11 +158,11 @@ impl Arrivals for Marks {
         arrivals::late(cx, Some(&mut self.0), measured).await
     }
 
-    async fn all(&mut self) -> Result<()> {
+    async fn all(&mut self) -> Result<Option<i64>> {
         let mark = self.0.write(feeds::MARK).await?;
         while !self.0.passed(&mark).await? {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Ok(())
+        Ok(None)
     }
 }

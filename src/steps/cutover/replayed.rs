@@ -327,7 +327,7 @@ impl Arrivals for Events<'_> {
         Ok(None)
     }
 
-    async fn all(&mut self) -> Result<()> {
+    async fn all(&mut self) -> Result<Option<i64>> {
         // The pause's own budget ends it.
         self.mark(Duration::MAX).await?;
         let counts = handover_events::backlog(&self.green, &self.blue, &self.stream).await?;
@@ -339,6 +339,7 @@ impl Arrivals for Events<'_> {
             .on_database(self.carrier.to())
             .hint("does something still write to the new side that the freeze does not hold off?"));
         }
-        quarantine::refuse(self.carrier.cutover, &self.blue, std::slice::from_ref(&self.stream)).await
+        quarantine::refuse(self.carrier.cutover, &self.blue, std::slice::from_ref(&self.stream)).await?;
+        Ok(Some(counts.captured - counts.quarantined))
     }
 }

@@ -117,9 +117,12 @@ async fn turn(
     failpoint::at(failpoint::CUTOVER_UNDO_OPENED)?;
     let back = revert_all(cutover, outer, cx, book).await?;
     let mut summary = json!({ "turned_back": back });
-    if let Some(Returned { attempts, frozen: Some(frozen), .. }) = &returned {
+    if let Some(Returned { attempts, frozen: Some(frozen), events, .. }) = &returned {
         summary["attempts"] = json!(attempts);
         summary["write_pause_ms"] = json!(millis(frozen.elapsed()));
+        if let Some(events) = events {
+            summary["events_carried_back"] = json!(events);
+        }
     }
     if without_loss {
         failpoint::at(failpoint::REVERSE_UNDO_TURNED_BACK)?;

@@ -66,30 +66,37 @@ pub async fn dead_on_blue(blue: &Client) -> Result<Vec<String>> {
 
 /// Those of `signatures` that green holds to be good.
 pub async fn active_on_green(green: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
-    let mut active = BTreeSet::new();
-    for chunk in signatures.chunks(CHUNK) {
-        let rows = green
-            .query("select signature from oauth_token where active and signature = any ($1)", &[&chunk])
-            .await
-            .map_err(|e| failed(&e))?;
-        active.extend(rows.iter().map(|row| row.get::<_, String>(0)));
-    }
-    Ok(active)
+    those(green, signatures, "select signature from oauth_token where active and signature = any ($1)").await
 }
 
 /// Those of `signatures` that green does not know.
 pub async fn unknown_on_green(green: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
-    let mut unknown = BTreeSet::new();
+    let sql =
+        "select s from unnest($1::text[]) s where not exists (select from oauth_token where signature = s)";
+    those(green, signatures, sql).await
+}
+
+/// Those of `signatures` that blue holds to be good.
+pub async fn active_on_blue(blue: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
+    let sql = "select signature from access_token where active and signature = any ($1)
+               union all select signature from refresh_token where active and signature = any ($1)";
+    those(blue, signatures, sql).await
+}
+
+/// Those of `signatures` that blue does not know.
+pub async fn unknown_on_blue(blue: &Client, signatures: &[String]) -> Result<BTreeSet<String>> {
+    let sql =
+        "select s from unnest($1::text[]) s where not exists (select from access_token where signature = s)
+               and not exists (select from refresh_token where signature = s)";
+    those(blue, signatures, sql).await
+}
+
+/// Asks about a part of them at a time.
+async fn those(client: &Client, signatures: &[String], sql: &str) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
     for chunk in signatures.chunks(CHUNK) {
-        let rows = green
-            .query(
-                "select s from unnest($1::text[]) s
-                 where not exists (select from oauth_token where signature = s)",
-                &[&chunk],
-            )
-            .await
-            .map_err(|e| failed(&e))?;
-        unknown.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+        let rows = client.query(sql, &[&chunk]).await.map_err(|e| failed(&e))?;
+        found.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     }
-    Ok(unknown)
+    Ok(found)
 }

@@ -8,6 +8,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::HashSet;
 
+/// So many of a hundred requests of the mix change something; they come first in it.
+const WRITES: u32 = 47;
+
 /// A request of the client's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
@@ -187,13 +190,25 @@ impl Ledger {
 
     /// The next request of the mix: half looks, the rest issues, revokes and refreshes.
     pub fn draw(&mut self) -> Job {
-        match self.rng.random_range(0..100_u32) {
+        let place = self.rng.random_range(0..100);
+        self.at(place)
+    }
+
+    /// The next request of those of the mix that change something.
+    pub fn draw_write(&mut self) -> Job {
+        let place = self.rng.random_range(0..WRITES);
+        self.at(place)
+    }
+
+    /// What stands at this place of the mix, of a hundred.
+    fn at(&mut self, place: u32) -> Job {
+        match place {
             0..22 => self.issue(),
             22..37 => self.on_active(|grant, _| Some(Ask::Revoke { token: grant.access.clone() })),
-            37..47 => {
+            37..WRITES => {
                 self.on_active(|grant, _| Some(Ask::Refresh { token: grant.refresh.clone()?, accept: true }))
             }
-            47..50 => self
+            WRITES..50 => self
                 .on_revoked(|grant, _| Some(Ask::Refresh { token: grant.refresh.clone()?, accept: false })),
             50..70 => self.on_revoked(|grant, _| {
                 Some(Ask::Introspect { token: grant.access.clone(), expect: Expect::Inactive })
@@ -476,5 +491,6 @@ mod tests {
             a.judge(job, reply);
         }
         assert!(kinds.iter().all(|n| *n > 100), "{kinds:?}");
+        assert!((0..500).all(|_| a.draw_write().ask.writes()));
     }
 }

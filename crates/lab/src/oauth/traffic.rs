@@ -9,15 +9,18 @@ use handover_core::error::{Error, Result};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// After this an answer is not waited for any more. Far above what counts as failed, so that what a late answer
 /// says is still known.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How many clients press at once: fewer than the service has connections, so that others get through.
+const PRESSING: usize = 6;
 /// Kinds of failures that are kept with an example.
 const EXAMPLES: usize = 8;
 
@@ -36,6 +39,8 @@ pub struct Counts {
     pub latencies: Vec<Duration>,
     /// When writes were due and when they were answered.
     writes: Vec<(Instant, Instant)>,
+    /// Those that were answered as they should be.
+    written: u64,
 }
 
 impl Counts {
@@ -74,8 +79,13 @@ impl Counts {
                 self.honoured += u64::from(honoured);
                 why
             }
-            Judgement::Right if latency > limit => format!("answered later than {limit:?}"),
-            Judgement::Right => return,
+            Judgement::Right => {
+                self.written += u64::from(writes);
+                if latency <= limit {
+                    return;
+                }
+                format!("answered later than {limit:?}")
+            }
         };
         self.failed += 1;
         if let Some((_, n)) = self.reasons.iter_mut().find(|(known, _)| *known == why) {
@@ -148,6 +158,28 @@ impl Traffic {
         move || lock(&shared.ledger).dead_tokens()
     }
 
+    /// Writes that were answered as they should be, so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        lock(&self.shared.counts).written
+    }
+
+    /// Sends so many writes beside the schedule, as fast as the service answers them. Each is judged as every other request.
+    pub async fn press(&self, writes: u64) {
+        let sent = Arc::new(AtomicU64::new(0));
+        let mut clients = JoinSet::new();
+        for _ in 0..PRESSING {
+            let (shared, sent) = (self.shared.clone(), sent.clone());
+            clients.spawn(async move {
+                while sent.fetch_add(1, Ordering::Relaxed) < writes {
+                    let job = lock(&shared.ledger).draw_write();
+                    shared.perform(job, Instant::now()).await;
+                }
+            });
+        }
+        while clients.join_next().await.is_some() {}
+    }
+
     /// Sends nothing more, and waits for what is under way.
     pub async fn stop(&mut self) {
         self.stop.cancel();
@@ -165,12 +197,8 @@ async fn send(shared: Arc<Shared>, rate: f64, stop: CancellationToken) {
             () = tokio::time::sleep_until(due.into()) => {}
         }
         let job = lock(&shared.ledger).draw();
-        lock(&shared.counts).requests += 1;
         let (shared, intended) = (shared.clone(), due);
-        under_way.spawn(async move {
-            let reply = shared.ask(&job.ask).await;
-            shared.record(job, reply, intended);
-        });
+        under_way.spawn(async move { shared.perform(job, intended).await });
         // Exponential gaps make the arrivals a Poisson process.
         let uniform: f64 = rng.random_range(f64::EPSILON..1.0);
         due += Duration::from_secs_f64(-uniform.ln() / rate);
@@ -180,7 +208,10 @@ async fn send(shared: Arc<Shared>, rate: f64, stop: CancellationToken) {
 }
 
 impl Shared {
-    fn record(&self, job: Job, reply: Reply, due: Instant) {
+    /// Asks, and compares the answer with what is true.
+    async fn perform(&self, job: Job, due: Instant) {
+        lock(&self.counts).requests += 1;
+        let reply = self.ask(&job.ask).await;
         let writes = job.ask.writes();
         let judgement = lock(&self.ledger).judge(job, reply);
         lock(&self.counts).note(due, self.limit, writes, judgement);

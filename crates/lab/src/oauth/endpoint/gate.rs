@@ -46,8 +46,10 @@ pub struct Gate {
     serving: Mutex<Arc<Backend>>,
     door: Arc<RwLock<()>>,
     closed: Mutex<Option<(Instant, OwnedRwLockWriteGuard<()>)>>,
-    /// Built by prepare, so that commit only has to point at it.
+    /// Built by check or prepare, so that commit only has to point at it.
     next: Mutex<Option<Arc<Backend>>>,
+    /// The one before, so that a way back only has to point at it.
+    before: Mutex<Option<Arc<Backend>>>,
     /// Those that are over.
     holds: Mutex<Vec<Hold>>,
     /// One admin request at a time.
@@ -71,6 +73,7 @@ impl Gate {
             door: Arc::default(),
             closed: Mutex::default(),
             next: Mutex::default(),
+            before: Mutex::default(),
             holds: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         })
@@ -110,26 +113,30 @@ impl Gate {
 
     async fn ready(&self, release: Release) -> Result<()> {
         let is = |backend: &Arc<Backend>| backend.release == release;
-        if is(&self.serving()) || lock(&self.next).as_ref().is_some_and(is) {
-            return Ok(());
+        if !is(&self.serving()) && !lock(&self.next).as_ref().is_some_and(is) {
+            let backend = self.connect(release).await?;
+            *lock(&self.next) = Some(backend);
         }
+        Ok(())
+    }
+
+    async fn connect(&self, release: Release) -> Result<Arc<Backend>> {
         let (database, url) = match release {
             Release::V2 => ("green", &self.sides.green),
             Release::V1_10 | Release::V1_11 => ("blue", &self.sides.blue),
         };
-        let backend = Backend::connect(database, url, release).await?;
-        *lock(&self.next) = Some(Arc::new(backend));
-        Ok(())
+        Backend::connect(database, url, release).await.map(Arc::new)
     }
 
     /// Closes the door: waits for the writes under way, and holds those that come. If nobody says commit or abort
-    /// for long, the door opens by itself: a runner that died must not end the service.
+    /// for long, the door opens by itself: a runner that died must not end the service. A way back begins with the same
+    /// words: then `release` serves already, and is to be left.
     ///
     /// # Errors
     /// When `release` could not serve; the door is open then.
     pub async fn prepare(self: &Arc<Self>, release: Release) -> Result<State> {
         let _turn = self.turn.lock().await;
-        if self.serving().release == release || lock(&self.closed).is_some() {
+        if lock(&self.closed).is_some() {
             return Ok(self.state());
         }
         self.ready(release).await?;
@@ -152,10 +159,15 @@ impl Gate {
     /// When it was never prepared and could not serve.
     pub async fn commit(&self, release: Release) -> Result<State> {
         let _turn = self.turn.lock().await;
-        self.ready(release).await?;
-        let next = lock(&self.next).take();
-        if let Some(next) = next {
-            *lock(&self.serving) = next;
+        if self.serving().release != release {
+            let is = |backend: &Arc<Backend>| backend.release == release;
+            let ready = lock(&self.next).take().filter(is).or_else(|| lock(&self.before).take().filter(is));
+            let next = match ready {
+                Some(ready) => ready,
+                None => self.connect(release).await?,
+            };
+            let left = std::mem::replace(&mut *lock(&self.serving), next);
+            *lock(&self.before) = Some(left);
         }
         self.open(None);
         Ok(self.state())
