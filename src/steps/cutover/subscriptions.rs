@@ -8,8 +8,7 @@ use crate::postgres::{Session, TableName, quote_ident};
 use crate::problem::few;
 use std::collections::BTreeSet;
 
-/// Enabled subscriptions of the side that is left, which write to tables that are frozen then, in words; with what to do. The
-/// one from the side that is gone to is not asked for: it is ended on the way.
+/// Enabled subscriptions of the side that is left, which write to tables that are frozen then, in words; with what to do.
 pub async fn writing(session: &Session, cutover: &Cutover) -> Result<Option<String>> {
     // These columns of the catalog are open to everybody.
     let rows = session

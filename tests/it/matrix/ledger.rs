@@ -1,7 +1,7 @@
 //! Clients that book entries through a pooler all the time, and a ledger of what they were told, which must balance.
 
 use crate::support::servers::Database;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -85,21 +85,21 @@ impl Ledger {
             "select writer, {level}, (select coalesce(max(number), -1) from {table} e where e.writer = g.writer) from gauge g"
         );
         let admin = side.admin().await;
-        let mut there = BTreeMap::new();
+        let mut there = BTreeSet::new();
         for row in admin.query(&entries, &[]).await.map_err(|e| e.to_string())? {
             let key: (i32, i32) = (row.get(0), row.get(1));
             let (count, sum): (i64, i64) = (row.get(2), row.get(3));
             if count != 1 || sum != i64::from(amount_of(key)) {
                 return Err(format!("entry {key:?} is there {count} times, with {sum} in all"));
             }
-            there.insert(key, ());
+            there.insert(key);
         }
-        if let Some(lost) = acknowledged.iter().find(|key| !there.contains_key(key)) {
+        if let Some(lost) = acknowledged.iter().find(|key| !there.contains(key)) {
             return Err(format!("entry {lost:?} was acknowledged and is not there"));
         }
         let unknown = {
             let told = self.told.lock().unwrap();
-            there.keys().find(|key| !told.tried.contains_key(key)).copied()
+            there.iter().find(|key| !told.tried.contains_key(key)).copied()
         };
         if let Some(key) = unknown {
             return Err(format!("entry {key:?} comes from nowhere"));

@@ -44,9 +44,9 @@ impl Table {
     /// What of its writes may be lost by the plan's own word, in words: what `rest: ignore` lets go, and a TRUNCATE.
     #[must_use]
     pub fn lets_go(&self) -> Option<String> {
-        let mut gaps = if self.rest == Rest::Ignore { self.gaps(None) } else { Vec::new() };
+        let gaps = if self.rest == Rest::Ignore { self.gaps(None) } else { Vec::new() };
         let truncate = (self.truncate == Truncate::Ignore).then(|| "no truncate".to_owned());
-        let all: Vec<String> = gaps.drain(..).map(|gap| gap.to_string()).chain(truncate).collect();
+        let all: Vec<String> = gaps.iter().map(ToString::to_string).chain(truncate).collect();
         (!all.is_empty()).then(|| all.join(", "))
     }
 

@@ -336,6 +336,7 @@ impl<'a> Pool<'a> {
         let mut reported: Option<Instant> = None;
         let mut at_start = None;
         loop {
+            // Read before the books, which only grow.
             let done: Vec<i64> = self.parts.iter().map(|part| part.done.load(Ordering::Relaxed)).collect();
             let books = outbox::read(&blue, &self.stream).await?;
             for (books, done) in books.iter().zip(done) {
